@@ -1,0 +1,189 @@
+"""The argument of the graph builders, validated: an unknown or absurd setting is refused whole.
+
+`configs/*.yaml` hold these values under ``args``.  Devices, dtypes, threads and memory shares
+are said there and never guessed from the machine.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from serve_app.domain.limits import Limits
+from serve_app.domain.types import ProposalSource
+
+VARIANT_NAME = r"^[a-z0-9][a-z0-9_.-]{0,31}$"
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Compute(Strict):
+    """On what a model runs."""
+
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="torch device")
+    dtype: Literal["float32", "float16", "bfloat16"] = Field(
+        "float32", description="precision of the model's arithmetic"
+    )
+    threads: int = Field(1, ge=1, description="CPU threads of one replica")
+    memory_fraction: float | None = Field(
+        None, gt=0, le=1, description="share of the GPU's memory this replica may take"
+    )
+
+    @model_validator(mode="after")
+    def _half_needs_gpu(self) -> Compute:
+        if self.device == "cpu" and self.dtype == "float16":
+            raise ValueError("float16 needs a GPU; use float32 or bfloat16 on a CPU")
+        if self.device == "cpu" and self.memory_fraction is not None:
+            raise ValueError("memory_fraction is for GPUs")
+        return self
+
+
+class Batching(Strict):
+    """How requests are collected into one pass of the model."""
+
+    max_batch_size: int = Field(8, ge=1, description="items in one pass")
+    batch_wait_timeout_s: float = Field(0.005, ge=0, description="longest wait for a fuller batch")
+    max_concurrent_batches: int = Field(1, ge=1, description="passes under way at once")
+
+
+class Replicas(Strict):
+    """Where and how many: passed on to Ray Serve as they are, under its own names."""
+
+    ray_actor_options: dict[str, Any] = Field(
+        default_factory=lambda: {"num_cpus": 0.1},
+        description="for example {num_gpus: 0.25}; see Ray Serve's documentation",
+    )
+    autoscaling_config: dict[str, Any] = Field(
+        default_factory=lambda: {"min_replicas": 1, "max_replicas": 1},
+        description="Ray Serve's autoscaling_config",
+    )
+    max_ongoing_requests: int = Field(64, ge=1)
+    max_queued_requests: int = Field(512, ge=-1, description="-1: no bound")
+    graceful_shutdown_timeout_s: float = Field(20.0, ge=0)
+
+
+class EncoderSettings(Replicas):
+    compute: Compute = Compute()
+    batching: Batching = Batching()
+
+
+class DecoderSettings(Replicas):
+    compute: Compute = Compute()
+    batching: Batching = Batching(max_batch_size=32, batch_wait_timeout_s=0.002)
+
+
+class VariantSettings(Strict):
+    """A named way to segment: a model of the registry and where its halves run."""
+
+    model: str = Field(description="a name in the model registry")
+    description: str = ""
+    layout: Literal["split", "fused"] = Field(
+        "split",
+        description="split: encoder and decoder replicas scale apart; "
+        "fused: both in the decoder's replica (the encoder's placement is then unused)",
+    )
+    encoder: EncoderSettings = EncoderSettings()
+    decoder: DecoderSettings = DecoderSettings()
+
+
+class RouterSettings(Strict):
+    """What ``auto`` means."""
+
+    default: str = Field("fast", description="the variant of ``auto``")
+
+
+class ProposalsSettings(Replicas):
+    threads: int = Field(2, ge=1)
+    detector: str | None = Field("efficientdet_lite2", description="registry name; null: none")
+
+
+class OpenClipSettings(Strict):
+    """An `open-clip-torch` model: any architecture with a pretrained tag or a checkpoint."""
+
+    architecture: str = "ViT-B-32"
+    pretrained: str = Field(
+        "laion2b_s34b_b79k",
+        description="a tag of open_clip, or the path of a local safetensors checkpoint",
+    )
+    sha256: str | None = Field(
+        None, pattern=r"^[0-9a-f]{64}$", description="of the local checkpoint"
+    )
+    model_config_path: str | None = Field(
+        None, description="an open_clip architecture file, for architectures it does not ship"
+    )
+    templates: tuple[str, ...] = (
+        "a photo of a {}",
+        "a cropped photo of the {}",
+        "a close-up photo of a {}",
+        "{}",
+    )
+    negatives: tuple[str, ...] = (
+        "background",
+        "a texture",
+        "a plain surface",
+        "an object",
+        "something else",
+    )
+    threshold: float = Field(0.5, ge=0, le=1)
+    proposals: ProposalSource = ProposalSource.GRID
+    batch_size: int = Field(32, ge=1, description="crops in one pass")
+
+
+class LabelsSettings(Strict):
+    """The detector's labels matched to the text by sentence embeddings."""
+
+    model: str = Field("minilm_l6_v2", description="registry name of the sentence model")
+    threshold: float = Field(0.5, ge=0, le=1)
+
+
+class TextSettings(Replicas):
+    engine: Literal["auto", "open_clip", "labels"] = "auto"
+    compute: Compute = Compute()
+    open_clip: OpenClipSettings = OpenClipSettings()
+    labels: LabelsSettings = LabelsSettings()
+
+
+class CacheSettings(Strict):
+    """Embeddings and images kept for later prompts."""
+
+    embedding_bytes: int = Field(512 * 2**20, ge=0, description="memory tier of one replica")
+    image_bytes: int = Field(128 * 2**20, ge=0, description="uploaded files kept by the ingress")
+    redis_url: str | None = Field(None, description="a shared second tier; null: none")
+    redis_ttl_s: int = Field(3600, ge=1)
+
+
+class IngressSettings(Replicas):
+    request_timeout_s: float = Field(120.0, gt=0)
+
+
+class GraphSettings(Strict):
+    """All of the graph.  ``serve_app.domain.settings`` documents each field."""
+
+    registry: str | None = Field(None, description="a registry file; null: configs/models.yaml")
+    weights_dir: str | None = Field(
+        None, description="where weights are kept; null: $SAM_SERVE_WEIGHTS or the user's cache"
+    )
+    offline: bool = Field(False, description="never fetch weights, only load what is there")
+    variants: dict[str, VariantSettings] = Field(
+        default_factory=lambda: {"fast": VariantSettings(model="vit_t")}, min_length=1
+    )
+    router: RouterSettings = RouterSettings()
+    ingress: IngressSettings = IngressSettings()
+    proposals: ProposalsSettings = ProposalsSettings()
+    text: TextSettings | None = TextSettings()
+    cache: CacheSettings = CacheSettings()
+    limits: Limits = Limits()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> GraphSettings:
+        import re
+
+        for name in self.variants:
+            if name == "auto" or not re.match(VARIANT_NAME, name):
+                raise ValueError(f"{name!r} is no name for a variant")
+        if self.router.default not in self.variants:
+            raise ValueError("router.default must name one of the variants")
+        return self
