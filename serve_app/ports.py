@@ -7,8 +7,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from serve_app.domain.types import (
     CacheTier,
@@ -16,6 +16,7 @@ from serve_app.domain.types import (
     DecodeJob,
     DecodeOptions,
     Embedding,
+    EmbedResult,
     Mask,
     Prediction,
     Prompt,
@@ -23,6 +24,8 @@ from serve_app.domain.types import (
     ProposalSource,
     RgbArray,
     ScorerInfo,
+    SegmentRequest,
+    SegmentResult,
     TextScores,
 )
 
@@ -103,4 +106,24 @@ class TextScorer(Protocol):
         self, pixels: RgbArray, candidates: Sequence[Candidate], texts: Sequence[str]
     ) -> TextScores:
         """Calibrated scores (0-1) of each text against each candidate of an upright image."""
+        ...
+
+
+class SegmentationService(Protocol):
+    """The whole graph, as the HTTP interface, Python callers and the evaluation see it."""
+
+    async def segment(self, request: SegmentRequest) -> SegmentResult:
+        """Answer one request; raises a `SamServeError` of a kind the request can cause."""
+        ...
+
+    async def embed(self, image: bytes | RgbArray | str, variant: str) -> EmbedResult:
+        """Make an image known, so that later prompts on its ``image_id`` are quick."""
+        ...
+
+    async def models(self) -> Mapping[str, Any]:
+        """What is deployed: variants, their models and weights, the text engine, limits."""
+        ...
+
+    async def ready(self) -> bool:
+        """Whether the deployments that must always run have loaded their weights."""
         ...
