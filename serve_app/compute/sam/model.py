@@ -1,0 +1,116 @@
+"""Building SAM's modules and loading verified checkpoints into them.
+
+``vit_b``, ``vit_l`` and ``vit_h`` are `segment_anything`'s own.  ``vit_t`` (MobileSAM, Zhang et
+al. 2023) is the same prompt encoder and mask decoder behind a TinyViT-5M, which timm carries;
+no code of the MobileSAM repository is needed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from segment_anything.build_sam import _build_sam, sam_model_registry
+from segment_anything.modeling import Sam
+from segment_anything.modeling.common import LayerNorm2d
+from torch import Tensor, nn
+
+ARCHITECTURES = ("vit_t", "vit_b", "vit_l", "vit_h")
+
+IMAGE_SIZE = 1024
+"""Side of the square that SAM's encoders see, in pixels."""
+
+
+class TinyVitEncoder(nn.Module):
+    """MobileSAM's image encoder: TinyViT-5M at stride 16, and SAM's neck.
+
+    Args of `forward`: ``(B, 3, 1024, 1024)`` normalised RGB; answers ``(B, 256, 64, 64)``.
+    """
+
+    img_size = IMAGE_SIZE
+
+    def __init__(self) -> None:
+        super().__init__()
+        backbone: Any = timm.create_model("tiny_vit_5m_224", pretrained=False, num_classes=0)
+        # The last stage keeps the resolution of the one before it: 64 x 64, as SAM needs.
+        backbone.stages[3].downsample.conv2.conv.stride = (1, 1)
+        backbone.head = nn.Identity()
+        self.backbone: Any = backbone
+        self.neck = nn.Sequential(
+            nn.Conv2d(320, 256, kernel_size=1, bias=False),
+            LayerNorm2d(256),
+            nn.Conv2d(256, 256, kernel_size=3, padding=1, bias=False),
+            LayerNorm2d(256),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.backbone.patch_embed(x)
+        x = self.backbone.stages(x)
+        return self.neck(x)  # type: ignore[no-any-return]
+
+
+def build_sam(architecture: str) -> Sam:
+    """A SAM with random weights, in evaluation mode.
+
+    Args:
+        architecture: one of `ARCHITECTURES`.
+    """
+    if architecture == "vit_t":
+        # A one-block ViT stands in for the moment; the rest of the model is the same for all.
+        sam = _build_sam(
+            encoder_embed_dim=16,
+            encoder_depth=1,
+            encoder_num_heads=1,
+            encoder_global_attn_indexes=[0],
+        )
+        sam.image_encoder = TinyVitEncoder()
+    elif architecture in ARCHITECTURES:
+        sam = sam_model_registry[architecture]()
+    else:
+        raise ValueError(f"unknown SAM architecture {architecture!r}")
+    return sam.eval().requires_grad_(False)
+
+
+def load_sam(architecture: str, checkpoint: Path) -> Sam:
+    """A SAM with the weights of a checkpoint, which the caller has verified by its hash."""
+    state: Mapping[str, Any] = torch.load(
+        checkpoint, map_location="cpu", weights_only=True, mmap=True
+    )
+    sam = build_sam(architecture)
+    if architecture == "vit_t":
+        state = _rename_mobile_sam(state)
+    sam.load_state_dict(state, assign=False)
+    return sam
+
+
+_RENAMES = (
+    (r"^image_encoder\.neck\.", "image_encoder.neck."),
+    (r"^image_encoder\.patch_embed\.seq\.0\.", "image_encoder.patch_embed.conv1."),
+    (r"^image_encoder\.patch_embed\.seq\.2\.", "image_encoder.patch_embed.conv2."),
+    (r"^image_encoder\.layers\.(\d+)\.blocks\.", r"image_encoder.stages.\1.blocks."),
+    (r"\.c\.", ".conv."),
+    (r"^image_encoder\.(patch_embed|stages)\.", r"image_encoder.backbone.\1."),
+)
+
+
+def _rename_mobile_sam(state: Mapping[str, Any]) -> dict[str, Any]:
+    """MobileSAM's parameter names as timm's: timm counts a downsampling to the next stage."""
+    renamed = {}
+    for key, value in state.items():
+        if key.startswith(("image_encoder.head.", "image_encoder.norm_head.")):
+            continue
+        if key.endswith("attention_bias_idxs"):
+            continue
+        new = re.sub(
+            r"^image_encoder\.layers\.(\d+)\.downsample\.",
+            lambda m: f"image_encoder.stages.{int(m[1]) + 1}.downsample.",
+            key,
+        )
+        for pattern, replacement in _RENAMES:
+            new = re.sub(pattern, replacement, new)
+        renamed[new] = value
+    return renamed
