@@ -84,6 +84,10 @@ class Predictor(Protocol):
         """
         ...
 
+    async def ready(self) -> bool:
+        """Whether the weights are loaded; wakes nothing that sleeps."""
+        ...
+
 
 class Proposer(Protocol):
     """Candidate regions of an image, as prompts for SAM."""

@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Protocol
 
 from serve_app.cache.codec import decode_embedding, encode_embedding
 from serve_app.cache.memory import ByteBoundedLru
+from serve_app.cache.shared import SharedTier
 from serve_app.cache.single_flight import SingleFlight
 from serve_app.domain.types import CacheTier, Embedding
 
 log = logging.getLogger(__name__)
-
-
-class SharedTier(Protocol):
-    """Bytes by key, outside the process.  Never raises: a tier that is down only misses."""
-
-    async def get(self, key: str) -> bytes | None:
-        """The bytes kept under a key, or None."""
-        ...
-
-    async def put(self, key: str, value: bytes) -> None:
-        """Keep bytes under a key, if possible."""
-        ...
 
 
 class TieredEmbeddingCache:

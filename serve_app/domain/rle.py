@@ -51,3 +51,54 @@ def rle_iou(a: list[Rle], b: list[Rle]) -> NDArray[np.float64]:
         return np.zeros((len(a), len(b)))
     as_coco = [[{"size": list(r.size), "counts": r.counts} for r in side] for side in (a, b)]
     return np.asarray(coco.iou(as_coco[0], as_coco[1], [0] * len(b)), dtype=np.float64)
+
+
+def parse_rle(size: tuple[int, int], counts: str | bytes | list[int]) -> Rle:
+    """Take run lengths from outside, compressed (text) or not (a list), after checking them.
+
+    pycocotools trusts its input: counts that do not add up read memory that is not theirs.
+
+    Args:
+        size: the ``(height, width)`` that the mask must have.
+        counts: COCO's ``counts``.
+
+    Raises:
+        ValueError: the counts are malformed or do not cover ``size`` exactly.
+    """
+    height, width = size
+    if isinstance(counts, str):
+        counts = counts.encode("ascii", "replace")
+    runs = _decompress(counts) if isinstance(counts, bytes) else counts
+    if any(type(run) is not int or run < 0 for run in runs):
+        raise ValueError("run lengths must be whole numbers, none of them negative")
+    if sum(runs) != height * width:
+        raise ValueError(f"run lengths do not add up to {width} x {height} pixels")
+    if isinstance(counts, bytes):
+        return Rle(size, counts)
+    return Rle(size, coco.frPyObjects({"size": [height, width], "counts": runs}, *size)["counts"])
+
+
+def _decompress(counts: bytes) -> list[int]:
+    """Run lengths of COCO's text form (pycocotools, ``maskApi.c``).
+
+    Each number is written in groups of five bits, lowest first, as characters from ``0`` on; a
+    sixth bit says that more follow, and the last group's fifth bit is the sign.  From the
+    fourth number on it is the difference to the one two places before.
+    """
+    runs: list[int] = []
+    value, shift = 0, 0
+    for char in counts:
+        group = char - 48
+        if not 0 <= group < 64 or shift > 60:
+            raise ValueError("the counts hold a character or number that has no meaning")
+        value |= (group & 0x1F) << shift
+        shift += 5
+        if group & 0x20:
+            continue
+        if group & 0x10:
+            value -= 1 << shift
+        runs.append(value + runs[-2] if len(runs) > 2 else value)
+        value, shift = 0, 0
+    if shift:
+        raise ValueError("the counts end within a number")
+    return runs

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -150,12 +151,14 @@ class TextQuery:
         threshold: least calibrated score (0-1) of an answer; None: the engine's documented one.
         max_masks: most masks answered for each text, best first.
         proposals: where candidate regions come from (`ProposalSource`); None: the engine's own.
+        points_per_side: of the grid, where that is the source.
     """
 
     texts: tuple[str, ...]
     threshold: float | None = None
     max_masks: int = 16
     proposals: ProposalSource | None = None
+    points_per_side: int = 16
 
     def __post_init__(self) -> None:
         if not self.texts or any(not t.strip() for t in self.texts):
@@ -164,6 +167,8 @@ class TextQuery:
             raise InvalidRequest("text_threshold must lie between 0 and 1", "text_threshold")
         if self.max_masks < 1:
             raise InvalidRequest("max_masks must be at least 1", "max_masks")
+        if self.points_per_side < 1:
+            raise InvalidRequest("points_per_side must be at least 1", "points_per_side")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +192,33 @@ class Everything:
     crop_n_points_downscale_factor: int = 1
     min_mask_region_area: int = 0
     proposals: ProposalSource = ProposalSource.GRID
+
+    def __post_init__(self) -> None:
+        least = {
+            "points_per_side": 1,
+            "points_per_batch": 1,
+            "crop_n_layers": 0,
+            "crop_n_points_downscale_factor": 1,
+            "min_mask_region_area": 0,
+        }
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or value < bound:
+                raise InvalidRequest(f"{name} must be a whole number of at least {bound}", name)
+        for name in (
+            "pred_iou_thresh",
+            "stability_score_thresh",
+            "box_nms_thresh",
+            "crop_nms_thresh",
+        ):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InvalidRequest(f"{name} must lie between 0 and 1", name)
+        if not 0 < self.stability_score_offset < float("inf"):
+            raise InvalidRequest("stability_score_offset must be above 0", "stability_score_offset")
+        if not 0 <= self.crop_overlap_ratio < 1:
+            raise InvalidRequest(
+                "crop_overlap_ratio must be at least 0 and below 1", "crop_overlap_ratio"
+            )
 
 
 Task = Sequence[Prompt] | TextQuery | Everything
@@ -411,6 +443,7 @@ class ScorerInfo:
         model: the architecture and weights in use.
         needs_masks: whether candidates are to be segmented before they are scored.
         proposals: the source of candidates that suits the engine.
+        threshold: the engine's documented threshold of "present".
         reason: why this engine was chosen.
     """
 
@@ -418,6 +451,7 @@ class ScorerInfo:
     model: str
     needs_masks: bool
     proposals: ProposalSource
+    threshold: float
     reason: str = ""
 
 

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from segment_anything.build_sam import _build_sam, sam_model_registry
 from segment_anything.modeling import Sam
@@ -35,6 +34,9 @@ class TinyVitEncoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        # Only the encoder's process needs timm, whose import takes seconds.
+        import timm
+
         backbone: Any = timm.create_model("tiny_vit_5m_224", pretrained=False, num_classes=0)
         # The last stage keeps the resolution of the one before it: 64 x 64, as SAM needs.
         backbone.stages[3].downsample.conv2.conv.stride = (1, 1)
@@ -53,37 +55,44 @@ class TinyVitEncoder(nn.Module):
         return self.neck(x)  # type: ignore[no-any-return]
 
 
-def build_sam(architecture: str) -> Sam:
+def build_sam(architecture: str, with_encoder: bool = True) -> Sam:
     """A SAM with random weights, in evaluation mode.
 
     Args:
         architecture: one of `ARCHITECTURES`.
+        with_encoder: False for a process that only decodes: the encoder is 99 % of the weights.
     """
-    if architecture == "vit_t":
-        # A one-block ViT stands in for the moment; the rest of the model is the same for all.
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"unknown SAM architecture {architecture!r}")
+    if with_encoder and architecture != "vit_t":
+        sam = sam_model_registry[architecture]()
+    else:
+        # The prompt encoder and mask decoder are the same in all; the smallest encoder that
+        # the builder accepts is replaced.
         sam = _build_sam(
             encoder_embed_dim=16,
             encoder_depth=1,
             encoder_num_heads=1,
             encoder_global_attn_indexes=[0],
         )
-        sam.image_encoder = TinyVitEncoder()
-    elif architecture in ARCHITECTURES:
-        sam = sam_model_registry[architecture]()
-    else:
-        raise ValueError(f"unknown SAM architecture {architecture!r}")
+        sam.image_encoder = TinyVitEncoder() if with_encoder else nn.Identity()
     return sam.eval().requires_grad_(False)
 
 
-def load_sam(architecture: str, checkpoint: Path) -> Sam:
-    """A SAM with the weights of a checkpoint, which the caller has verified by its hash."""
+def load_sam(architecture: str, checkpoint: Path, with_encoder: bool = True) -> Sam:
+    """A SAM with the weights of a checkpoint, which the caller has verified by its hash.
+
+    The file is mapped into memory: without the encoder its weights are never read.
+    """
     state: Mapping[str, Any] = torch.load(
         checkpoint, map_location="cpu", weights_only=True, mmap=True
     )
-    sam = build_sam(architecture)
     if architecture == "vit_t":
         state = _rename_mobile_sam(state)
-    sam.load_state_dict(state, assign=False)
+    if not with_encoder:
+        state = {k: v for k, v in state.items() if not k.startswith("image_encoder.")}
+    sam = build_sam(architecture, with_encoder)
+    sam.load_state_dict(state)
     return sam
 
 

@@ -1,0 +1,26 @@
+"""The smallest useful graph: clicks and boxes on images, without text.
+
+    ingress ─┬─▶ proposals              (the grid of "everything"; no detector)
+             └─▶ fast-decoder           (fused: the encoder is inside)
+
+Three processes; for a labelling tool on one machine.
+"""
+
+from ray.serve import Application
+
+from graphs.nodes import ingress_node, proposals_node, variant_node
+from serve_app.domain.settings import GraphSettings
+
+
+def build(settings: GraphSettings) -> Application:
+    """Take the default variant of the configuration, fused, and leave out text and detector."""
+    name = settings.router.default
+    fused = settings.variants[name].model_copy(update={"layout": "fused"})
+    proposals = settings.proposals.model_copy(update={"detector": None})
+    small = settings.model_copy(
+        update={"variants": {name: fused}, "proposals": proposals, "text": None}
+    )
+    application: Application = ingress_node(
+        small, {name: variant_node(name, fused, small)}, proposals_node(small), None
+    )
+    return application

@@ -1,0 +1,76 @@
+"""The deployments with their settings, ready to be bound by the graphs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray import serve
+from ray.serve import Deployment
+
+from serve_app.compute.engines import ModelSource
+from serve_app.deployments.decoder import DecoderReplica
+from serve_app.deployments.encoder import EncoderReplica
+from serve_app.deployments.ingress import IngressReplica
+from serve_app.deployments.proposals import ProposalsReplica
+from serve_app.deployments.text import TextReplica
+from serve_app.domain.settings import GraphSettings, Replicas, VariantSettings
+from serve_app.routing.variants import variant_info
+
+Node = Any  # what .bind() gives; Ray turns it into a handle where it is an argument
+
+
+def deployed(replica: type, name: str, replicas: Replicas) -> Deployment:
+    """A replica class with its settings, as a Serve deployment."""
+    decorate = serve.deployment(
+        name=name,
+        ray_actor_options=dict(replicas.ray_actor_options),
+        autoscaling_config=dict(replicas.autoscaling_config),
+        max_ongoing_requests=replicas.max_ongoing_requests,
+        max_queued_requests=replicas.max_queued_requests,
+        graceful_shutdown_timeout_s=replicas.graceful_shutdown_timeout_s,
+        health_check_timeout_s=30,
+    )
+    deployment: Deployment = decorate(replica)
+    return deployment
+
+
+def variant_node(name: str, variant: VariantSettings, settings: GraphSettings) -> Node:
+    """A variant's decoder, with its encoder behind it (split) or inside it (fused)."""
+    source = ModelSource.of(settings)
+    encoder: Node = None
+    if variant.layout == "split":
+        encoder = deployed(EncoderReplica, f"{name}-encoder", variant.encoder).bind(
+            variant.model, variant.encoder, source
+        )
+    return deployed(DecoderReplica, f"{name}-decoder", variant.decoder).bind(
+        variant, settings.cache, source, encoder
+    )
+
+
+def proposals_node(settings: GraphSettings) -> Node:
+    """Candidate regions."""
+    return deployed(ProposalsReplica, "proposals", settings.proposals).bind(
+        settings.proposals, ModelSource.of(settings)
+    )
+
+
+def text_node(settings: GraphSettings) -> Node:
+    """Text scoring; None where it is switched off."""
+    if settings.text is None:
+        return None
+    return deployed(TextReplica, "text", settings.text).bind(
+        settings.text, ModelSource.of(settings)
+    )
+
+
+def ingress_node(
+    settings: GraphSettings, decoders: dict[str, Node], proposals: Node, text: Node
+) -> Node:
+    """The ingress over everything else."""
+    registry = ModelSource.of(settings).registry
+    variants = {
+        name: variant_info(name, variant, registry) for name, variant in settings.variants.items()
+    }
+    return deployed(IngressReplica, "ingress", settings.ingress).bind(
+        settings, variants, decoders, proposals, text
+    )

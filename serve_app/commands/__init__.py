@@ -1,0 +1,10 @@
+"""The command line: one module a command, each with ``add_parser`` and functions that run it.
+
+A module imports what is heavy inside its functions, so that ``--help`` stays quick.
+"""
+
+from __future__ import annotations
+
+
+class CommandError(Exception):
+    """A command cannot do what was asked; printed as one message, exit code 1."""

@@ -1,0 +1,57 @@
+"""Reading the graph's settings out of a Ray Serve config file."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from serve_app.commands import CommandError
+from serve_app.domain.settings import GraphSettings
+
+DEFAULT_CONFIG = "local.yaml"
+
+
+def load_settings(path: Path | None) -> tuple[GraphSettings, ...]:
+    """The settings of each application in a Serve config file; None: ``configs/local.yaml``.
+
+    Raises:
+        CommandError: not readable, or not the config of our graphs.
+    """
+    source = path or resources.files("configs").joinpath(DEFAULT_CONFIG)
+    try:
+        content = yaml.safe_load(source.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as exc:
+        raise CommandError(f"the config {path or DEFAULT_CONFIG} cannot be read") from exc
+    except yaml.YAMLError as exc:
+        raise CommandError(f"the config {source.name} is not YAML: {exc}") from exc
+    applications = content.get("applications") if isinstance(content, dict) else None
+    if not isinstance(applications, list) or not applications:
+        raise CommandError(f"the config {source.name} has no list of applications")
+    return tuple(_settings(application, source.name) for application in applications)
+
+
+def _settings(application: Any, config: str) -> GraphSettings:
+    if not isinstance(application, dict):
+        raise CommandError(f"an application of the config {config} is not a mapping")
+    try:
+        return GraphSettings.model_validate(application.get("args") or {})
+    except ValidationError as exc:
+        name = application.get("name", "default")
+        raise CommandError(f"args of the application {name} in {config}: {exc}") from exc
+
+
+def used_models(settings: GraphSettings) -> dict[str, list[str]]:
+    """Registry names of the models that a graph loads, each with what uses it."""
+    uses: dict[str, list[str]] = {}
+    for variant, chosen in settings.variants.items():
+        uses.setdefault(chosen.model, []).append(variant)
+    if settings.proposals.detector is not None:
+        uses.setdefault(settings.proposals.detector, []).append("proposals")
+    # With "auto" the labels engine must be at hand in case the hub is not.
+    if settings.text is not None and settings.text.engine != "open_clip":
+        uses.setdefault(settings.text.labels.model, []).append("text")
+    return uses

@@ -1,0 +1,90 @@
+"""From a registry entry to a loaded engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from serve_app.compute.weights import WeightStore
+from serve_app.domain.registry import ModelSpec, Registry, load_registry
+from serve_app.domain.settings import Compute, GraphSettings
+from serve_app.ports import DecoderEngine, EncoderEngine
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """The registry and weights of one configuration; verifies files before they are loaded.
+
+    Attributes:
+        registry_path: a registry file; None: the packaged one.
+        weights_dir: where weights are kept; None: the user's cache.
+        offline: never fetch.
+    """
+
+    registry_path: str | None = None
+    weights_dir: str | None = None
+    offline: bool = False
+
+    @classmethod
+    def of(cls, settings: GraphSettings) -> ModelSource:
+        return cls(settings.registry, settings.weights_dir, settings.offline)
+
+    @cached_property
+    def registry(self) -> Registry:
+        return load_registry(Path(self.registry_path) if self.registry_path else None)
+
+    @cached_property
+    def store(self) -> WeightStore:
+        return WeightStore(Path(self.weights_dir) if self.weights_dir else None, self.offline)
+
+    def spec(self, model: str) -> ModelSpec:
+        """The registry's entry of a model."""
+        return self.registry.get(model)
+
+    def files(self, model: str) -> dict[str, Path]:
+        """Verified weight files of a model by key, fetched if missing.
+
+        Raises:
+            WeightsUnavailable: no source gave them.
+        """
+        return self.store.ensure(model, self.spec(model))
+
+
+def load_encoder(source: ModelSource, model: str, compute: Compute) -> EncoderEngine:
+    """Load the encoder of a segmentation model onto its device."""
+    spec, files = source.spec(model), source.files(model)
+    if spec.family == "sam2_onnx":
+        from serve_app.compute.sam.sam2_onnx import Sam2OnnxEncoder
+
+        return Sam2OnnxEncoder(files["encoder"], compute)
+    architecture = _sam_architecture(model, spec)
+    from serve_app.compute.devices import apply_compute
+    from serve_app.compute.sam.encoder import SamEncoder
+    from serve_app.compute.sam.model import load_sam
+
+    apply_compute(compute)
+    return SamEncoder(load_sam(architecture, files["checkpoint"]), compute)
+
+
+def load_decoder(source: ModelSource, model: str, compute: Compute) -> DecoderEngine:
+    """Load the prompt encoder and mask decoder of a segmentation model onto its device."""
+    spec, files = source.spec(model), source.files(model)
+    from serve_app.compute.devices import apply_compute
+
+    apply_compute(compute)
+    if spec.family == "sam2_onnx":
+        from serve_app.compute.sam.sam2_onnx import Sam2OnnxDecoder
+
+        return Sam2OnnxDecoder(files["decoder"], compute)
+    architecture = _sam_architecture(model, spec)
+    from serve_app.compute.sam.decoder import SamDecoder
+    from serve_app.compute.sam.model import load_sam
+
+    return SamDecoder(load_sam(architecture, files["checkpoint"], with_encoder=False), compute)
+
+
+def _sam_architecture(model: str, spec: ModelSpec) -> str:
+    if spec.family != "sam" or spec.architecture is None:
+        raise ValueError(f"{model} is of the family {spec.family}, which segments nothing")
+    return spec.architecture

@@ -1,0 +1,134 @@
+"""The ports over Ray handles, and Ray's errors as ours."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from serve_app.domain.errors import InternalError, Overloaded, SamServeError
+from serve_app.domain.types import (
+    Candidate,
+    DecodeOptions,
+    Embedding,
+    Prediction,
+    Prompt,
+    Proposal,
+    ProposalSource,
+    RgbArray,
+    ScorerInfo,
+    TextScores,
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SharedPixels:
+    """An image in the object store.
+
+    Wrapped, a reference is passed on as it is instead of being fetched at each hop: pixels go
+    from the ingress to the encoder, past the decoder.
+    """
+
+    ref: Any
+
+    @classmethod
+    def of(cls, pixels: RgbArray) -> SharedPixels:
+        return cls(ray.put(pixels))
+
+    async def array(self) -> RgbArray:
+        """The pixels, read-only."""
+        return cast(RgbArray, await self.ref)
+
+
+async def answer_of(response: Awaitable[T]) -> T:
+    """Await a handle's response; errors come out as `SamServeError`.
+
+    Raises:
+        Overloaded: queues are full, or no replica can be had.
+        InternalError: the replica died.
+    """
+    try:
+        return await response
+    except RayTaskError as exc:
+        if isinstance(exc.cause, SamServeError):
+            raise exc.cause from None
+        if isinstance(exc.cause, BackPressureError):
+            raise Overloaded("the service is at its capacity; try again later") from None
+        raise
+    except (BackPressureError, DeploymentUnavailableError):
+        raise Overloaded("the service is at its capacity; try again later") from None
+    except RayActorError as exc:
+        raise InternalError("a part of the service was lost during the request") from exc
+
+
+class RemoteEncoder:
+    """The encoder over its handle."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._handle = handle
+
+    async def encode(self, pixels: SharedPixels) -> Embedding:
+        """Embed an image; its pixels go straight from the object store to the encoder."""
+        return await answer_of(self._handle.encode.remote(pixels.ref))
+
+
+class RemotePredictor:
+    """`serve_app.ports.Predictor` over the decoder's handle."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._handle = handle
+
+    async def predict(
+        self,
+        image_id: str,
+        pixels: RgbArray | None,
+        prompts: Sequence[Prompt],
+        options: DecodeOptions,
+    ) -> Prediction | None:
+        shared = None if pixels is None else SharedPixels.of(pixels)
+        return await answer_of(
+            self._handle.predict.remote(image_id, shared, tuple(prompts), options)
+        )
+
+    async def ready(self) -> bool:
+        return await answer_of(self._handle.ping.remote())
+
+
+class RemoteProposer:
+    """`serve_app.ports.Proposer` over its handle."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._handle = handle
+
+    async def propose(
+        self, pixels: RgbArray, source: ProposalSource, points_per_side: int
+    ) -> tuple[Proposal, ...]:
+        return await answer_of(self._handle.propose.remote(pixels, source, points_per_side))
+
+
+class RemoteTextScorer:
+    """`serve_app.ports.TextScorer` over its handle."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._handle = handle
+        self._info: ScorerInfo | None = None
+
+    async def info(self) -> ScorerInfo:
+        # The engine is chosen once, when its weights load.
+        if self._info is not None:
+            return self._info
+        info: ScorerInfo = await answer_of(self._handle.info.remote())
+        self._info = info
+        return info
+
+    async def score(
+        self, pixels: RgbArray, candidates: Sequence[Candidate], texts: Sequence[str]
+    ) -> TextScores:
+        return await answer_of(self._handle.score.remote(pixels, tuple(candidates), tuple(texts)))

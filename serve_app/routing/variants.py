@@ -1,0 +1,39 @@
+"""What is told of a configured variant."""
+
+from __future__ import annotations
+
+from serve_app.domain.registry import Registry
+from serve_app.domain.settings import VariantSettings
+from serve_app.domain.types import VariantInfo
+
+SEGMENTERS = ("sam", "sam2_onnx")
+"""The registry's families that segment."""
+
+
+def variant_info(name: str, variant: VariantSettings, registry: Registry) -> VariantInfo:
+    """What ``/v1/models`` tells of a variant.
+
+    Raises:
+        ValueError: the model is not in the registry, or does not segment.
+    """
+    spec = registry.get(variant.model)
+    if spec.family not in SEGMENTERS:
+        raise ValueError(f"variant {name}: {variant.model} does not segment")
+    compute = variant.decoder.compute if variant.layout == "fused" else variant.encoder.compute
+    return VariantInfo(
+        name=name,
+        model=variant.model,
+        family=spec.family,
+        description=variant.description,
+        details={
+            "title": spec.title,
+            "architecture": spec.architecture,
+            "license": spec.license,
+            "weights_hash": spec.weights_hash,
+            "weights_bytes": spec.size,
+            "preprocessing": spec.preprocessing,
+            "layout": variant.layout,
+            "device": compute.device,
+            "dtype": compute.dtype,
+        },
+    )

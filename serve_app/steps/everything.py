@@ -1,0 +1,174 @@
+"""Step 3, "everything": a grid of points over the image and its crops, filtered and merged.
+
+Follows Meta's ``SamAutomaticMaskGenerator``: the same parameters, crops, filters and order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve_app.compute.masks import box_nms, remove_small_regions, rle_in_canvas
+from serve_app.domain.rle import encode_rle, rle_area, rle_bbox
+from serve_app.domain.types import (
+    DecodeOptions,
+    Everything,
+    Mask,
+    Prompt,
+    Proposal,
+    ProposalSource,
+)
+from serve_app.ports import Proposer
+from serve_app.steps.images import OpenImage
+from serve_app.steps.session import Session
+from serve_app.steps.timing import Timings
+
+_EDGE_TOLERANCE = 20
+"""A box this near to a crop's border, in pixels, is taken for cut off by it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """A part of the image, ``(x, y, w, h)`` in pixels, and its layer (0: the whole)."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+    layer: int
+
+
+def crops_of(width: int, height: int, layers: int, overlap_ratio: float) -> list[Crop]:
+    """The whole image, then for each layer ``2^layer`` crops a side that overlap."""
+    crops = [Crop(0, 0, width, height, 0)]
+    for layer in range(1, layers + 1):
+        n = 2**layer
+        overlap = int(overlap_ratio * min(width, height) * (2 / n))
+        w = math.ceil((overlap * (n - 1) + width) / n)
+        h = math.ceil((overlap * (n - 1) + height) / n)
+        for x in range(n):
+            for y in range(n):
+                x0, y0 = (w - overlap) * x, (h - overlap) * y
+                part = Crop(x0, y0, min(w, width - x0), min(h, height - y0), layer)
+                # An image of few pixels has no room for all crops.
+                if part.width > 0 and part.height > 0:
+                    crops.append(part)
+    return crops
+
+
+class EverythingStep:
+    """Runs one `Everything` task."""
+
+    def __init__(self, proposer: Proposer, timings: Timings) -> None:
+        self._proposer = proposer
+        self._timings = timings
+
+    async def run(self, image: OpenImage, task: Everything, session: Session) -> tuple[Mask, ...]:
+        """All masks, best first."""
+        layers = task.crop_n_layers if task.proposals is ProposalSource.GRID else 0
+        crops = crops_of(image.width, image.height, layers, task.crop_overlap_ratio)
+        found: list[Mask] = []
+        for crop in crops:
+            found += await self._run_crop(image, crop, task, session)
+        with self._timings.stage("filter"):
+            if len(crops) > 1:
+                # Of duplicates between crops the one from the smaller crop is the sharper.
+                sizes = np.array([m.crop_box[2] * m.crop_box[3] for m in found if m.crop_box])
+                found = _nms(found, 1.0 / np.maximum(sizes, 1), task.crop_nms_thresh)
+            if task.min_mask_region_area > 0:
+                found = await asyncio.to_thread(_clean, found, task)
+        return tuple(found)
+
+    async def _run_crop(
+        self, image: OpenImage, crop: Crop, task: Everything, session: Session
+    ) -> list[Mask]:
+        whole = crop.layer == 0
+        part = image if whole else await image.crop(crop.x, crop.y, crop.width, crop.height)
+        side = max(1, task.points_per_side // task.crop_n_points_downscale_factor**crop.layer)
+        with self._timings.stage("propose"):
+            proposals = await self._proposer.propose(await part.pixels(), task.proposals, side)
+        options = DecodeOptions(
+            pred_iou_thresh=task.pred_iou_thresh,
+            stability_score_thresh=task.stability_score_thresh,
+            stability_score_offset=task.stability_score_offset,
+        )
+        found: list[Mask] = []
+        for start in range(0, len(proposals), task.points_per_batch):
+            batch = proposals[start : start + task.points_per_batch]
+            masks = await session.predict(part, [p.prompt for p in batch], options)
+            for proposal, of_prompt in zip(batch, masks, strict=True):
+                found += [_placed(mask, proposal, crop, image) for mask in of_prompt]
+        with self._timings.stage("filter"):
+            if not whole:
+                found = [m for m in found if not _cut_off(m, crop, image)]
+            return _nms(found, np.array([m.score for m in found]), task.box_nms_thresh)
+
+
+def merge(masks: Sequence[Mask], threshold: float) -> list[Mask]:
+    """Drop duplicates, keeping the better score; best first."""
+    return _nms(masks, np.array([m.score for m in masks]), threshold)
+
+
+def _nms(masks: Sequence[Mask], scores: NDArray[np.float64], threshold: float) -> list[Mask]:
+    if not masks:
+        return []
+    boxes = np.array([m.bbox for m in masks], dtype=np.float64)
+    # Meta's boxes end at the last pixel, not behind it; so do these, to merge alike.
+    boxes[:, 2:] += boxes[:, :2] - 1
+    return [masks[i] for i in box_nms(boxes, scores, threshold)]
+
+
+def _placed(mask: Mask, proposal: Proposal, crop: Crop, image: OpenImage) -> Mask:
+    """A mask of a crop as a mask of the image, with the record of where it came from."""
+    point = None
+    prompt: Prompt = proposal.prompt
+    if prompt.point_coords is not None:
+        x, y = prompt.point_coords[0].tolist()
+        point = (x + crop.x, y + crop.y)
+    rle, bbox = mask.rle, mask.bbox
+    if crop.layer:
+        rle = rle_in_canvas(rle, crop.x, crop.y, image.height, image.width)
+        bbox = (bbox[0] + crop.x, bbox[1] + crop.y, bbox[2], bbox[3])
+    return replace(
+        mask,
+        rle=rle,
+        bbox=bbox,
+        point_coords=point,
+        crop_box=(crop.x, crop.y, crop.width, crop.height),
+        label=proposal.label,
+    )
+
+
+def _cut_off(mask: Mask, crop: Crop, image: OpenImage) -> bool:
+    """Whether a mask touches a border of its crop that is not a border of the image."""
+    x, y, w, h = mask.bbox
+    edges = (
+        (x, crop.x, 0),
+        (y, crop.y, 0),
+        (x + w - 1, crop.x + crop.width, image.width),
+        (y + h - 1, crop.y + crop.height, image.height),
+    )
+    return any(
+        abs(side - border) <= _EDGE_TOLERANCE and abs(side - end) > _EDGE_TOLERANCE
+        for side, border, end in edges
+    )
+
+
+def _clean(masks: Sequence[Mask], task: Everything) -> list[Mask]:
+    """Fill small holes, drop small islands, and merge again; untouched masks win."""
+    cleaned: list[Mask] = []
+    scores: list[float] = []
+    for mask in masks:
+        array, holes = remove_small_regions(mask.array, task.min_mask_region_area, "holes")
+        array, islands = remove_small_regions(array, task.min_mask_region_area, "islands")
+        if holes or islands:
+            rle = encode_rle(array)
+            mask = replace(mask, rle=rle, bbox=rle_bbox(rle), area=rle_area(rle))
+        cleaned.append(mask)
+        scores.append(0.0 if holes or islands else 1.0)
+    return _nms(cleaned, np.array(scores), max(task.box_nms_thresh, task.crop_nms_thresh))

@@ -1,0 +1,122 @@
+"""Step 1: what the caller sent becomes a named image, decoded only when pixels are needed."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+
+from serve_app.cache.memory import ByteBoundedLru
+from serve_app.cache.shared import SharedTier
+from serve_app.compute.images import check_pixels, decode_image
+from serve_app.domain.errors import UnknownImage
+from serve_app.domain.image_id import image_id, parse_image_id
+from serve_app.domain.limits import Limits
+from serve_app.domain.types import RgbArray
+
+_MAX_NAMES = 65_536
+
+
+class OpenImage:
+    """An image of a request: its name and size, and its pixels when somebody asks.
+
+    Attributes:
+        id: the content-addressed name.
+        width, height: of the upright image in pixels.
+        decoded: the pixels, if this request has needed them already.
+    """
+
+    def __init__(self, store: ImageStore, name: str, decoded: RgbArray | None = None) -> None:
+        self._store = store
+        self.id = name
+        self.width, self.height = parse_image_id(name)
+        self.decoded = decoded
+
+    async def pixels(self) -> RgbArray:
+        """The upright ``(H, W, 3) uint8`` RGB pixels.
+
+        Raises:
+            UnknownImage: only the id was sent, and the image is no longer kept.
+        """
+        if self.decoded is None:
+            self.decoded = await self._store.load(self.id)
+        return self.decoded
+
+    async def crop(self, x: int, y: int, width: int, height: int) -> OpenImage:
+        """A part of the image as an image of its own."""
+        pixels = await self.pixels()
+        part = pixels[y : y + height, x : x + width]
+        return OpenImage(self._store, await asyncio.to_thread(image_id, part), part)
+
+
+class ImageStore:
+    """Opens images and keeps their files for later requests by ``image_id``.
+
+    Files are kept as they came, which is a tenth of their pixels; a file seen before is known
+    by its hash and not decoded again.
+    """
+
+    def __init__(self, limits: Limits, max_bytes: int, shared: SharedTier | None = None) -> None:
+        self._limits = limits
+        self._kept: ByteBoundedLru[bytes | RgbArray] = ByteBoundedLru(max_bytes)
+        self._names: OrderedDict[bytes, str] = OrderedDict()
+        self._shared = shared
+
+    async def open(self, source: bytes | RgbArray | str) -> OpenImage:
+        """Name an image.
+
+        Args:
+            source: a file's bytes, an upright RGB array, or an ``image_id``.
+
+        Raises:
+            InvalidImage, ImageTooLarge: see `serve_app.compute.images`.
+            UnknownImage: malformed id.
+        """
+        if isinstance(source, str):
+            return OpenImage(self, source)
+        if not isinstance(source, bytes):
+            array = check_pixels(source, self._limits)
+            name = await asyncio.to_thread(image_id, array)
+            self._kept.put(name, array, array.nbytes)
+            return OpenImage(self, name, array)
+        digest = await asyncio.to_thread(_sha256, source)
+        known = self._names.get(digest)
+        if known is not None:
+            self._names.move_to_end(digest)
+            self._kept.put(known, source, len(source))
+            return OpenImage(self, known)
+        name, pixels = await asyncio.to_thread(self._decode, source)
+        self._names[digest] = name
+        if len(self._names) > _MAX_NAMES:
+            self._names.popitem(last=False)
+        self._kept.put(name, source, len(source))
+        if self._shared is not None:
+            await self._shared.put(_shared_key(name), source)
+        return OpenImage(self, name, pixels)
+
+    async def load(self, name: str) -> RgbArray:
+        """Pixels of an image sent earlier; `UnknownImage` if it is no longer kept."""
+        kept = self._kept.get(name)
+        if kept is None and self._shared is not None:
+            kept = await self._shared.get(_shared_key(name))
+        if isinstance(kept, bytes):
+            found, pixels = await asyncio.to_thread(self._decode, kept)
+            # A shared tier may hand out anything; the name says what the pixels must be.
+            kept = pixels if found == name else None
+        if kept is None:
+            raise UnknownImage(
+                "this image is not, or no longer, kept here: send the image itself", "image_id"
+            )
+        return kept
+
+    def _decode(self, data: bytes) -> tuple[str, RgbArray]:
+        pixels = decode_image(data, self._limits).pixels
+        return image_id(pixels), pixels
+
+
+def _sha256(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+def _shared_key(name: str) -> str:
+    return f"img-{name}"

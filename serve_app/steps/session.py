@@ -1,0 +1,40 @@
+"""Prompts of one request on one variant: the way to its predictor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from serve_app.domain.errors import UnknownImage
+from serve_app.domain.types import CacheTier, DecodeOptions, Mask, Prompt
+from serve_app.ports import Predictor
+from serve_app.steps.images import OpenImage
+from serve_app.steps.timing import Timings
+
+
+class Session:
+    """Predicts for one request, adding up its timings.
+
+    Attributes:
+        cache: the tier that held the embedding of the first image asked about.
+    """
+
+    def __init__(self, predictor: Predictor, timings: Timings) -> None:
+        self._predictor = predictor
+        self._timings = timings
+        self.cache: CacheTier | None = None
+
+    async def predict(
+        self, image: OpenImage, prompts: Sequence[Prompt], options: DecodeOptions
+    ) -> tuple[tuple[Mask, ...], ...]:
+        """Masks for each prompt.  Pixels move only if the variant does not know the image."""
+        predict = self._predictor.predict
+        with self._timings.stage("predict"):
+            prediction = await predict(image.id, image.decoded, prompts, options)
+            if prediction is None:
+                prediction = await predict(image.id, await image.pixels(), prompts, options)
+        if prediction is None:
+            raise UnknownImage("the image could not be embedded: send it again", "image_id")
+        self._timings.add(prediction.timings_ms)
+        if self.cache is None:
+            self.cache = prediction.cache
+        return prediction.masks

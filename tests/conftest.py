@@ -1,0 +1,18 @@
+"""Fixtures that all tests may use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from serve_app.compute.weights import WeightStore
+from serve_app.domain.registry import load_registry
+
+
+@pytest.fixture(scope="session")
+def weight_paths() -> Callable[[str], dict[str, Path]]:
+    """Paths of a model's real weights by file key; fetched where they are missing."""
+    registry, store = load_registry(), WeightStore()
+    return lambda name: store.ensure(name, registry.get(name))

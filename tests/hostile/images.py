@@ -1,0 +1,343 @@
+"""A seeded generator of hostile and unusual image files, each named by its kind."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import random
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+Outcome = Literal["decoded", "refused", "either"]
+
+
+@dataclass(frozen=True)
+class HostileImage:
+    """A file and what must become of it."""
+
+    kind: str
+    data: bytes
+    outcome: Outcome
+
+
+def picture(rng: random.Random, mode: str = "RGB") -> Image.Image:
+    width, height = rng.randint(2, 90), rng.randint(2, 90)
+    pixels = np.random.default_rng(rng.getrandbits(32)).integers(0, 256, (height, width, 3))
+    return Image.fromarray(pixels.astype(np.uint8)).convert(mode)
+
+
+def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    body = kind + content
+    return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def png_of(width: int, height: int, idat: bytes, before: bytes = b"", depth: int = 8) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + before
+        + chunk(b"IDAT", idat)
+        + chunk(b"IEND", b"")
+    )
+
+
+def tiff_of(tags: Mapping[int, tuple[int, ...]], content: bytes = b"") -> bytes:
+    """A little-endian TIFF of LONG tags; a value of -1 stands for the offset of ``content``."""
+    directory = 8 + 2 + 12 * len(tags) + 4
+    outside = sum(4 * len(v) for v in tags.values() if len(v) > 1)
+    entries, body = b"", b""
+    for tag, values in tags.items():
+        numbers = [directory + outside if v == -1 else v for v in values]
+        packed = struct.pack(f"<{len(numbers)}I", *numbers)
+        if len(numbers) > 1:
+            packed, body = struct.pack("<I", directory + len(body)), body + packed
+        entries += struct.pack("<HHI", tag, 4, len(numbers)) + packed
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + bytes(4) + body + content
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
+
+
+def after_palette(gif: bytes) -> int:
+    return 13 + (3 << (gif[10] & 7) + 1 if gif[10] & 0x80 else 0)
+
+
+def any_format(rng: random.Random) -> bytes:
+    kind = rng.choice(["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"])
+    return saved(picture(rng), kind)
+
+
+def truncated(rng: random.Random) -> bytes:
+    kind = rng.choice(["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"])
+    data = saved(picture(rng), kind)
+    # The last bytes of some formats hold no pixels.
+    return data[: rng.randrange(max(1, len(data) - 40))]
+
+
+def flipped_bits(rng: random.Random) -> bytes:
+    data = bytearray(any_format(rng))
+    for _ in range(rng.randint(1, 20)):
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    return bytes(data)
+
+
+def wrong_crc(rng: random.Random) -> bytes:
+    data = bytearray(saved(picture(rng), "PNG"))
+    data[29 + rng.randrange(4)] ^= 0xFF
+    return bytes(data)
+
+
+def huge_header(rng: random.Random) -> bytes:
+    kind = rng.choice(["PNG", "GIF", "TIFF", "BMP", "WEBP", "JPEG"])
+    side = 65_535
+    if kind == "PNG":
+        return png_of(side, side, zlib.compress(b""))
+    data = bytearray(saved(picture(rng), kind))
+    if kind == "GIF":
+        data[6:10] = struct.pack("<HH", side, side)
+    elif kind == "TIFF":
+        return tiff_of({256: (side,), 257: (side,), 258: (8,), 262: (1,), 273: (8,), 279: (8,)})
+    elif kind == "BMP":
+        data[18:26] = struct.pack("<ii", side, side)
+    elif kind == "WEBP":
+        extended = bytes(4) + struct.pack("<I", side)[:3] + struct.pack("<I", side)[:3]
+        body = b"WEBPVP8X" + struct.pack("<I", 10) + extended + bytes(data[12:])
+        return b"RIFF" + struct.pack("<I", len(body)) + body
+    else:
+        at = data.index(b"\xff\xc0")
+        data[at + 5 : at + 9] = struct.pack(">HH", side, side)
+    return bytes(data)
+
+
+def pixel_bomb(rng: random.Random) -> bytes:
+    side = 16_000 + rng.randrange(300)
+    packed = zlib.compressobj(9)
+    row = bytes(side // 8 + 2)
+    return png_of(side, side, b"".join(packed.compress(row) for _ in range(50)), depth=1)
+
+
+def text_bomb(rng: random.Random) -> bytes:
+    bomb = zlib.compress(bytes(2**25 + rng.randrange(2**20)), 9)
+    before = chunk(b"zTXt", b"comment\0\0" + bomb) * rng.randint(1, 3)
+    return png_of(4, 4, zlib.compress(bytes(20)), before)
+
+
+def profile_bomb(rng: random.Random) -> bytes:
+    bomb = zlib.compress(bytes(2**20 - 64), 9)
+    before = chunk(b"iCCP", b"icc\0\0" + bomb) * rng.randint(2_000, 2_500)
+    return png_of(4, 4, zlib.compress(bytes(20)), before)
+
+
+def many_frames(rng: random.Random) -> bytes:
+    if rng.random() < 0.5:
+        control = struct.pack(">IIIIIHHBB", 0, 1, 1, 0, 0, 1, 10, 0, 0)
+        frames = b"".join(
+            chunk(b"fcTL", control) + chunk(b"fdAT", bytes(4) + zlib.compress(bytes(2)))
+            for _ in range(10_000)
+        )
+        data = png_of(4, 4, zlib.compress(bytes(20)), chunk(b"acTL", struct.pack(">II", 10**4, 0)))
+        return data[:-12] + frames + data[-12:]
+    one = saved(picture(rng, "P"), "GIF")
+    at = one.index(b",", after_palette(one))
+    return one[:-1] + one[at:-1] * 300 + b";"
+
+
+def progressive(rng: random.Random) -> bytes:
+    return saved(picture(rng), "JPEG", progressive=True)
+
+
+def scan_flood(rng: random.Random) -> bytes:
+    data = saved(Image.new("L", (4_000, 4_000), rng.randrange(256)), "JPEG", progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + last * rng.randint(2_000, 3_000) + data[-2:]
+
+
+def exif_flood(rng: random.Random) -> bytes:
+    data = saved(picture(rng), "JPEG")
+    return data[:2] + segment(0xE1, b"Exif\0\0ab") * rng.randint(30_000, 60_000) + data[2:]
+
+
+def cmyk(rng: random.Random) -> bytes:
+    return saved(picture(rng, "CMYK"), rng.choice(["JPEG", "TIFF"]))
+
+
+def deep(rng: random.Random) -> bytes:
+    values = np.random.default_rng(rng.getrandbits(32)).integers(0, 65_536, (13, 17))
+    kind = rng.choice(["PNG", "TIFF", "F"])
+    if kind == "F":
+        with_nan = values.astype(np.float32)
+        with_nan[3] = rng.choice([np.nan, np.inf, -np.inf])
+        return saved(Image.fromarray(with_nan), "TIFF")
+    return saved(Image.fromarray(values.astype(np.uint16)), kind)
+
+
+def palette(rng: random.Random) -> bytes:
+    return saved(picture(rng, "P"), rng.choice(["PNG", "GIF"]), transparency=rng.randrange(256))
+
+
+def rotated(rng: random.Random) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = rng.randint(1, 8)
+    return saved(picture(rng), rng.choice(["JPEG", "PNG", "WEBP"]), exif=exif)
+
+
+def broken_exif(rng: random.Random) -> bytes:
+    content = rng.choice(
+        [
+            b"II*\0\x08\0\0\0\xff\xff" + rng.randbytes(200),
+            b"MM\0*\xff\xff\xff\xff",
+            b"II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\xff\xff\xff\xff\x08\0\0\0",
+            rng.randbytes(60),
+            b"",
+        ]
+    )
+    return saved(picture(rng), rng.choice(["JPEG", "PNG", "WEBP"]), exif=b"Exif\0\0" + content)
+
+
+def renamed(rng: random.Random) -> bytes:
+    return rng.choice(
+        [
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n",
+            b"SIMPLE  =                    T / FITS".ljust(2_880),
+            b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+            b"%PDF-1.7\n",
+            b"\0\0\0\x18ftypheic",
+            b"P3\n9 9\n255\n" + b"1 " * 300,
+        ]
+    )
+
+
+def polyglot(rng: random.Random) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("../../evil.txt", rng.randbytes(30))
+    return saved(picture(rng), "PNG") + buffer.getvalue()
+
+
+def no_pixels(rng: random.Random) -> bytes:
+    width, height = rng.choice([(0, 0), (0, 5), (5, 0)])
+    if rng.random() < 0.5:
+        return png_of(width, height, zlib.compress(b""))
+    tags = {256: (width,), 257: (height,), 258: (8,), 262: (1,), 273: (8,), 279: (1,)}
+    return tiff_of(tags)
+
+
+def one_pixel(rng: random.Random) -> bytes:
+    size = rng.choice([(1, 1), (1, 77), (77, 1)])
+    kind = rng.choice(["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"])
+    return saved(Image.new("RGB", size, rng.randrange(2**24)), kind)
+
+
+def needle(rng: random.Random) -> bytes:
+    size = rng.choice([(1, 30_000), (30_000, 1)])
+    return saved(Image.new("L", size), rng.choice(["PNG", "JPEG", "BMP"]))
+
+
+def junk(rng: random.Random) -> bytes:
+    start = rng.choice([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a", b"BM", b"II*\0"])
+    return start + rng.randbytes(rng.randrange(3_000))
+
+
+def strip_flood(rng: random.Random) -> bytes:
+    n = rng.randint(600_000, 700_000)
+    tags = {256: (8,), 257: (8,), 258: (8,), 262: (1,), 273: (8,) * n, 278: (1,), 279: (8,) * n}
+    return tiff_of(tags)
+
+
+def tile_bomb(rng: random.Random) -> bytes:
+    width, height = 32_768, 2_048 + 16 * rng.randrange(100)
+    packed = zlib.compress(bytes(width * height), 9)
+    return tiff_of(
+        {256: (16,), 257: (16,), 258: (8,), 259: (8,), 262: (1,), 322: (width,), 323: (height,)}
+        | {324: (-1,), 325: (len(packed),)},
+        packed,
+    )
+
+
+def comment_flood(rng: random.Random) -> bytes:
+    data = saved(picture(rng, "P"), "GIF")
+    at = after_palette(data)
+    return data[:at] + b"!\xfe" + b"\x01a" * rng.randint(10**6, 2 * 10**6) + b"\0" + data[at:]
+
+
+def slow_bmp(rng: random.Random) -> bytes:
+    side = 2_000
+    rows = (b"\x01\x05" * side + b"\0\0") * side
+    header = struct.pack("<IiiHHIIiiII", 40, side, side, 1, 8, 1, len(rows), 0, 0, 256, 0)
+    start = 14 + 40 + 1_024
+    return (
+        b"BM" + struct.pack("<IHHI", start + len(rows), 0, 0, start) + header + bytes(1024) + rows
+    )
+
+
+class Canary:
+    """Unpickled, it leaves a file at ``path``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (open, (str(self.path), "w"))
+
+
+def pickle_canary(path: Path) -> Callable[[random.Random], bytes]:
+    def make(rng: random.Random) -> bytes:
+        payload = pickle.dumps(Canary(path))
+        if rng.random() < 0.5:
+            return payload
+        return png_of(4, 4, zlib.compress(bytes(20)), chunk(b"tEXt", b"x\0" + payload))
+
+    return make
+
+
+def hostile_images(count: int, seed: int, canary: Path) -> Iterator[HostileImage]:
+    """``count`` files, all kinds in turn, the same for the same ``seed``."""
+    kinds: list[tuple[str, Callable[[random.Random], bytes], Outcome]] = [
+        ("truncated", truncated, "refused"),
+        ("flipped bits", flipped_bits, "either"),
+        ("wrong CRC", wrong_crc, "refused"),
+        ("65535 squared header", huge_header, "refused"),
+        ("16k squared bomb", pixel_bomb, "refused"),
+        ("zTXt bomb", text_bomb, "decoded"),
+        ("iCCP bomb", profile_bomb, "decoded"),
+        ("many frames", many_frames, "decoded"),
+        ("progressive JPEG", progressive, "decoded"),
+        ("JPEG scan flood", scan_flood, "refused"),
+        ("EXIF flood", exif_flood, "decoded"),
+        ("CMYK", cmyk, "decoded"),
+        ("16 bits and floats", deep, "decoded"),
+        ("palette", palette, "decoded"),
+        ("EXIF rotation", rotated, "decoded"),
+        ("broken EXIF", broken_exif, "decoded"),
+        ("another format renamed", renamed, "refused"),
+        ("PNG and zip polyglot", polyglot, "decoded"),
+        ("zero side", no_pixels, "refused"),
+        ("one pixel", one_pixel, "decoded"),
+        ("1 x 30000", needle, "refused"),
+        ("junk", junk, "refused"),
+        ("TIFF strip flood", strip_flood, "refused"),
+        ("TIFF tile bomb", tile_bomb, "refused"),
+        ("GIF comment flood", comment_flood, "refused"),
+        ("BMP run lengths", slow_bmp, "refused"),
+        ("pickle canary", pickle_canary(canary), "either"),
+    ]
+    rng = random.Random(seed)
+    for index in range(count):
+        name, make, outcome = kinds[index % len(kinds)]
+        yield HostileImage(name, make(rng), outcome)
