@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,17 +53,22 @@ def run_models(args: argparse.Namespace) -> int:
 
 def run_fetch(args: argparse.Namespace) -> int:
     """Fetch and verify models; returns 1 if one of them could not be had."""
+    return 0 if fetch_models(args.config, args.names, args.all) else 1
+
+
+def fetch_models(config: Path | None, wanted: Sequence[str] = (), everything: bool = False) -> bool:
+    """Fetch and verify ``wanted`` models, or those of the config; whether all are here now."""
     from serve_app.commands.configuration import load_settings, used_models
 
     failed: list[str] = []
-    for settings in load_settings(args.config):
+    for settings in load_settings(config):
         registry, store = _open(settings)
-        names = list(registry.models) if args.all else args.names or list(used_models(settings))
+        names = list(registry.models) if everything else wanted or list(used_models(settings))
         specs = {name: _spec(registry, name) for name in names}
         failed += [name for name, spec in specs.items() if not _fetch(name, spec, store)]
     if failed:
         print(f"error: not all weights are here; missing: {', '.join(failed)}", file=sys.stderr)
-    return 1 if failed else 0
+    return not failed
 
 
 def _fetch(name: str, spec: ModelSpec, store: WeightStore) -> bool:

@@ -52,8 +52,10 @@ class MatchCalibration:
         return sigmoid(self.own * own + self.other * other + self.bias)
 
 
-CALIBRATION = MatchCalibration(own=36.95, other=-30.87, bias=-4.07)
-"""Fitted by ``python -m serve_app.workshop.calibrate_labels``, which tells its quality."""
+CALIBRATION = MatchCalibration(own=36.96, other=-30.87, bias=-4.07)
+"""Fitted by ``python -m serve_app.workshop.calibrate_labels`` on 19,440 pairs of words and COCO
+labels.  At 0.5, cross-validated over words, 93 % of the pairs that match are accepted and 0.15 %
+of those that do not; 16 % of unrelated words are taken for at least one of the 80 labels."""
 
 OBJECTNESS_MIDPOINT = 0.3
 OBJECTNESS_SLOPE = 12.0
@@ -79,7 +81,9 @@ class LabelsScorer:
 
     def __init__(self, sentence_model_dir: Path, settings: LabelsSettings, threads: int) -> None:
         from sentence_transformers import SentenceTransformer
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()
         if not (sentence_model_dir / "model.safetensors").is_file():
             raise WeightsUnavailable("the sentence model's directory holds no safetensors weights")
         torch.set_num_threads(threads)
@@ -157,7 +161,7 @@ def normalize(text: str) -> str:
     ``"Find the red car!"`` becomes ``"red car"``.
     """
     plain = re.sub(r"\s+", " ", text.lower()).strip(" \t.,;:!?\"'")
-    return _LEAD_IN.sub("", plain) or plain
+    return _LEAD_IN.sub("", plain) or text.strip()
 
 
 def objectness_factor(objectness: float) -> float:

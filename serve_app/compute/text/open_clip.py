@@ -93,7 +93,7 @@ class OpenClipScorer:
         if candidates and texts:
             of_crops = self._encode_candidates(pixels, candidates)
             of_negatives = self._embed_texts(self._negatives) if self._negatives else None
-            scale = float(self._model.logit_scale.exp())
+            scale = float(self._model.logit_scale.detach().exp())
             for i, row in enumerate(self._embed_texts([_plain(text) for text in texts])):
                 logits = scale * (of_crops @ row)
                 against = np.full(len(candidates), -np.inf)

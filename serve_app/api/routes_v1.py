@@ -1,0 +1,219 @@
+"""The service's own routes: segment, embed, batch, models."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from serve_app.api.answers import EmbedAnswer, Models, SegmentAnswer
+from serve_app.api.body import Received, receive
+from serve_app.api.convert import image_of, segment_request
+from serve_app.api.docs import (
+    BATCH_CONTENT,
+    SEGMENT_CONTENT,
+    batch_body,
+    embed_body,
+    segment_body,
+)
+from serve_app.api.errors import declared, request_id_of, unexpected
+from serve_app.api.formats import (
+    JSON_TYPE,
+    NPZ_TYPE,
+    Clock,
+    embed_answer,
+    segment_answer,
+    segment_file,
+    to_json,
+)
+from serve_app.api.parsing import validated
+from serve_app.api.schemas import BatchBody, EmbedBody, SegmentBody
+from serve_app.api.stream import NdjsonResponse
+from serve_app.domain.errors import (
+    DeadlineExceeded,
+    ImageTooLarge,
+    InvalidImage,
+    InvalidPrompt,
+    InvalidRequest,
+    Overloaded,
+    SamServeError,
+    TextUnavailable,
+    TooManyPrompts,
+    UnknownFormat,
+    UnknownImage,
+    UnknownVariant,
+    WeightsUnavailable,
+)
+from serve_app.domain.limits import Limits
+from serve_app.domain.types import Everything
+from serve_app.ports import SegmentationService
+
+BATCH_CONCURRENCY = 8
+"""Items of one batch call under way at once: enough to fill the encoder's batches."""
+
+_WORK = (Overloaded, WeightsUnavailable, DeadlineExceeded)
+_IMAGE = (InvalidImage, ImageTooLarge, UnknownImage)
+_SEGMENT = (
+    *(InvalidRequest, InvalidPrompt, TooManyPrompts, UnknownFormat, UnknownVariant),
+    TextUnavailable,
+)
+
+
+def v1_router(service: SegmentationService, limits: Limits) -> APIRouter:
+    """Routes under ``/v1``."""
+    router = APIRouter(prefix="/v1")
+
+    @router.post(
+        "/segment",
+        tags=["segment"],
+        summary="Segment an image by prompts, text, or everything in it",
+        response_model=SegmentAnswer,
+        responses={
+            200: {"content": SEGMENT_CONTENT, "description": "masks, in the format asked for"},
+            **declared(*_SEGMENT, *_IMAGE, *_WORK),
+        },
+        openapi_extra=segment_body(),
+    )
+    async def segment(request: Request) -> Response:
+        """The image comes as the file `file` of a form, as base64 in JSON, or as the `image_id`
+        of an earlier answer.  With curl:
+
+            curl -F file=@dog.jpg -F text=dog URL/v1/segment
+            curl -F file=@dog.jpg -F 'box=[10,20,200,300]' URL/v1/segment
+            curl -F file=@dog.jpg -F 'point_coords=[120,80]' -F format=polygon URL/v1/segment
+
+        A form holds the members of the JSON body as plain fields (`point_labels` are then 1 if
+        left out), or all of them as JSON in the field `request`.  `format: npz` answers with a
+        file for `numpy.load`, `geojson` with a FeatureCollection, the others with JSON.
+        """
+        started = time.perf_counter()
+        received = await receive(request, limits, "file")
+        _no_requests(received)
+        body = validated(SegmentBody, received.members, limits)
+        call = segment_request(body, _one_file(received), limits)
+        clock = Clock(started, time.perf_counter())
+        result = await service.segment(call)
+        content, media_type = await asyncio.to_thread(
+            segment_file, result, body.format, isinstance(call.task, Everything), clock
+        )
+        headers = {}
+        if media_type == NPZ_TYPE:
+            headers["content-disposition"] = 'attachment; filename="masks.npz"'
+        return Response(content, media_type=media_type, headers=headers)
+
+    @router.post(
+        "/embed",
+        tags=["segment"],
+        summary="Make an image known, so that prompts on its image_id are quick",
+        response_model=EmbedAnswer,
+        responses=declared(InvalidRequest, UnknownVariant, *_IMAGE, *_WORK),
+        openapi_extra=embed_body(),
+    )
+    async def embed(request: Request) -> Response:
+        started = time.perf_counter()
+        received = await receive(request, limits, "file")
+        _no_requests(received)
+        body = validated(EmbedBody, received.members, limits)
+        image = image_of(body, _one_file(received))
+        clock = Clock(started, time.perf_counter())
+        result = await service.embed(image, body.variant)
+        return Response(to_json(embed_answer(result, clock)), media_type=JSON_TYPE)
+
+    @router.post(
+        "/segment/batch",
+        tags=["segment"],
+        summary="Segment many images in one call",
+        response_class=Response,
+        responses={
+            200: {"content": BATCH_CONTENT, "description": "a line for each image, when ready"},
+            **declared(InvalidRequest, TooManyPrompts),
+        },
+        openapi_extra=batch_body(),
+    )
+    async def segment_batch(request: Request) -> Response:
+        """A form with many `files` and one request for all of them (the field `request` or plain
+        fields, as at `/v1/segment`), or with `requests`, a JSON list with one for each; or JSON
+        with `items`.  The answer is NDJSON, a line for each image as soon as it is ready:
+        `{"index": 0, "result": {…}}` or `{"index": 0, "error": {…}}`.  An image's fault is its
+        own.  Closing the connection cancels what is left.
+        """
+        items = _batch_items(await receive(request, limits, "files"), limits)
+        request_id = request_id_of(request)
+        jobs = (
+            partial(_batch_line, service, limits, request_id, index, members, file)
+            for index, (members, file) in enumerate(items)
+        )
+        return NdjsonResponse(jobs, BATCH_CONCURRENCY)
+
+    @router.get(
+        "/models",
+        tags=["service"],
+        summary="Variants, models, the text engine and the limits of this service",
+        response_model=Models,
+        responses=declared(Overloaded, DeadlineExceeded),
+    )
+    async def models() -> Response:
+        return Response(to_json(await service.models()), media_type=JSON_TYPE)
+
+    return router
+
+
+def _no_requests(received: Received) -> None:
+    if received.requests is not None:
+        raise InvalidRequest("requests is for /v1/segment/batch; use request here", "requests")
+
+
+def _one_file(received: Received) -> bytes | None:
+    if len(received.files) > 1:
+        raise InvalidRequest("one file here; /v1/segment/batch takes many", "file")
+    return received.files[0] if received.files else None
+
+
+def _batch_items(received: Received, limits: Limits) -> list[tuple[Any, bytes | None]]:
+    """Members and file of each item.
+
+    Raises:
+        InvalidRequest, TooManyPrompts: the call as a whole is at fault.
+    """
+    if not received.files:
+        if received.requests is not None:
+            raise InvalidRequest("there are no files", "files")
+        return [(item, None) for item in validated(BatchBody, received.members, limits).items]
+    if len(received.files) > limits.max_batch_images:
+        raise TooManyPrompts(f"at most {limits.max_batch_images} files", "files")
+    if received.requests is None:
+        return [(received.members, file) for file in received.files]
+    if len(received.requests) != len(received.files):
+        raise InvalidRequest(
+            f"{len(received.requests)} requests for {len(received.files)} files", "requests"
+        )
+    return list(zip(received.requests, received.files, strict=True))
+
+
+async def _batch_line(
+    service: SegmentationService,
+    limits: Limits,
+    request_id: str,
+    index: int,
+    members: Any,
+    file: bytes | None,
+) -> bytes:
+    """An item's line; whatever goes wrong with the item is told in it."""
+    started = time.perf_counter()
+    try:
+        body = validated(SegmentBody, members, limits)
+        call = segment_request(body, file, limits)
+        clock = Clock(started, time.perf_counter())
+        result = await service.segment(call)
+        answer = await asyncio.to_thread(
+            segment_answer, result, body.format, isinstance(call.task, Everything), clock
+        )
+        return await asyncio.to_thread(to_json, {"index": index, "result": answer})
+    except Exception as exc:
+        error = exc if isinstance(exc, SamServeError) else unexpected(exc, request_id)
+        return to_json({"index": index, "error": {**error.body(), "request_id": request_id}})

@@ -1,0 +1,282 @@
+"""A small client of the HTTP interface, with the same calls as the graph itself.
+
+::
+
+    async with HttpService("http://127.0.0.1:8000") as sam:
+        request = SegmentRequest(image=Path("photo.jpg").read_bytes(),
+                                 task=[Prompt(box=np.array([75, 75, 1060, 720]))])
+        result = await sam.segment(request)
+        mask = result.results[0].masks[0].array          # (H, W) bool
+        # Further prompts name the image; it is neither sent nor embedded again.
+        again = SegmentRequest(image=result.image_id, task=TextQuery(texts=("dog",)))
+        result = await sam.segment(again)
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from types import TracebackType
+from typing import Any
+
+import httpx
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+from PIL import Image
+
+from serve_app.domain.errors import InternalError, SamServeError
+from serve_app.domain.rle import parse_rle
+from serve_app.domain.types import (
+    LOW_RES,
+    CacheTier,
+    EmbedResult,
+    Everything,
+    Float32Array,
+    Mask,
+    Prompt,
+    PromptResult,
+    RgbArray,
+    SegmentRequest,
+    SegmentResult,
+    Task,
+    TextQuery,
+)
+
+
+class Unreachable(SamServeError):
+    """No answer came: wrong address, refused connection, or a time limit of this client."""
+
+    code = "unreachable"
+    status = 503
+
+
+class UnexpectedAnswer(SamServeError):
+    """Something answered that does not speak this interface."""
+
+    code = "unexpected_answer"
+    status = 502
+
+
+class HttpService:
+    """A running service, as a `serve_app.ports.SegmentationService`.
+
+    Args:
+        url: its address without ``/v1``.
+        timeout_s: longest wait for one answer.
+        transport: how to reach it; None: over the network.
+
+    Raises:
+        SamServeError: the service's own errors by their type, or `Unreachable` or
+            `UnexpectedAnswer`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float = 300.0,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        timeout = httpx.Timeout(timeout_s, connect=10.0)
+        self._http = httpx.AsyncClient(base_url=url, timeout=timeout, transport=transport)
+
+    async def __aenter__(self) -> HttpService:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections; `async with` does it by itself."""
+        await self._http.aclose()
+
+    async def segment(self, request: SegmentRequest) -> SegmentResult:
+        """Answer one request; arrays are sent as PNG, without loss."""
+        fields = {
+            **_task_fields(request.task),
+            "variant": request.variant,
+            "format": "rle",
+            "return_logits": request.return_logits,
+        }
+        answer = await self._send("/v1/segment", request.image, fields)
+        with _reading():
+            return _segment_result(answer)
+
+    async def embed(self, image: bytes | RgbArray | str, variant: str) -> EmbedResult:
+        """Make an image known, so that later prompts on its ``image_id`` are quick."""
+        answer = await self._send("/v1/embed", image, {"variant": variant})
+        with _reading():
+            return EmbedResult(
+                image_id=str(answer["image_id"]),
+                width=int(answer["width"]),
+                height=int(answer["height"]),
+                variant=str(answer["variant"]),
+                model=str(answer["model"]),
+                cache=CacheTier(answer["cache"]),
+                timings_ms=dict(answer["timings_ms"]),
+            )
+
+    async def models(self) -> Mapping[str, Any]:
+        """What is deployed there: ``GET /v1/models``."""
+        return _content(await self._exchange("GET", "/v1/models"))
+
+    async def ready(self) -> bool:
+        """Whether ``GET /readyz`` says so; False, too, where nothing answers."""
+        try:
+            return (await self._exchange("GET", "/readyz")).status_code == httpx.codes.OK
+        except Unreachable:
+            return False
+
+    async def _send(
+        self, path: str, image: bytes | RgbArray | str, fields: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        if isinstance(image, str):
+            body = orjson.dumps({"image_id": image, **fields})
+            headers = {"content-type": "application/json"}
+            return _content(await self._exchange("POST", path, content=body, headers=headers))
+        data = image if isinstance(image, bytes) else _png(image)
+        return _content(
+            await self._exchange(
+                "POST",
+                path,
+                files={"file": ("image", data, "application/octet-stream")},
+                data={"request": orjson.dumps(fields).decode()},
+            )
+        )
+
+    async def _exchange(self, method: str, path: str, **content: Any) -> httpx.Response:
+        try:
+            return await self._http.request(method, path, **content)
+        except (httpx.HTTPError, httpx.InvalidURL) as exc:
+            raise Unreachable("the service did not answer: is it running at this address?") from exc
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Turns a missing or odd field of an answer into `UnexpectedAnswer`."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError) as exc:
+        raise UnexpectedAnswer("the answer is not of this interface's form") from exc
+
+
+def _content(response: httpx.Response) -> dict[str, Any]:
+    try:
+        content = orjson.loads(response.content)
+    except orjson.JSONDecodeError as exc:
+        raise UnexpectedAnswer(f"the answer (status {response.status_code}) is not JSON") from exc
+    if response.is_success and isinstance(content, dict):
+        return content
+    error = content.get("error") if isinstance(content, dict) else None
+    if not isinstance(error, dict) or not isinstance(error.get("code"), str):
+        raise UnexpectedAnswer(f"the answer (status {response.status_code}) holds no result")
+    kinds = {kind.code: kind for kind in _error_types(SamServeError)}
+    kind = kinds.get(error["code"], InternalError)
+    raise kind(str(error.get("message", error["code"])), error.get("field"))
+
+
+def _error_types(base: type[SamServeError]) -> Iterator[type[SamServeError]]:
+    for kind in base.__subclasses__():
+        yield kind
+        yield from _error_types(kind)
+
+
+def _task_fields(task: Task) -> dict[str, Any]:
+    if isinstance(task, TextQuery):
+        fields = {
+            "text": list(task.texts),
+            "text_threshold": task.threshold,
+            "max_masks": task.max_masks,
+            "proposals": task.proposals,
+        }
+        return {key: value for key, value in fields.items() if value is not None}
+    if isinstance(task, Everything):
+        return {"everything": asdict(task)}
+    return {"prompts": [_prompt_fields(prompt) for prompt in task]}
+
+
+def _prompt_fields(prompt: Prompt) -> dict[str, Any]:
+    arrays = {
+        name: getattr(prompt, name)
+        for name in ("point_coords", "point_labels", "box", "mask_input")
+    }
+    given = {
+        # Logits as text: a tenth of the size of nested lists.
+        name: _base64(array) if name == "mask_input" else array.tolist()
+        for name, array in arrays.items()
+        if array is not None
+    }
+    return {**given, "multimask_output": prompt.multimask_output}
+
+
+def _base64(logits: Float32Array) -> str:
+    return base64.b64encode(logits.astype("<f4").tobytes()).decode()
+
+
+def _png(pixels: RgbArray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _segment_result(answer: Mapping[str, Any]) -> SegmentResult:
+    size = (int(answer["height"]), int(answer["width"]))
+    return SegmentResult(
+        image_id=str(answer["image_id"]),
+        width=size[1],
+        height=size[0],
+        results=tuple(_prompt_result(r, size) for r in answer["results"]),
+        variant=str(answer["variant"]),
+        model=str(answer["model"]),
+        reason=str(answer["reason"]),
+        cache=CacheTier(answer["cache"]),
+        timings_ms=dict(answer["timings_ms"]),
+        text_engine=answer.get("text_engine"),
+        threshold=answer.get("threshold"),
+    )
+
+
+def _prompt_result(answer: Mapping[str, Any], size: tuple[int, int]) -> PromptResult:
+    return PromptResult(
+        masks=tuple(_mask(m, size) for m in answer["masks"]),
+        text=answer.get("text"),
+        present=answer.get("present"),
+        best_score=answer.get("best_score"),
+    )
+
+
+def _mask(answer: Mapping[str, Any], size: tuple[int, int]) -> Mask:
+    logits = answer.get("low_res_logits")
+    points = answer.get("point_coords")
+    crop = answer.get("crop_box")
+    return Mask(
+        rle=parse_rle(size, answer["segmentation"]["counts"]),
+        score=float(answer["score"]),
+        stability_score=float(answer["stability_score"]),
+        bbox=_xywh(answer["bbox"]),
+        area=int(answer["area"]),
+        low_res_logits=None if logits is None else _logits(logits),
+        point_coords=None if points is None else (float(points[0][0]), float(points[0][1])),
+        crop_box=None if crop is None else _xywh(crop),
+        text_score=answer.get("text_score"),
+        label=answer.get("label"),
+    )
+
+
+def _xywh(box: Sequence[Any]) -> tuple[int, int, int, int]:
+    x, y, width, height = (int(v) for v in box)
+    return x, y, width, height
+
+
+def _logits(text: str) -> NDArray[np.float16]:
+    values = np.frombuffer(base64.b64decode(text), "<f2")
+    return values.astype(np.float16).reshape(LOW_RES, LOW_RES)

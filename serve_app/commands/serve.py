@@ -1,0 +1,174 @@
+"""``serve``: weights, Ray, the graph, a demonstration, and then requests until Ctrl-C.
+
+Runs Ray Serve's own ``serve run`` as a child process, so that this command shows nothing that
+``serve run configs/local.yaml`` would not do too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import resources
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import yaml
+
+from serve_app.commands import CommandError
+from serve_app.commands.configuration import DEFAULT_CONFIG, load_settings
+from serve_app.commands.models import fetch_models
+
+_READY_TIMEOUT_S = 300.0
+_STOP_TIMEOUT_S = 60.0
+_LOG_TAIL = 25
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser("serve", help="fetch weights, start the graph on this machine")
+    parser.add_argument("--config", type=Path, help="a Serve config file (configs/local.yaml)")
+    parser.add_argument("--port", type=int, help="HTTP port instead of the config's")
+    parser.add_argument("--demo", action="store_true", help="segment sample photos when ready")
+    parser.add_argument("--once", action="store_true", help="stop after the demonstration")
+    parser.add_argument(
+        "--out", type=Path, default=Path("out"), help="folder of the pictures and the log"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until interrupted."""
+    config = _read_config(args.config)
+    http = config.setdefault("http_options", {})
+    if args.port is not None:
+        http["port"] = args.port
+    host, port = http.get("host", "127.0.0.1"), int(http.get("port", 8000))
+    url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"  # noqa: S104
+    _check_port(host, port)
+    if not fetch_models(args.config):
+        return 1
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    log_path = args.out / "serve.log"
+    # SIGTERM ends this command as Ctrl-C does: the child is told, Ray's processes go.
+    signal.signal(signal.SIGTERM, _interrupt)
+    print(f"starting Ray and the graph (log: {log_path}) ...", flush=True)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder, log_path.open("wb") as log:
+        config_path = Path(folder) / "serve.yaml"
+        config_path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+        child = _start(config_path, log)
+        try:
+            _wait_until_ready(child, url, log_path)
+            print(f"ready after {time.monotonic() - started:.0f} s", flush=True)
+            if args.demo:
+                _demonstrate(url, args.out)
+            _say_how(url)
+            if not args.once:
+                print("serving until Ctrl-C", flush=True)
+                child.wait()
+                raise CommandError(f"the graph stopped by itself; see {log_path}")
+        except KeyboardInterrupt:
+            print("\nstopping ...", flush=True)
+        finally:
+            _stop(child)
+    return 0
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _read_config(path: Path | None) -> dict[str, Any]:
+    source = path or resources.files("configs").joinpath(DEFAULT_CONFIG)
+    load_settings(path)
+    content: dict[str, Any] = yaml.safe_load(source.read_text(encoding="utf-8"))
+    return content
+
+
+def _check_port(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as exc:
+            raise CommandError(
+                f"port {port} is taken; stop what uses it or choose another: make serve PORT=8001"
+            ) from exc
+
+
+def _start(config: Path, log: Any) -> subprocess.Popen[bytes]:
+    environment = {
+        # Ray decides on its token authentication by itself unless it is told.
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        **os.environ,
+    }
+    # "local": never join a cluster that happens to run on this machine.
+    command = [sys.executable, "-m", "ray.serve.scripts", "run", "--address", "local", str(config)]
+    # A session of its own: Ctrl-C at the terminal reaches this command alone, which passes it on.
+    return subprocess.Popen(  # noqa: S603
+        command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+    )
+
+
+def _wait_until_ready(child: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    import httpx
+
+    deadline = time.monotonic() + _READY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if child.poll() is not None:
+            raise CommandError(f"the graph did not start:\n{_tail(log)}")
+        try:
+            if httpx.get(f"{url}/readyz", timeout=10, trust_env=False).is_success:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.25)
+    raise CommandError(f"the graph was not ready within {_READY_TIMEOUT_S:.0f} s:\n{_tail(log)}")
+
+
+def _tail(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return "\n".join(lines[-_LOG_TAIL:])
+
+
+def _demonstrate(url: str, out: Path) -> None:
+    from serve_app.commands.demo import run_demo
+    from serve_app.domain.errors import SamServeError
+
+    try:
+        asyncio.run(run_demo(url, out))
+    except SamServeError as exc:
+        raise CommandError(f"the demonstration failed: {exc.message} ({exc.code})") from exc
+    print(f"pictures: {out}/summary.jpg and one for each row")
+
+
+def _say_how(url: str) -> None:
+    print(
+        f"\n{url}/docs\n"
+        f"curl -F file=@photo.jpg -F 'box=[75, 75, 400, 300]' {url}/v1/segment\n"
+        f"curl -F file=@photo.jpg -F text=dog {url}/v1/segment",
+        flush=True,
+    )
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    """End ``serve run`` as Ctrl-C does; it takes its Ray processes with it."""
+    if child.poll() is not None:
+        return
+    child.send_signal(signal.SIGINT)
+    try:
+        child.wait(_STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()

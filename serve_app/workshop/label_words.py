@@ -1,0 +1,83 @@
+"""Words to calibrate and to check the ``labels`` engine: none is a name in its vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+MATCHES: Mapping[str, tuple[str, ...]] = {
+    "lady": ("person",), "gentleman": ("person",), "pedestrian": ("person",),
+    "toddler": ("person",), "teenager": ("person",), "tourist": ("person",),
+    "someone's father": ("person",), "an old man": ("person",), "crowd of people": ("person",),
+    "mountain bike": ("bicycle",), "a blue bicycle": ("bicycle",), "push bike": ("bicycle",),
+    "a red car": ("car",), "convertible": ("car",), "sports car": ("car",), "cab": ("car",),
+    "motor cycle": ("motorcycle",), "moped": ("motorcycle",), "a parked motorbike": ("motorcycle",),
+    "airliner": ("airplane",), "jumbo jet": ("airplane",), "passenger plane": ("airplane",),
+    "double-decker bus": ("bus",), "school bus": ("bus",), "steam train": ("train",),
+    "subway train": ("train",), "delivery truck": ("truck",), "fire engine truck": ("truck",),
+    "sailing boat": ("boat",), "rowboat": ("boat",), "yacht": ("boat",), "ferry": ("boat",),
+    "stoplight": ("traffic light",), "red fire hydrant": ("fire hydrant",),
+    "stop signs": ("stop sign",), "a meter for parking": ("parking meter",),
+    "wooden bench": ("bench",), "sparrow": ("bird",), "seagull": ("bird",), "eagle": ("bird",),
+    "kitten": ("cat",), "a black cat": ("cat",), "tabby": ("cat",), "tomcat": ("cat",),
+    "german shepherd dog": ("dog",), "terrier": ("dog",), "a small brown dog": ("dog",),
+    "foal": ("horse",), "mare": ("horse",), "a white horse": ("horse",), "ewe": ("sheep",),
+    "calf": ("cow",), "a dairy cow": ("cow",), "elephants": ("elephant",),
+    "polar bear": ("bear",), "brown bear": ("bear",), "zebras": ("zebra",),
+    "a tall giraffe": ("giraffe",), "knapsack": ("backpack",), "sunshade umbrella": ("umbrella",),
+    "leather handbag": ("handbag",), "bow tie": ("tie",), "travel suitcase": ("suitcase",),
+    "frisbee disc": ("frisbee",), "a pair of skis": ("skis",), "basketball": ("sports ball",),
+    "tennis ball": ("sports ball",), "a flying kite": ("kite",), "longboard": ("skateboard",),
+    "surf board": ("surfboard",), "badminton racket": ("tennis racket",),
+    "water bottle": ("bottle",), "beer bottle": ("bottle",), "champagne glass": ("wine glass",),
+    "drinking cup": ("cup",), "espresso cup": ("cup",), "table fork": ("fork",),
+    "kitchen knife": ("knife",), "soup spoon": ("spoon",), "salad bowl": ("bowl",),
+    "ripe bananas": ("banana",), "green apple": ("apple",), "hamburger": ("sandwich",),
+    "a peeled orange": ("orange",), "broccoli florets": ("broccoli",), "carrots": ("carrot",),
+    "frankfurter hot dog": ("hot dog",), "pepperoni pizza": ("pizza",),
+    "glazed donut": ("donut",), "cupcake": ("cake",), "chocolate cake": ("cake",),
+    "armchair": ("chair",), "office chair": ("chair",), "settee": ("couch",),
+    "loveseat": ("couch",),
+    "house plant": ("potted plant",), "flower pot with a plant": ("potted plant",),
+    "double bed": ("bed",), "kitchen table": ("dining table",), "toilet bowl": ("toilet",),
+    "flat screen tv": ("tv",), "television set": ("tv",), "macbook laptop": ("laptop",),
+    "wireless mouse": ("mouse",), "tv remote": ("remote",), "typing keyboard": ("keyboard",),
+    "iphone": ("cell phone",), "mobile": ("cell phone",), "kitchen sink": ("sink",),
+    "freezer": ("refrigerator",), "gas oven": ("oven",), "bread toaster": ("toaster",),
+    "novel book": ("book",), "alarm clock": ("clock",), "flower vase": ("vase",),
+    "pair of scissors": ("scissors",), "cuddly bear toy": ("teddy bear",),
+    "blow dryer": ("hair drier",), "electric toothbrush": ("toothbrush",),
+    "a living creature": (
+        "person", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra",
+        "giraffe",
+    ),
+    "farm animal": ("horse", "sheep", "cow"),
+    "mammal": ("cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe"),
+    "motor vehicle": ("car", "motorcycle", "bus", "truck"),
+    "piece of furniture": ("bench", "chair", "couch", "bed", "dining table"),
+    "something to eat": (
+        "banana", "apple", "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza",
+        "donut", "cake",
+    ),
+    "home appliance": ("microwave", "oven", "toaster", "refrigerator"),
+}  # fmt: skip
+"""Texts and the COCO labels that each describes."""
+
+UNRELATED: tuple[str, ...] = (
+    "hippopotamus", "rhinoceros", "gorilla", "panda", "koala", "bat wing", "ant", "snail",
+    "jellyfish", "lobster", "cactus", "bamboo", "waterfall", "volcano", "desert", "island",
+    "lighthouse", "pyramid", "skyscraper", "windmill", "fountain", "tunnel", "railing",
+    "chimney", "elevator", "bathtub", "shower", "wardrobe", "drawer", "chandelier",
+    "fireplace", "piggy bank", "calculator", "projector", "typewriter", "joystick",
+    "solar panel", "antenna", "magnet", "compass", "thermometer", "stethoscope", "bandage",
+    "scalpel", "test tube", "test pattern", "barcode", "padlock", "wrench", "nail", "screw",
+    "pliers", "anvil", "anchor", "parachute", "hovercraft", "forklift", "bulldozer",
+    "flute", "saxophone", "harp", "accordion", "chess piece", "dice", "puzzle", "trophy",
+    "medal", "scarf", "bracelet", "earring", "moustache", "elbow", "tooth", "tongue", "brain",
+    "heart", "ghost", "angel", "mermaid", "unicorn", "avocado", "garlic", "peanut", "noodles",
+    "pancake", "cereal", "whisky", "tea bag", "honey", "lipstick", "perfume", "soap",
+    "toilet paper", "trash can", "mailbox", "gravestone", "scarecrow", "snowman", "igloo",
+    "campfire", "lightning", "rainbow", "galaxy", "nebula", "crater", "bacteria", "neuron",
+    "grain boundary", "weld seam", "corrosion pit", "dent", "logo", "signature", "love",
+    "democracy", "quickly", "the colour blue",
+)  # fmt: skip
+"""Texts that describe none of COCO's labels."""

@@ -1,0 +1,126 @@
+"""Probes, metrics, models, the OpenAPI document, and what may be imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi.openapi.models import OpenAPI
+
+from serve_app.domain.errors import InvalidRequest
+from serve_app.domain.types import Everything
+
+ROUTES = {
+    "/v1/segment": "post",
+    "/v1/embed": "post",
+    "/v1/segment/batch": "post",
+    "/v1/models": "get",
+    "/healthz": "get",
+    "/readyz": "get",
+    "/metrics": "get",
+    "/segment": "post",
+    "/segment_batch": "post",
+    "/health": "get",
+}
+
+
+async def test_healthz_lives_without_the_service(client, service):
+    service.is_ready = False
+    service.failure = RuntimeError()
+    assert (await client.get("/healthz")).status_code == 200
+
+
+async def test_readyz_is_the_services_word(client, service):
+    answer = await client.get("/readyz")
+    assert (answer.status_code, answer.json()) == (200, {"status": "ready"})
+    service.is_ready = False
+    answer = await client.get("/readyz")
+    assert (answer.status_code, answer.json()) == (503, {"status": "loading"})
+
+
+async def test_metrics(client):
+    answer = await client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert "sam_requests 7" in answer.text
+
+
+async def test_models(client):
+    told = (await client.get("/v1/models")).json()
+    assert told["variants"]["fast"] == {"model": "vit_t", "sources": ["local"]}
+
+
+def _refs(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if isinstance(node.get("$ref"), str):
+            yield node["$ref"]
+        for child in node.values():
+            yield from _refs(child)
+    elif isinstance(node, list):
+        for child in node:
+            yield from _refs(child)
+
+
+async def test_the_openapi_document(client):
+    document = (await client.get("/openapi.json")).json()
+    OpenAPI.model_validate(document)
+    assert document["info"]["version"] == "9.8.7"
+    assert {path: next(iter(ops)) for path, ops in document["paths"].items()} == ROUTES
+    schemas = document["components"]["schemas"]
+    assert set(_refs(document)) <= {f"#/components/schemas/{name}" for name in schemas}
+    for path, method in ROUTES.items():
+        operation = document["paths"][path][method]
+        assert operation["tags"], path
+        for status, response in operation["responses"].items():
+            if int(status) >= 400 and (path, status) != ("/readyz", "503"):
+                schema = response["content"]["application/json"]["schema"]
+                assert schema == {"$ref": "#/components/schemas/ErrorEnvelope"}, (path, status)
+        if method == "post":
+            assert {"413", "500"} <= operation["responses"].keys()
+            assert "multipart/form-data" in operation["requestBody"]["content"]
+    segment = document["paths"]["/v1/segment"]["post"]
+    assert {"200", "400", "404", "413", "422", "500", "503", "504"} == segment["responses"].keys()
+    assert segment["responses"]["200"]["content"].keys() == {
+        *("application/json", "application/geo+json", "application/x-npz")
+    }
+    # The document is made once and stays the same.
+    assert (await client.get("/openapi.json")).json() == document
+
+
+async def test_docs(client):
+    assert (await client.get("/docs")).status_code == 200
+
+
+def test_the_interface_imports_neither_torch_nor_ray():
+    code = (
+        "import sys, serve_app.api.app\n"
+        "print([m for m in ('torch', 'ray', 'onnxruntime', 'timm') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("points_per_side", 0),
+        ("points_per_side", 1.5),
+        ("points_per_batch", 0),
+        ("crop_n_layers", -1),
+        ("crop_n_points_downscale_factor", 0),
+        ("min_mask_region_area", -1),
+        ("pred_iou_thresh", 1.1),
+        ("stability_score_thresh", -0.1),
+        ("box_nms_thresh", float("nan")),
+        ("crop_nms_thresh", 2),
+        ("stability_score_offset", 0),
+        ("stability_score_offset", float("inf")),
+        ("crop_overlap_ratio", 1),
+    ],
+)
+def test_everything_is_checked_for_python_callers_too(name, value):
+    with pytest.raises(InvalidRequest) as caught:
+        Everything(**{name: value})
+    assert caught.value.field == name

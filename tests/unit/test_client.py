@@ -1,0 +1,254 @@
+"""The Python client against the real HTTP interface, in process."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from serve_app.api.app import create_app
+from serve_app.client import HttpService, UnexpectedAnswer, Unreachable
+from serve_app.domain.errors import InternalError, Overloaded, SamServeError, UnknownImage
+from serve_app.domain.limits import Limits
+from serve_app.domain.rle import encode_rle
+from serve_app.domain.types import (
+    CacheTier,
+    EmbedResult,
+    Everything,
+    Mask,
+    Prompt,
+    PromptResult,
+    ProposalSource,
+    RgbArray,
+    SegmentRequest,
+    SegmentResult,
+    TextQuery,
+)
+
+SHAPE = np.tri(7, 9, dtype=np.bool_)
+LOGITS = np.linspace(-9, 9, 256 * 256, dtype=np.float16).reshape(256, 256)
+MASK = Mask(
+    rle=encode_rle(SHAPE),
+    score=0.75,
+    stability_score=0.5,
+    bbox=(0, 0, 7, 7),
+    area=int(SHAPE.sum()),
+    low_res_logits=LOGITS,
+    point_coords=(3.5, 4.5),
+    crop_box=(0, 0, 9, 7),
+    text_score=0.25,
+    label="dog",
+)
+
+
+@dataclass
+class Recorder:
+    """Answers everything alike and keeps what it was asked."""
+
+    requests: list[SegmentRequest] = field(default_factory=list)
+    error: Exception | None = None
+    is_ready: bool = True
+
+    async def segment(self, request: SegmentRequest) -> SegmentResult:
+        self.requests.append(request)
+        if self.error is not None:
+            raise self.error
+        return SegmentResult(
+            image_id="9-7-abc",
+            width=9,
+            height=7,
+            results=(PromptResult(masks=(MASK,), text="dog", present=True, best_score=0.25),),
+            variant="fast",
+            model="vit_t",
+            reason="asked for",
+            cache=CacheTier.REDIS,
+            timings_ms={"embed": 1.5},
+            text_engine="labels",
+            threshold=0.125,
+        )
+
+    async def embed(self, image: bytes | RgbArray | str, variant: str) -> EmbedResult:
+        assert (image, variant) == (b"file", "slow")
+        return EmbedResult(
+            image_id="9-7-abc",
+            width=9,
+            height=7,
+            variant="slow",
+            model="vit_h",
+            cache=CacheTier.MISS,
+            timings_ms={"embed": 2.5},
+        )
+
+    async def models(self) -> Mapping[str, Any]:
+        return {"variants": [{"name": "fast"}]}
+
+    async def ready(self) -> bool:
+        return self.is_ready
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+async def sam(recorder: Recorder) -> AsyncIterator[HttpService]:
+    async def metrics() -> bytes:
+        return b""
+
+    app = create_app(recorder, Limits(), metrics=metrics, version="0")
+    async with HttpService("http://sam", transport=httpx.ASGITransport(app)) as service:
+        yield service
+
+
+def over(handler: Callable[[httpx.Request], httpx.Response]) -> HttpService:
+    return HttpService("http://sam", transport=httpx.MockTransport(handler))
+
+
+async def asked(sam: HttpService, recorder: Recorder, request: SegmentRequest) -> SegmentRequest:
+    """The request as it arrived on the other side."""
+    await sam.segment(request)
+    return recorder.requests[-1]
+
+
+async def test_prompts_arrive_as_they_were(sam: HttpService, recorder: Recorder) -> None:
+    prompts = (
+        Prompt(box=np.array([0.1, 1, 5, 6]), multimask_output=False),
+        Prompt(
+            point_coords=np.array([[1.5, 2.5], [3, 4]]),
+            point_labels=np.array([1, 0]),
+            mask_input=LOGITS.astype(np.float32) / np.float32(3),
+        ),
+    )
+    request = SegmentRequest(image=b"file", task=prompts, variant="slow", return_logits=True)
+    arrived = await asked(sam, recorder, request)
+    assert (arrived.image, arrived.variant, arrived.return_logits) == (b"file", "slow", True)
+    assert not isinstance(arrived.task, TextQuery | Everything)
+    assert len(arrived.task) == 2
+    for sent, got in zip(prompts, arrived.task, strict=True):
+        assert sent.multimask_output == got.multimask_output
+        for name in ("box", "point_coords", "point_labels", "mask_input"):
+            np.testing.assert_array_equal(getattr(sent, name), getattr(got, name))
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        TextQuery(texts=("dog",)),
+        TextQuery(
+            texts=("a dog", "Hündin"),
+            threshold=0.0,
+            max_masks=3,
+            proposals=ProposalSource.CONTOURS,
+        ),
+        Everything(),
+        Everything(points_per_side=8, crop_n_layers=1, proposals=ProposalSource.DETECTOR),
+    ],
+)
+async def test_other_tasks_arrive_as_they_were(
+    sam: HttpService, recorder: Recorder, task: TextQuery | Everything
+) -> None:
+    arrived = await asked(sam, recorder, SegmentRequest(image="9-7-abc", task=task))
+    assert arrived.task == task
+    assert (arrived.image, arrived.variant) == ("9-7-abc", "auto")
+
+
+async def test_pixels_arrive_without_loss(sam: HttpService, recorder: Recorder) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
+    arrived = await asked(
+        sam, recorder, SegmentRequest(image=pixels, task=TextQuery(texts=("dog",)))
+    )
+    assert isinstance(arrived.image, bytes)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(arrived.image))), pixels)
+
+
+async def test_answer_comes_back_whole(sam: HttpService) -> None:
+    request = SegmentRequest(image=b"file", task=TextQuery(texts=("dog",)))
+    result = await sam.segment(request)
+    assert (result.image_id, result.width, result.height) == ("9-7-abc", 9, 7)
+    assert (result.variant, result.model, result.reason) == ("fast", "vit_t", "asked for")
+    assert (result.cache, result.text_engine, result.threshold) == ("redis", "labels", 0.125)
+    assert result.timings_ms["embed"] == 1.5
+    (answer,) = result.results
+    assert (answer.text, answer.present, answer.best_score) == ("dog", True, 0.25)
+    (mask,) = answer.masks
+    np.testing.assert_array_equal(mask.array, SHAPE)
+    assert mask.low_res_logits is not None
+    np.testing.assert_array_equal(mask.low_res_logits, LOGITS)
+    for name in Mask.__slots__:
+        if name != "low_res_logits":
+            assert getattr(mask, name) == getattr(MASK, name), name
+
+
+async def test_embed_models_and_ready(sam: HttpService, recorder: Recorder) -> None:
+    known = await sam.embed(b"file", "slow")
+    assert (known.image_id, known.model, known.cache) == ("9-7-abc", "vit_h", CacheTier.MISS)
+    assert (await sam.models())["variants"] == [{"name": "fast"}]
+    assert await sam.ready()
+    recorder.is_ready = False
+    assert not await sam.ready()
+
+
+@pytest.mark.parametrize("error", [UnknownImage("send it again", "image_id"), Overloaded("full")])
+async def test_errors_keep_their_type(
+    sam: HttpService, recorder: Recorder, error: SamServeError
+) -> None:
+    recorder.error = error
+    with pytest.raises(type(error)) as caught:
+        await sam.segment(SegmentRequest(image="x", task=Everything()))
+    assert (caught.value.message, caught.value.field) == (error.message, error.field)
+
+
+async def test_an_unknown_error_code_is_an_internal_error() -> None:
+    body = {"error": {"code": "new", "message": "something new"}}
+    async with over(lambda _: httpx.Response(418, json=body)) as sam:
+        with pytest.raises(InternalError, match="something new"):
+            await sam.models()
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        httpx.Response(200, text="<html>"),
+        httpx.Response(502, text="bad gateway"),
+        httpx.Response(404, json={"detail": "Not Found"}),
+        httpx.Response(200, json=[1]),
+        httpx.Response(200, json={"image_id": "x"}),
+        httpx.Response(200, json={"height": 2, "width": 2, "results": None}),
+    ],
+)
+async def test_other_services_are_told_apart(response: httpx.Response) -> None:
+    async with over(lambda _: response) as sam:
+        with pytest.raises(UnexpectedAnswer):
+            await sam.segment(SegmentRequest(image="x", task=Everything()))
+
+
+@pytest.mark.parametrize(
+    "segmentation", [{"size": [2, 2], "counts": "0"}, {"size": [1, 1], "counts": "1"}]
+)
+async def test_masks_that_do_not_fit_the_image_are_refused(segmentation: dict[str, Any]) -> None:
+    mask = {"segmentation": segmentation, "score": 1, "stability_score": 1}
+    body = {"height": 2, "width": 2, "image_id": "x", "variant": "v", "model": "m", "reason": "r"}
+    body |= {"cache": "miss", "timings_ms": {}}
+    body |= {"results": [{"masks": [mask | {"bbox": [0, 0, 1, 1], "area": 1}]}]}
+    async with over(lambda _: httpx.Response(200, json=body)) as sam:
+        with pytest.raises(UnexpectedAnswer) as caught:
+            await sam.segment(SegmentRequest(image="x", task=Everything()))
+    assert "run lengths do not add up" in str(caught.value.__cause__)
+
+
+async def test_nobody_there() -> None:
+    def refuse(_: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused by 10.0.0.1")
+
+    async with over(refuse) as sam:
+        assert not await sam.ready()
+        with pytest.raises(Unreachable) as caught:
+            await sam.models()
+    assert "10.0.0.1" not in str(caught.value)
