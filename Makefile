@@ -1,0 +1,48 @@
+# Two commands do everything on a fresh machine: `make serve` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+UV_VERSION := 0.13.9
+
+.PHONY: help install serve test test-quick lint format lock models clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+install: $(INSTALLED)  ## a virtual environment with the locked versions
+
+$(INSTALLED): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $(INSTALLED)
+
+serve: $(INSTALLED)  ## weights, Ray, the graph, a demonstration; PORT=8001, ONCE=1 to stop by itself
+	@$(BIN)/python -m serve_app serve --demo $(if $(ONCE),--once) $(if $(PORT),--port $(PORT)) $(if $(CONFIG),--config $(CONFIG))
+
+test: $(INSTALLED)  ## all tests, with real weights and real Ray processes
+	$(BIN)/python -m pytest
+
+test-quick: $(INSTALLED)  ## the tests that need neither weights nor Ray
+	$(BIN)/python -m pytest -m "not weights and not cluster"
+
+lint: $(INSTALLED)  ## ruff and strict mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)  ## let ruff format and mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+models: $(INSTALLED)  ## the known models, where their weights are, and their state
+	@$(BIN)/python -m serve_app models
+
+lock: $(INSTALLED)  ## compile requirements.lock anew from pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
+		--extra dev --extra redis --generate-hashes --output-file requirements.lock pyproject.toml
+
+clean:  ## remove what was installed and made here
+	rm -rf $(VENV) out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
