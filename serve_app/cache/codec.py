@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import struct
 
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
@@ -12,12 +12,12 @@ from serve_app.domain.types import Embedding
 
 _MAGIC = b"SAMEMB01"
 _DIGEST = 32
+_SIZE = struct.Struct(">II")
 
 
 def encode_embedding(key: str, embedding: Embedding) -> bytes:
     """Serialise for a tier outside the process."""
-    header = json.dumps({"height": embedding.height, "width": embedding.width}).encode()
-    body = len(header).to_bytes(4, "big") + header + save(dict(embedding.tensors))
+    body = _SIZE.pack(embedding.height, embedding.width) + save(dict(embedding.tensors))
     return _MAGIC + _digest(key, body) + body
 
 
@@ -30,12 +30,10 @@ def decode_embedding(key: str, data: bytes) -> Embedding | None:
     body = data[start:]
     if data[: len(_MAGIC)] != _MAGIC or data[len(_MAGIC) : start] != _digest(key, body):
         return None
-    length = int.from_bytes(body[:4], "big")
     try:
-        header = json.loads(body[4 : 4 + length])
-        tensors = load(body[4 + length :])
-        return Embedding(tensors, height=int(header["height"]), width=int(header["width"]))
-    except (SafetensorError, ValueError, KeyError, TypeError):
+        height, width = _SIZE.unpack_from(body)
+        return Embedding(load(body[_SIZE.size :]), height=height, width=width)
+    except (SafetensorError, struct.error, ValueError, KeyError, TypeError):
         return None
 
 

@@ -6,6 +6,8 @@ import logging
 import time
 
 import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 log = logging.getLogger(__name__)
@@ -31,7 +33,11 @@ class RedisTier:
     def connect(cls, url: str, ttl_s: int) -> RedisTier:
         """A tier at ``redis://host:port/db``; no connection is made yet."""
         client = redis.asyncio.Redis.from_url(
-            url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S
+            url,
+            socket_timeout=_TIMEOUT_S,
+            socket_connect_timeout=_TIMEOUT_S,
+            # Once, for a connection that the server has closed; the default is ten times.
+            retry=Retry(NoBackoff(), 1),
         )
         return cls(client, ttl_s)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 from typing import Generic, TypeVar
 
 V = TypeVar("V")
@@ -24,7 +25,9 @@ class SingleFlight(Generic[V]):
         """The outcome of ``compute`` for this key, run by this call or joined."""
         task = self._tasks.get(key)
         if task is None:
-            task = asyncio.ensure_future(self._call(compute))
+            # In a context of its own: the computation is nobody's alone.  In the context of the
+            # first caller's request Ray Serve would cancel its remote calls with that request.
+            task = asyncio.create_task(self._call(compute), context=Context())
             self._tasks[key] = task
             self._waiting[key] = 0
             task.add_done_callback(lambda done: self._forget(key, done))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -45,7 +46,9 @@ class TieredEmbeddingCache:
         embedding = await compute()
         self._memory.put(key, embedding, embedding.nbytes)
         if self._shared is not None:
-            await self._shared.put(key, encode_embedding(key, embedding))
+            # Hashing some megabytes would hold up the event loop.
+            data = await asyncio.to_thread(encode_embedding, key, embedding)
+            await self._shared.put(key, data)
         return embedding, CacheTier.MISS
 
     async def _from_shared(self, key: str) -> Embedding | None:
@@ -54,7 +57,7 @@ class TieredEmbeddingCache:
         data = await self._shared.get(key)
         if data is None:
             return None
-        embedding = decode_embedding(key, data)
+        embedding = await asyncio.to_thread(decode_embedding, key, data)
         if embedding is None:
             log.warning("a value of the shared cache was damaged or foreign; it counts as a miss")
             return None

@@ -40,7 +40,7 @@ class Case:
 
 def demo_cases() -> list[Case]:
     """A point, the same point again, a box, box with point, texts and everything."""
-    nose = Prompt(point_coords=np.array([[225, 200]]), point_labels=np.array([1]))
+    eye = Prompt(point_coords=np.array([[172, 117]]), point_labels=np.array([1]))
     face = Prompt(box=np.array([170, 65, 285, 215]), multimask_output=False)
     suit = Prompt(
         box=np.array([60, 210, 460, 510]),
@@ -51,8 +51,8 @@ def demo_cases() -> list[Case]:
     # 256 points and milder thresholds than ViT-H's find more objects with the small models.
     grid = Everything(points_per_side=16, pred_iou_thresh=0.8, stability_score_thresh=0.9)
     return [
-        Case("1-point", "cat", "point (225, 200)", (nose,), in_summary=True),
-        Case("2-point-again", "cat", "the same point again", (nose,)),
+        Case("1-point", "cat", "point (172, 117)", (eye,), in_summary=True),
+        Case("2-point-again", "cat", "the same point again", (eye,)),
         Case("3-box", "astronaut", "box", (face,), in_summary=True),
         Case("4-box-and-points", "astronaut", "box and two points", (suit,)),
         Case("5-text", "cat", "text 'cat'", TextQuery(texts=("cat",)), in_summary=True),
@@ -94,7 +94,7 @@ async def run_demo(url: str, out: Path) -> None:
             picture.save(out / f"{case.name}.png")
             if case.in_summary:
                 pictures.append(picture)
-    side_by_side(pictures, 320).save(out / "summary.jpg", quality=88)
+    side_by_side(pictures, 320).save(out / "summary.png", optimize=True)
     print(_table(rows))
 
 
@@ -115,7 +115,8 @@ def _score(result: SegmentResult) -> str:
         return ", ".join(
             f"{r.best_score:.2f}" + ("" if r.present else " not present") for r in result.results
         )
-    return f"{max((m.score for m in _shown(result)), default=0.0):.2f}"
+    scores = [mask.score for mask in _shown(result)]
+    return f"{np.mean(scores):.2f}" if scores else "-"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

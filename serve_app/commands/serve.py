@@ -150,7 +150,7 @@ def _demonstrate(url: str, out: Path) -> None:
         asyncio.run(run_demo(url, out))
     except SamServeError as exc:
         raise CommandError(f"the demonstration failed: {exc.message} ({exc.code})") from exc
-    print(f"pictures: {out}/summary.jpg and one for each row")
+    print(f"pictures: {out}/summary.png and one for each row")
 
 
 def _say_how(url: str) -> None:

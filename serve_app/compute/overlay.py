@@ -12,7 +12,7 @@ from serve_app.domain.types import Mask, Prompt, RgbArray
 
 _GOLDEN_RATIO = 0.618034
 _OPACITY = 0.5
-_CAPTION_HEIGHT = 22
+_CAPTION_HEIGHT = 26
 
 
 def draw_overlay(
@@ -36,7 +36,7 @@ def draw_overlay(
     picture = Image.new("RGB", (width, height + _CAPTION_HEIGHT), "black")
     picture.paste(Image.fromarray(canvas.astype(np.uint8)), (0, _CAPTION_HEIGHT))
     draw = ImageDraw.Draw(picture)
-    draw.text((6, 3), caption, fill="white", font=ImageFont.load_default(14))
+    draw.text((6, 4), caption, fill="white", font=ImageFont.load_default(17))
     for prompt in prompts:
         _draw_prompt(draw, prompt)
     return picture

@@ -76,7 +76,10 @@ class RemoteEncoder:
 
     async def encode(self, pixels: SharedPixels) -> Embedding:
         """Embed an image; its pixels go straight from the object store to the encoder."""
-        return await answer_of(self._handle.encode.remote(pixels.ref))
+        found: Embedding = await answer_of(self._handle.encode.remote(pixels.ref))
+        # Copied out of the object store, which could not drop what the cache keeps.
+        tensors = {name: tensor.copy() for name, tensor in found.tensors.items()}
+        return Embedding(tensors, height=found.height, width=found.width)
 
 
 class RemotePredictor:

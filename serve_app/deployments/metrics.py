@@ -45,9 +45,9 @@ def merge_pages(pages: Iterable[str]) -> str:
     for page in pages:
         family = ""
         for line in page.splitlines():
-            if line.startswith("#"):
+            if line.startswith(("# HELP ", "# TYPE ")):
                 parts = line.split(" ", 3)
-                family = parts[2] if len(parts) > 2 else ""
+                family = parts[2]
                 if family.startswith(_WANTED):
                     head = heads.setdefault(family, [])
                     if line not in head and not any(

@@ -32,6 +32,9 @@ BoolArray = NDArray[np.bool_]
 LOW_RES = 256
 """Side of SAM's low-resolution masks, in cells."""
 
+_LARGEST = 1e9
+"""Greatest number of a prompt: from some 1e30 on, finite input becomes NaN inside the model."""
+
 
 class CacheTier(StrEnum):
     """Where an image's embedding came from."""
@@ -63,7 +66,7 @@ def _frozen(array: Any, dtype: Any, shape: tuple[int | None, ...], name: str) ->
         raise InvalidPrompt(f"{name} must have the shape {expected}", name)
     if not np.isfinite(value).all():
         raise InvalidPrompt(f"{name} must not hold NaN or infinite numbers", name)
-    if value.size and np.abs(value).max() > np.finfo(np.float32).max:
+    if value.size and np.abs(value).max() > _LARGEST:
         raise InvalidPrompt(f"{name} holds a number out of range", name)
     result = value.astype(dtype)
     result.flags.writeable = False

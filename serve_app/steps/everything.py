@@ -93,8 +93,9 @@ class EverythingStep:
         with self._timings.stage("propose"):
             proposals = await self._proposer.propose(await part.pixels(), task.proposals, side)
         options = DecodeOptions(
-            pred_iou_thresh=task.pred_iou_thresh,
-            stability_score_thresh=task.stability_score_thresh,
+            # Meta's 0 switches a filter off; predicted IoUs may be a little below it.
+            pred_iou_thresh=task.pred_iou_thresh or None,
+            stability_score_thresh=task.stability_score_thresh or None,
             stability_score_offset=task.stability_score_offset,
         )
         found: list[Mask] = []

@@ -75,7 +75,10 @@ class ImageStore:
         if isinstance(source, str):
             return OpenImage(self, source)
         if not isinstance(source, bytes):
-            array = check_pixels(source, self._limits)
+            # A copy: the caller may write to its array, of which the name would then lie, and
+            # an array that came over a handle keeps the object store's memory.
+            array = await asyncio.to_thread(check_pixels(source, self._limits).copy)
+            array.flags.writeable = False
             name = await asyncio.to_thread(image_id, array)
             self._kept.put(name, array, array.nbytes)
             return OpenImage(self, name, array)

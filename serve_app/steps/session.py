@@ -21,6 +21,7 @@ class Session:
     def __init__(self, predictor: Predictor, timings: Timings) -> None:
         self._predictor = predictor
         self._timings = timings
+        self._known: set[str] = set()
         self.cache: CacheTier | None = None
 
     async def predict(
@@ -28,12 +29,15 @@ class Session:
     ) -> tuple[tuple[Mask, ...], ...]:
         """Masks for each prompt.  Pixels move only if the variant does not know the image."""
         predict = self._predictor.predict
+        # Pixels that are at hand save a round trip on an image that is probably new.
+        pixels = None if image.id in self._known else image.decoded
         with self._timings.stage("predict"):
-            prediction = await predict(image.id, image.decoded, prompts, options)
+            prediction = await predict(image.id, pixels, prompts, options)
             if prediction is None:
                 prediction = await predict(image.id, await image.pixels(), prompts, options)
         if prediction is None:
             raise UnknownImage("the image could not be embedded: send it again", "image_id")
+        self._known.add(image.id)
         self._timings.add(prediction.timings_ms)
         if self.cache is None:
             self.cache = prediction.cache

@@ -108,7 +108,7 @@ class TextStep:
         masks: dict[int, Mask] = {
             i: replace(answer[0], label=proposals[i].label)
             for i, answer in zip(wanted, answers, strict=True)
-            if answer
+            if answer and answer[0].area
         }
         results = []
         for text, row, of_text in zip(query.texts, scored.scores, picked, strict=True):

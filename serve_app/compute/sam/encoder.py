@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from segment_anything.modeling import Sam
 
@@ -44,8 +43,8 @@ class SamEncoder:
         features = self._encoder(inputs)
         if self._dtype is not torch.float32:
             features = features.to(torch.float16)
-        arrays = np.ascontiguousarray(features.cpu().numpy())
+        # Copies: a view would keep the whole batch in memory while one image of it is cached.
         return [
-            Embedding({"image_embed": array}, height=image.shape[0], width=image.shape[1])
-            for array, image in zip(arrays, images, strict=True)
+            Embedding({"image_embed": array.copy()}, height=image.shape[0], width=image.shape[1])
+            for array, image in zip(features.cpu().numpy(), images, strict=True)
         ]

@@ -74,8 +74,12 @@ def finish_masks(
 
 
 def _stability(full: Tensor, offset: float) -> list[float]:
-    """IoU of each mask cut at ``+offset`` and ``-offset``; 1 where even the looser is empty."""
+    """IoU of each mask cut at ``+offset`` and ``-offset``; 0 where even the looser is empty.
+
+    So a threshold drops an empty mask, as it drops the NaN of `segment_anything`.
+    """
     inner = (full > offset).sum(dim=(1, 2))
     outer = (full > -offset).sum(dim=(1, 2))
-    ratio = torch.where(outer > 0, inner / outer.clamp(min=1), 1.0)
+    # Single precision would put 0.95 below a threshold of 0.95.
+    ratio = inner.double() / outer.clamp(min=1)
     return [float(value) for value in ratio.cpu()]
