@@ -36,6 +36,9 @@ _STD = np.array([58.395, 57.12, 57.375], dtype=np.float32)
 _OUTPUTS = ("high_res_feats_0", "high_res_feats_1", "image_embed")
 _MASKS = (0, 1, 2)
 
+_CPU_CHUNK = 4
+_GPU_CHUNK = 64
+
 
 def _session(model: Path, compute: Compute) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
@@ -66,10 +69,14 @@ class Sam2OnnxEncoder:
 
 
 class Sam2OnnxDecoder:
-    """SAM 2's prompt encoder and mask decoder."""
+    """SAM 2's prompt encoder and mask decoder.
+
+    A prompt takes about 40 MB while it is decoded; a group goes through in chunks.
+    """
 
     def __init__(self, model: Path, compute: Compute) -> None:
         self._session = _session(model, compute)
+        self._chunk = _CPU_CHUNK if compute.device == "cpu" else _GPU_CHUNK
 
     def decode_batch(self, jobs: Sequence[DecodeJob]) -> list[tuple[Mask, ...]]:
         """Masks for each job at its image's full size; each as if decoded alone."""
@@ -79,12 +86,14 @@ class Sam2OnnxDecoder:
             masked = job.prompt.mask_input is not None
             groups[id(job.embedding), len(points[i][1]), masked].append(i)
         answers: dict[int, tuple[Mask, ...]] = {}
-        for indices in groups.values():
-            coords = np.stack([points[i][0] for i in indices])
-            labels = np.stack([points[i][1] for i in indices])
-            logits, scores = self._run([jobs[i] for i in indices], coords, labels)
-            for row, i in enumerate(indices):
-                answers[i] = self._finish(jobs[i], logits[row], scores[row])
+        for group in groups.values():
+            for start in range(0, len(group), self._chunk):
+                indices = group[start : start + self._chunk]
+                coords = np.stack([points[i][0] for i in indices])
+                labels = np.stack([points[i][1] for i in indices])
+                logits, scores = self._run([jobs[i] for i in indices], coords, labels)
+                for row, i in enumerate(indices):
+                    answers[i] = self._finish(jobs[i], logits[row], scores[row])
         return [answers[i] for i in range(len(jobs))]
 
     def _run(

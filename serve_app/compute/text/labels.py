@@ -83,7 +83,7 @@ class LabelsScorer:
         from sentence_transformers import SentenceTransformer
         from transformers.utils.logging import disable_progress_bar
 
-        disable_progress_bar()
+        disable_progress_bar()  # type: ignore[no-untyped-call]
         if not (sentence_model_dir / "model.safetensors").is_file():
             raise WeightsUnavailable("the sentence model's directory holds no safetensors weights")
         torch.set_num_threads(threads)

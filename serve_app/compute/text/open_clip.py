@@ -6,7 +6,6 @@ Supervision", 2021, for templates and the softmax over texts; the ``open-clip-to
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,6 @@ from serve_app.domain.types import (
     ScorerInfo,
     TextScores,
 )
-
-logger = logging.getLogger(__name__)
 
 _PRECISION = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 _EMPTY_WORDS = frozenset({"a", "an", "the"})

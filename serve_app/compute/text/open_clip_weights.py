@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,7 +65,7 @@ def _from_hub(tag: dict[str, Any], offline: bool) -> Path:
         cached = try_to_load_from_cache(repository, name)
         if isinstance(cached, str):
             return Path(cached)
-    if offline or constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE") == "1":
+    if offline or constants.HF_HUB_OFFLINE:
         raise WeightsUnavailable("the OpenCLIP weights are not on this machine, which is offline")
     name = _probe(repository, names)
     try:

@@ -1,0 +1,46 @@
+"""The documents name every error code and every limit, with the values the code has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from serve_app.domain.errors import SamServeError
+from serve_app.domain.limits import Limits
+
+ROOT = Path(__file__).resolve().parents[2]
+HTTP = (ROOT / "docs" / "http.md").read_text(encoding="utf-8")
+
+
+def served_errors(base: type[SamServeError] = SamServeError) -> Iterator[type[SamServeError]]:
+    for kind in base.__subclasses__():
+        if kind.__module__ == "serve_app.domain.errors":
+            yield kind
+        yield from served_errors(kind)
+
+
+@pytest.mark.parametrize("error", sorted(set(served_errors()), key=lambda e: e.code))
+def test_every_error_code_is_documented_with_its_status(error: type[SamServeError]) -> None:
+    assert f"| `{error.code}` | {error.status} |" in HTTP
+
+
+def test_no_unknown_error_code_is_documented() -> None:
+    codes = {error.code for error in served_errors()}
+    documented = set(re.findall(r"^\| `([a-z_]+)` \| \d{3} \|", HTTP, re.M))
+    assert documented == codes
+
+
+@pytest.mark.parametrize("name", Limits.model_fields)
+def test_every_limit_is_documented_with_its_default(name: str) -> None:
+    value = getattr(Limits(), name)
+    told = f"{value >> 20} MiB" if name.endswith("_bytes") else f"{value:,}"
+    assert f"| `{name}` | {told} |" in HTTP
+
+
+def test_relative_links_of_the_documents_lead_somewhere() -> None:
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
