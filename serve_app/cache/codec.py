@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -17,7 +18,9 @@ _SIZE = struct.Struct(">II")
 
 def encode_embedding(key: str, embedding: Embedding) -> bytes:
     """Serialise for a tier outside the process."""
-    body = _SIZE.pack(embedding.height, embedding.width) + save(dict(embedding.tensors))
+    # safetensors writes memory as it lies, whatever the strides say.
+    tensors = {name: np.ascontiguousarray(t) for name, t in embedding.tensors.items()}
+    body = _SIZE.pack(embedding.height, embedding.width) + save(tensors)
     return _MAGIC + _digest(key, body) + body
 
 

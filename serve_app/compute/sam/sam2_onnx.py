@@ -2,8 +2,11 @@
 
 The encoder takes one image stretched to 1024 x 1024.  The decoder takes one image and several
 prompts with equally many points, all with a mask or all without: a batch is therefore cut into
-groups that the model can run in one pass.  It has no single-mask output; where one mask is
-asked for, the best of its three is taken.
+groups that the model can run in one pass.
+
+It has no single-mask output.  Where one mask is asked for, the best of its three is taken: by
+predicted IoU, and with a box by predicted IoU times the IoU of the mask's extent with the box.
+On small objects the predicted IoU alone too often prefers the largest mask.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
+from torch import Tensor
 
 from serve_app.compute.sam.finish import choose, finish_masks
 from serve_app.compute.sam.frame import IMAGE_SIZE, Frame, as_input_tensor
@@ -120,12 +124,32 @@ class Sam2OnnxDecoder:
 
     @staticmethod
     def _finish(job: DecodeJob, logits: Float32Array, scores: Float32Array) -> tuple[Mask, ...]:
-        chosen = choose(scores.tolist(), _MASKS, _MASKS, job)
+        frame = Frame.stretched(job.embedding.height, job.embedding.width)
+        all_logits = torch.from_numpy(logits)
+        single: Sequence[int] = _MASKS
+        if job.prompt.box is not None and not job.prompt.multimask_output:
+            agreement = _agreement(frame.to_image(all_logits) > 0, job.prompt.box)
+            single = (int(np.argmax(scores * agreement)),)
+        chosen = choose(scores.tolist(), single, _MASKS, job)
         if not chosen:
             return ()
-        frame = Frame.stretched(job.embedding.height, job.embedding.width)
-        picked = torch.from_numpy(logits[chosen])
-        return finish_masks(picked, torch.from_numpy(scores[chosen]), frame, job.options)
+        picked = torch.from_numpy(scores[chosen])
+        return finish_masks(all_logits[chosen], picked, frame, job.options)
+
+
+def _agreement(masks: Tensor, box: Float32Array) -> Float32Array:
+    """``(M,)`` IoU of the extent of each ``(M, H, W) bool`` mask with an XYXY box."""
+    extents = np.zeros((len(masks), 4))
+    for i, mask in enumerate(masks):
+        rows, columns = (mask.any(dim=axis).nonzero().flatten() for axis in (1, 0))
+        if len(rows):
+            extents[i] = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+    low = np.maximum(extents[:, :2], box[:2])
+    high = np.minimum(extents[:, 2:], box[2:])
+    shared = np.prod(np.clip(high - low, 0, None), axis=1)
+    areas = np.prod(extents[:, 2:] - extents[:, :2], axis=1) + np.prod(box[2:] - box[:2])
+    agreement: Float32Array = (shared / (areas - shared)).astype(np.float32)
+    return agreement
 
 
 def _points(job: DecodeJob) -> tuple[Float32Array, Float32Array]:

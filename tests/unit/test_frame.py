@@ -1,0 +1,142 @@
+"""Between the image's pixels and the model's square, against `segment_anything`'s own way."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from segment_anything.utils.transforms import ResizeLongestSide
+from torch import Tensor
+from torch.nn import functional as F
+
+from serve_app.compute.sam.finish import finish_masks
+from serve_app.compute.sam.frame import IMAGE_SIZE, Frame, as_input_tensor
+from serve_app.domain.types import DecodeOptions
+
+SIDES = st.integers(1, 400)
+
+
+def _logits(seed: int, count: int = 2) -> Tensor:
+    return torch.randn((count, 256, 256), generator=torch.Generator().manual_seed(seed)) * 10
+
+
+def _whole_square(logits: Tensor, frame: Frame) -> Tensor:
+    """As SAM does it: all of the square is scaled up, then cut."""
+    size = (IMAGE_SIZE, IMAGE_SIZE)
+    square = F.interpolate(logits[None], size, mode="bilinear", align_corners=False)
+    square = square[..., : frame.input_height, : frame.input_width]
+    image = (frame.height, frame.width)
+    return F.interpolate(square, image, mode="bilinear", align_corners=False)[0]
+
+
+@settings(max_examples=30, deadline=None)
+@given(SIDES, SIDES, st.integers(0, 5))
+def test_cutting_before_scaling_up_changes_no_bit(height: int, width: int, seed: int) -> None:
+    frame, logits = Frame.padded(height, width), _logits(seed)
+    assert torch.equal(frame.to_image(logits), _whole_square(logits, frame))
+
+
+@pytest.mark.parametrize("shorter", [*range(1, 12), 509, 510, 511, 512, 1020, 1021, 1022, 1023])
+def test_cutting_is_exact_wherever_the_image_ends_in_a_cell(shorter: int) -> None:
+    """At a longer side of 1024 each length of the shorter is its own place in the square."""
+    for frame in (Frame.padded(shorter, 1024), Frame.padded(1024, shorter)):
+        assert min(frame.input_height, frame.input_width) == shorter
+        assert torch.equal(frame.to_image(_logits(1, 1)), _whole_square(_logits(1, 1), frame))
+
+
+@given(SIDES, SIDES)
+def test_the_place_in_the_square_is_sams(height: int, width: int) -> None:
+    frame = Frame.padded(height, width)
+    rows, columns = ResizeLongestSide.get_preprocess_shape(height, width, IMAGE_SIZE)
+    # Except that a side never vanishes.
+    assert (frame.input_height, frame.input_width) == (max(1, rows), max(1, columns))
+
+
+@given(SIDES, SIDES, st.floats(-50, 450), st.floats(-50, 450))
+def test_points_are_mapped_as_sam_maps_them(height: int, width: int, x: float, y: float) -> None:
+    points = np.array([[x, y]], np.float32)
+    frame = Frame.padded(height, width)
+    ours = frame.to_input(points)
+    assert ours.dtype == np.float32
+    scale = (frame.input_width / width, frame.input_height / height)
+    np.testing.assert_allclose(ours, points * scale, rtol=1e-6, atol=1e-6)
+    if min(ResizeLongestSide.get_preprocess_shape(height, width, IMAGE_SIZE)) > 0:
+        theirs = ResizeLongestSide(IMAGE_SIZE).apply_coords(points, (height, width))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_images_are_resized_as_sam_resizes_them() -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (70, 123, 3), dtype=np.uint8)
+    ours = Frame.padded(70, 123).resize(pixels)
+    np.testing.assert_array_equal(ours, ResizeLongestSide(IMAGE_SIZE).apply_image(pixels))
+    # A part of a larger image, as crops are, is no whole block of memory.
+    part = pixels[10:50, 20:90]
+    np.testing.assert_array_equal(
+        Frame.padded(40, 70).resize(part), Frame.padded(40, 70).resize(part.copy())
+    )
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 30_000), (30_000, 1), (2, 5_000)])
+def test_extreme_shapes_keep_at_least_a_line(shape: tuple[int, int]) -> None:
+    frame = Frame.padded(*shape)
+    assert max(frame.input_height, frame.input_width) == IMAGE_SIZE
+    assert min(frame.input_height, frame.input_width) >= 1
+    resized = frame.resize(np.full((*shape, 3), 200, np.uint8))
+    assert resized.shape == (frame.input_height, frame.input_width, 3)
+    assert (resized == 200).all()
+    full = frame.to_image(_logits(0, 1))
+    assert full.shape == (1, *shape)
+    assert torch.isfinite(full).all()
+
+
+def test_the_stretched_frame_fills_the_square() -> None:
+    frame = Frame.stretched(300, 451)
+    corners = np.array([[0, 0], [451, 300]], np.float32)
+    np.testing.assert_array_equal(frame.to_input(corners), [[0, 0], [1024, 1024]])
+    logits = _logits(3)
+    direct = F.interpolate(logits[None], (300, 451), mode="bilinear", align_corners=False)[0]
+    assert torch.equal(frame.to_image(logits), direct)
+
+
+def test_padding_is_zero_after_normalisation() -> None:
+    mean, std = np.array([100, 0, 50], np.float32), np.array([2, 4, 5], np.float32)
+    tensor = as_input_tensor(np.full((3, 1024, 3), 60, np.uint8), mean, std)
+    assert tensor.shape == (3, 1024, 1024)
+    assert tensor[:, 2, 1023].tolist() == [-20, 15, 2]
+    assert not tensor[:, 3:].any()
+
+
+def _finish(logits: Tensor, options: DecodeOptions) -> list[tuple[float, int]]:
+    frame = Frame.stretched(256, 256)
+    masks = finish_masks(logits, torch.arange(len(logits)) / 10, frame, options)
+    return [(mask.stability_score, mask.area) for mask in masks]
+
+
+def test_stability_is_the_iou_of_a_looser_and_a_stricter_cut() -> None:
+    logits = torch.full((1, 256, 256), -9.0)
+    logits[0, 0, :19] = 5.0
+    logits[0, 0, 19] = 0.5
+    exact = DecodeOptions(stability_score_thresh=0.95)
+    # 19 of 20 is no less than 0.95, in whatever precision.
+    assert _finish(logits, exact) == [(0.95, 20)]
+    assert _finish(logits, DecodeOptions(stability_score_thresh=0.951)) == []
+    assert _finish(logits, DecodeOptions(stability_score_offset=0.4)) == [(1.0, 20)]
+
+
+def test_an_empty_mask_is_answered_but_passes_no_threshold() -> None:
+    """Meta's score of an empty mask is NaN, which no threshold lets pass."""
+    logits = torch.stack([torch.full((256, 256), -9.0), torch.full((256, 256), 9.0)])
+    assert _finish(logits, DecodeOptions()) == [(0.0, 0), (1.0, 65_536)]
+    assert _finish(logits, DecodeOptions(stability_score_thresh=0.1)) == [(1.0, 65_536)]
+
+
+def test_scores_stay_with_their_masks_when_some_are_dropped() -> None:
+    logits = torch.full((3, 256, 256), -9.0)
+    logits[2, 10:20, 30:50] = 9.0
+    frame, options = Frame.stretched(256, 256), DecodeOptions(stability_score_thresh=0.5)
+    (mask,) = finish_masks(logits, torch.tensor([0.1, 0.2, 0.3]), frame, options)
+    assert mask.score == pytest.approx(0.3)
+    assert (mask.bbox, mask.area) == ((30, 10, 20, 10), 200)
+    assert np.array_equal(mask.array, (logits[2] > 0).numpy())

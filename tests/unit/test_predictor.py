@@ -1,0 +1,124 @@
+"""One variant's cache, encoder and decoder together, over fakes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from serve_app.cache.tiers import TieredEmbeddingCache
+from serve_app.domain.rle import encode_rle
+from serve_app.domain.types import (
+    CacheTier,
+    DecodeJob,
+    DecodeOptions,
+    Embedding,
+    Mask,
+    Prompt,
+    RgbArray,
+)
+from serve_app.predictor import VariantPredictor
+
+PIXELS = np.zeros((4, 6, 3), np.uint8)
+PROMPTS = [Prompt(point_coords=[[i, 1]], point_labels=[1]) for i in range(3)]
+
+
+class Model:
+    """Encodes to the mean, decodes to a mask whose score is the prompt's x."""
+
+    def __init__(self, cache: TieredEmbeddingCache | None = None, weights: str = "w") -> None:
+        self.encoded: list[RgbArray] = []
+        self.jobs: list[DecodeJob] = []
+        self.predictor: VariantPredictor[RgbArray] = VariantPredictor(
+            cache or TieredEmbeddingCache(10_000),
+            self.encode,
+            self.decode,
+            weights_hash=weights,
+            preprocessing="p",
+            dtype="float32",
+        )
+
+    async def encode(self, pixels: RgbArray) -> Embedding:
+        self.encoded.append(pixels)
+        await asyncio.sleep(0)
+        return Embedding({"e": np.array([pixels.mean()])}, height=4, width=6)
+
+    async def decode(self, jobs: Sequence[DecodeJob]) -> list[tuple[Mask, ...]]:
+        self.jobs += jobs
+        masks = []
+        for job in jobs:
+            assert job.prompt.point_coords is not None
+            mask = Mask(
+                rle=encode_rle(np.ones((4, 6), np.bool_)),
+                score=float(job.prompt.point_coords[0, 0]),
+                stability_score=1.0,
+                bbox=(0, 0, 6, 4),
+                area=24,
+            )
+            masks.append((mask,))
+        return masks
+
+
+async def test_prompts_are_answered_in_order_with_their_options() -> None:
+    model, options = Model(), DecodeOptions(return_logits=True)
+    prediction = await model.predictor.predict("a", PIXELS, PROMPTS, options)
+    assert prediction is not None
+    assert [masks[0].score for masks in prediction.masks] == [0, 1, 2]
+    assert prediction.cache is CacheTier.MISS
+    assert set(prediction.timings_ms) == {"embed", "decode_masks"}
+    assert all(job.options is options for job in model.jobs)
+    # Of one image they carry one embedding, by which the decoder groups them.
+    assert len({id(job.embedding) for job in model.jobs}) == 1
+
+
+async def test_without_pixels_an_unknown_image_is_none_and_nothing_runs() -> None:
+    model = Model()
+    assert await model.predictor.predict("a", None, PROMPTS, DecodeOptions()) is None
+    assert (model.encoded, model.jobs) == ([], [])
+
+
+async def test_a_known_image_needs_no_pixels() -> None:
+    model = Model()
+    embedded = await model.predictor.predict("a", PIXELS, (), DecodeOptions())
+    assert embedded is not None
+    assert (embedded.masks, embedded.cache, model.jobs) == ((), CacheTier.MISS, [])
+    known = await model.predictor.predict("a", None, PROMPTS, DecodeOptions())
+    assert known is not None
+    assert (known.cache, len(known.masks), len(model.encoded)) == (CacheTier.MEMORY, 3, 1)
+
+
+async def test_twenty_requests_for_one_image_encode_once() -> None:
+    model = Model()
+    predict = model.predictor.predict
+    answers = await asyncio.gather(
+        *(predict("a", PIXELS, PROMPTS[:1], DecodeOptions()) for _ in range(20))
+    )
+    assert len(model.encoded) == 1
+    assert all(answer is not None and len(answer.masks) == 1 for answer in answers)
+
+
+async def test_another_model_never_reads_these_embeddings() -> None:
+    cache = TieredEmbeddingCache(10_000)
+    old, new = Model(cache, "old"), Model(cache, "new")
+    await old.predictor.predict("a", PIXELS, (), DecodeOptions())
+    assert await new.predictor.predict("a", None, (), DecodeOptions()) is None
+
+
+async def test_an_encoders_failure_is_the_callers() -> None:
+    model = Model()
+
+    async def fails(pixels: RgbArray) -> Embedding:
+        raise ValueError("no memory")
+
+    predictor = VariantPredictor(
+        TieredEmbeddingCache(10_000),
+        fails,
+        model.decode,
+        weights_hash="w",
+        preprocessing="p",
+        dtype="float32",
+    )
+    with pytest.raises(ValueError, match="no memory"):
+        await predictor.predict("a", PIXELS, PROMPTS, DecodeOptions())

@@ -1,0 +1,58 @@
+"""Which variant answers."""
+
+from __future__ import annotations
+
+import pytest
+
+from serve_app.domain.errors import UnknownVariant
+from serve_app.domain.registry import load_registry
+from serve_app.domain.settings import Compute, DecoderSettings, EncoderSettings, VariantSettings
+from serve_app.routing.router import choose_variant
+from serve_app.routing.variants import variant_info
+
+DEPLOYED = ("fast", "accurate")
+
+
+@pytest.mark.parametrize("default", DEPLOYED)
+def test_auto_is_the_configured_default(default: str) -> None:
+    choice = choose_variant("auto", DEPLOYED, default)
+    assert choice.variant == default
+    assert choice.reason.startswith("auto")
+
+
+@pytest.mark.parametrize("asked", DEPLOYED)
+def test_a_pinned_variant_is_never_changed(asked: str) -> None:
+    choice = choose_variant(asked, DEPLOYED, "fast")
+    assert (choice.variant, choice.reason) == (asked, "asked for")
+
+
+@pytest.mark.parametrize("asked", ["", "Fast", "quantized", "../fast", "a" * 10_000])
+def test_what_is_not_deployed_is_refused_without_an_echo(asked: str) -> None:
+    with pytest.raises(UnknownVariant) as caught:
+        choose_variant(asked, DEPLOYED, "fast")
+    assert caught.value.field == "variant"
+    assert "auto, accurate, fast" in caught.value.message
+    assert len(caught.value.message) < 100
+
+
+def test_a_variant_tells_its_model_and_where_its_encoder_runs() -> None:
+    registry = load_registry()
+    encoder = EncoderSettings(compute=Compute(dtype="bfloat16"))
+    split = VariantSettings(model="vit_t", description="quick", encoder=encoder)
+    info = variant_info("fast", split, registry)
+    assert (info.name, info.model, info.family, info.description) == (
+        "fast",
+        "vit_t",
+        "sam",
+        "quick",
+    )
+    assert info.details["dtype"] == "bfloat16"
+    assert info.details["weights_hash"] == registry.get("vit_t").weights_hash
+    # Fused, the encoder runs where the decoder does.
+    fused = split.model_copy(update={"layout": "fused", "decoder": DecoderSettings()})
+    assert variant_info("fast", fused, registry).details["dtype"] == "float32"
+
+
+def test_a_model_that_does_not_segment_is_no_variant() -> None:
+    with pytest.raises(ValueError, match="does not segment"):
+        variant_info("fast", VariantSettings(model="efficientdet_lite2"), load_registry())

@@ -1,0 +1,164 @@
+"""Opening images: named by content, decoded when needed, kept for later."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serve_app.compute.images import DecodedImage
+from serve_app.domain.errors import ImageTooLarge, InvalidImage, UnknownImage
+from serve_app.domain.image_id import image_id
+from serve_app.domain.limits import Limits
+from serve_app.domain.types import RgbArray
+from serve_app.steps import images
+from serve_app.steps.images import ImageStore
+
+PIXELS = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
+MEGABYTE = 2**20
+
+
+def _png(pixels: RgbArray = PIXELS) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+class Shared:
+    def __init__(self) -> None:
+        self.kept: dict[str, bytes] = {}
+
+    async def get(self, key: str) -> bytes | None:
+        return self.kept.get(key)
+
+    async def put(self, key: str, value: bytes) -> None:
+        self.kept[key] = value
+
+
+@pytest.fixture
+def decodings(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The files decoded during a test."""
+    seen: list[bytes] = []
+    original = images.decode_image
+
+    def counted(data: bytes, limits: Limits) -> DecodedImage:
+        seen.append(data)
+        return original(data, limits)
+
+    monkeypatch.setattr(images, "decode_image", counted)
+    return seen
+
+
+async def test_a_file_and_its_pixels_have_one_name() -> None:
+    store = ImageStore(Limits(), MEGABYTE)
+    by_file, by_array = await store.open(_png()), await store.open(PIXELS)
+    assert by_file.id == by_array.id == image_id(PIXELS)
+    assert (by_file.width, by_file.height) == (30, 20)
+    np.testing.assert_array_equal(await by_file.pixels(), PIXELS)
+
+
+async def test_a_file_seen_before_is_not_decoded_again(decodings: list[bytes]) -> None:
+    store = ImageStore(Limits(), MEGABYTE)
+    first = await store.open(_png())
+    second = await store.open(_png())
+    assert (second.id, second.decoded, len(decodings)) == (first.id, None, 1)
+    np.testing.assert_array_equal(await second.pixels(), PIXELS)
+    await second.pixels()
+    assert len(decodings) == 2  # once for all who ask within a request
+
+
+async def test_a_known_id_opens_without_pixels_and_gets_them_when_asked(
+    decodings: list[bytes],
+) -> None:
+    store = ImageStore(Limits(), MEGABYTE)
+    name = (await store.open(_png())).id
+    opened = await store.open(name)
+    assert (opened.id, opened.width, opened.height, opened.decoded) == (name, 30, 20, None)
+    assert len(decodings) == 1
+    np.testing.assert_array_equal(await opened.pixels(), PIXELS)
+
+
+async def test_an_array_is_kept_by_value() -> None:
+    store = ImageStore(Limits(), MEGABYTE)
+    mine = PIXELS.copy()
+    opened = await store.open(mine)
+    mine[:] = 0
+    np.testing.assert_array_equal(await opened.pixels(), PIXELS)
+    later = await (await store.open(opened.id)).pixels()
+    np.testing.assert_array_equal(later, PIXELS)
+    assert not later.flags.writeable
+
+
+async def test_unknown_and_malformed_ids() -> None:
+    store = ImageStore(Limits(), MEGABYTE)
+    missing = await store.open(image_id(PIXELS))
+    with pytest.raises(UnknownImage) as caught:
+        await missing.pixels()
+    assert caught.value.field == "image_id"
+    for bad in ("", "1x1", "0x5-" + "a" * 64, image_id(PIXELS) + "\n", image_id(PIXELS).upper()):
+        with pytest.raises(UnknownImage):
+            await store.open(bad)
+
+
+async def test_the_oldest_file_is_forgotten_at_the_bound() -> None:
+    files = [_png(PIXELS + np.uint8(i)) for i in range(3)]
+    store = ImageStore(Limits(), sum(len(f) for f in files[1:]) + 10)
+    names = [(await store.open(data)).id for data in files]
+    with pytest.raises(UnknownImage):
+        await (await store.open(names[0])).pixels()
+    for name in names[1:]:
+        await (await store.open(name)).pixels()
+
+
+async def test_a_forgotten_file_sent_again_is_kept_again(decodings: list[bytes]) -> None:
+    small, other = _png(), _png(PIXELS + np.uint8(1))
+    store = ImageStore(Limits(), max(len(small), len(other)))
+    name = (await store.open(small)).id
+    await store.open(other)
+    assert (await store.open(small)).decoded is None  # its name is known still
+    assert len(decodings) == 2
+    np.testing.assert_array_equal(await (await store.open(name)).pixels(), PIXELS)
+
+
+async def test_bad_images_are_refused_and_leave_nothing() -> None:
+    store = ImageStore(Limits(max_image_side=25), MEGABYTE)
+    for bad, error in (
+        (b"", InvalidImage),
+        (b"not an image", InvalidImage),
+        (_png()[:-30], ImageTooLarge),
+        (PIXELS, ImageTooLarge),
+        (PIXELS.astype(np.float32), InvalidImage),
+        (np.zeros((0, 5, 3), np.uint8), InvalidImage),
+        (np.zeros((5, 5), np.uint8), InvalidImage),
+    ):
+        with pytest.raises(error):
+            await store.open(bad)  # type: ignore[arg-type]
+    with pytest.raises(UnknownImage):
+        await (await store.open(image_id(PIXELS))).pixels()
+
+
+async def test_another_ingress_finds_the_file_in_the_shared_tier() -> None:
+    shared = Shared()
+    name = (await ImageStore(Limits(), MEGABYTE, shared).open(_png())).id
+    elsewhere = ImageStore(Limits(), MEGABYTE, shared)
+    np.testing.assert_array_equal(await (await elsewhere.open(name)).pixels(), PIXELS)
+
+
+async def test_a_shared_tier_cannot_pass_off_another_picture() -> None:
+    shared = Shared()
+    store = ImageStore(Limits(), 0, shared)
+    name = (await store.open(_png())).id
+    (key,) = shared.kept
+    shared.kept[key] = _png(255 - PIXELS)
+    with pytest.raises(UnknownImage):
+        await (await store.open(name)).pixels()
+
+
+async def test_a_crop_is_an_image_of_its_own() -> None:
+    opened = await ImageStore(Limits(), MEGABYTE).open(_png())
+    part = await opened.crop(3, 5, 10, 8)
+    assert (part.width, part.height) == (10, 8)
+    np.testing.assert_array_equal(await part.pixels(), PIXELS[5:13, 3:13])
+    assert part.id == image_id(np.ascontiguousarray(PIXELS[5:13, 3:13]))
