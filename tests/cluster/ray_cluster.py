@@ -74,7 +74,7 @@ class RayCluster:
 
     def __init__(self, num_gpus: int) -> None:
         # Below /tmp, not in pytest's folder: a Unix socket's path has at most 107 bytes.
-        self.folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # noqa: S108
+        self.folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
         self.log = self.folder / "start.log"
         gcs, dashboard, agent, client = free_ports(4)
         self.address = f"127.0.0.1:{gcs}"

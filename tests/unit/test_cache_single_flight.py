@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from contextvars import ContextVar
 
 import pytest
@@ -20,6 +21,8 @@ class Work:
         self.cancelled = 0
         self.started = asyncio.Event()
         self.outcome: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.may_end = asyncio.Event()
+        self.may_end.set()
 
     async def __call__(self) -> str:
         self.calls += 1
@@ -28,6 +31,7 @@ class Work:
             return await asyncio.shield(self.outcome)
         except asyncio.CancelledError:
             self.cancelled += 1
+            await self.may_end.wait()
             raise
 
 
@@ -79,6 +83,7 @@ async def test_a_cancelled_caller_leaves_the_others_unharmed(leaver: int) -> Non
 async def test_the_computation_ends_with_its_last_caller() -> None:
     flight, work = SingleFlight[str](), Work()
     callers = await _waiting(flight, work, 2)
+    work.may_end.clear()  # it takes its time to stop
     callers[0].cancel()
     await asyncio.wait(callers[:1])
     assert work.cancelled == 0
@@ -87,8 +92,10 @@ async def test_the_computation_ends_with_its_last_caller() -> None:
     # A caller that comes now starts anew instead of joining what is being cancelled.
     again = Work()
     again.outcome.set_result("anew")
-    assert await flight.run("k", again) == "anew"
+    async with asyncio.timeout(5):
+        assert await flight.run("k", again) == "anew"
     assert (work.cancelled, again.calls) == (1, 1)
+    work.may_end.set()
 
 
 async def test_an_error_reaches_all_callers_and_is_not_kept() -> None:
@@ -142,9 +149,8 @@ async def test_an_error_that_nobody_awaits_is_not_reported_to_the_loop() -> None
     await started.wait()
     caller.cancel()
     await asyncio.wait([caller])
+    del caller  # its traceback keeps the computation
     for _ in range(5):
         await asyncio.sleep(0)
-    import gc
-
     gc.collect()
     assert reported == []

@@ -1,0 +1,134 @@
+"""One real Ray cluster for all tests of this folder, with the local configuration deployed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from serve_app.domain.settings import GraphSettings
+
+from .ray_cluster import RayCluster, free_ports, wait_until
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+READY_TIMEOUT_S = 180.0
+
+
+@dataclass(frozen=True)
+class Served:
+    """A deployed configuration.
+
+    Attributes:
+        replicas_before_requests: running replicas by deployment when it had just become ready.
+    """
+
+    cluster: RayCluster
+    config: dict[str, Any]
+    url: str
+    replicas_before_requests: dict[str, int]
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[RayCluster]:
+    # One pretend GPU: whatever of it is placed shares it.
+    cluster = RayCluster(num_gpus=1)
+    try:
+        cluster.wait_until_up()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def served(ray_cluster: RayCluster) -> Served:
+    """``configs/local.yaml``, on a port of its own."""
+    config = yaml.safe_load((CONFIGS / "local.yaml").read_text("utf-8"))
+    (port,) = free_ports(1)
+    config["http_options"]["port"] = port
+    url = f"http://127.0.0.1:{port}"
+    ray_cluster.deploy(config)
+    wait_until_ready(url)
+    before = {name: len(found) for name, found in ray_cluster.replicas("sam").items()}
+    return Served(ray_cluster, config, url, before)
+
+
+@pytest.fixture
+def http(served: Served) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=served.url, timeout=120, trust_env=False) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def driver(served: Served) -> Iterator[None]:
+    """This process as a Python caller of the cluster."""
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in served.cluster.environment.items():
+            if name.startswith("RAY_"):
+                patch.setenv(name, value)
+        ray.init(address=served.cluster.address, log_to_driver=False, configure_logging=False)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def placed(served: Served) -> Iterator[Served]:
+    """Two more applications beside the local one, without disturbing it.
+
+    ``gpus``: the placement of ``configs/gpu.yaml`` on the pretend GPU, with a CPU and MobileSAM
+    for both variants as stand-ins.  ``clicks``: the interactive graph, which is fused.
+    """
+    local = served.config["applications"][0]["args"]
+    gpus = yaml.safe_load((CONFIGS / "gpu.yaml").read_text("utf-8"))["applications"][0]["args"]
+    for variant in gpus["variants"].values():
+        variant["model"] = "vit_t"
+        for half in ("encoder", "decoder"):
+            variant[half]["compute"] = copy.deepcopy(
+                local["variants"]["fast"][half]["compute"]  # device cpu
+            )
+            variant[half]["ray_actor_options"]["num_cpus"] = 0.1
+    for part in ("ingress", "proposals"):
+        gpus[part]["ray_actor_options"]["num_cpus"] = 0.1
+    gpus.update(text=None)
+    GraphSettings.model_validate(gpus)
+    more = [
+        {"name": "gpus", "route_prefix": "/gpus", "import_path": "graphs.full:build", "args": gpus},
+        {
+            "name": "clicks",
+            "route_prefix": "/clicks",
+            "import_path": "graphs.interactive:build",
+            "args": local,
+        },
+    ]
+    config = {**served.config, "applications": [*served.config["applications"], *more]}
+    served.cluster.deploy(config)
+    for application in more:
+        wait_until_ready(served.url + str(application["route_prefix"]))
+    # /readyz asks for the default variant alone.
+    wait_until(
+        lambda: {a["status"] for a in served.cluster.applications().values()} == {"RUNNING"},
+        "all replicas of all applications run",
+        READY_TIMEOUT_S,
+    )
+    yield served
+    served.cluster.deploy(served.config)
+    wait_until(lambda: set(served.cluster.applications()) == {"sam"}, "the others are gone", 60.0)
+
+
+def wait_until_ready(url: str) -> None:
+    def ready() -> bool:
+        try:
+            return httpx.get(f"{url}/readyz", timeout=10, trust_env=False).is_success
+        except httpx.HTTPError:
+            return False
+
+    wait_until(ready, f"{url}/readyz", READY_TIMEOUT_S)

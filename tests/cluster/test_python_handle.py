@@ -1,0 +1,75 @@
+"""The graph as a Python caller sees it: ``serve.get_app_handle`` with typed requests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from ray import serve
+
+from serve_app.domain.errors import InvalidImage, InvalidPrompt, SamServeError, UnknownVariant
+from serve_app.domain.types import (
+    CacheTier,
+    EmbedResult,
+    Prompt,
+    SegmentRequest,
+    SegmentResult,
+    TextQuery,
+)
+
+from ..golden.cases import photo
+
+pytestmark = [pytest.mark.cluster, pytest.mark.weights, pytest.mark.usefixtures("driver")]
+
+BOX = Prompt(box=np.array([110, 20, 330, 230]), multimask_output=False)
+
+
+def call(request: SegmentRequest) -> SegmentResult:
+    result: SegmentResult = (
+        serve.get_app_handle("sam").segment.remote(request).result(timeout_s=120)
+    )
+    return result
+
+
+def test_masks_come_back_as_numpy() -> None:
+    result = call(SegmentRequest(image=photo("chelsea"), task=[BOX], return_logits=True))
+    mask = result.results[0].masks[0]
+    assert mask.array.shape == photo("chelsea").shape[:2]
+    assert mask.array.dtype == bool
+    assert mask.area == mask.array.sum() > 10_000
+    assert mask.low_res_logits is not None
+    assert mask.low_res_logits.shape == (256, 256)
+    again = call(SegmentRequest(image=result.image_id, task=[BOX]))
+    assert again.cache is CacheTier.MEMORY
+    np.testing.assert_array_equal(again.results[0].masks[0].array, mask.array)
+
+
+def test_text_and_embed_are_there_too() -> None:
+    handle = serve.get_app_handle("sam")
+    embedded: EmbedResult = handle.embed.remote(photo("chelsea")).result(timeout_s=120)
+    assert (embedded.width, embedded.height) == (451, 300)
+    found = call(SegmentRequest(image=embedded.image_id, task=TextQuery(texts=("cat",))))
+    assert found.results[0].present is True
+    assert found.cache is CacheTier.MEMORY
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "field"),
+    [
+        ({"variant": "huge"}, UnknownVariant, "variant"),
+        ({"image": b"no image"}, InvalidImage, None),
+        ({"task": [Prompt(box=[900, 900, 950, 950])]}, InvalidPrompt, "prompts[0].box"),
+    ],
+)
+def test_errors_arrive_as_themselves(
+    request_: dict[str, Any], error: type[SamServeError], field: str | None
+) -> None:
+    """``except InvalidPrompt`` works in the caller's process: the types survive pickling."""
+    usual = {"image": photo("chelsea"), "task": [BOX]}
+    with pytest.raises(error) as caught:
+        call(SegmentRequest(**{**usual, **request_}))
+    told = caught.value
+    assert (told.code, told.status) == (error.code, error.status)
+    if field is not None:
+        assert told.body()["field"] == field
