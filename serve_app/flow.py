@@ -69,7 +69,7 @@ class SegmentationFlow:
         check_limits(request.task, self._limits)
         choice = self._route(request.variant)
         image = await self._open(request.image, timings)
-        session = Session(self._predictors[choice.variant], timings)
+        session = Session(self._predictors[choice.variant], timings, request.return_logits)
 
         scored: TextScores | None = None
         results: tuple[PromptResult, ...]
@@ -88,8 +88,7 @@ class SegmentationFlow:
                     prompt.check_inside(image.width, image.height)
                 except InvalidPrompt as exc:
                     raise exc.at(f"prompts[{i}]") from None
-            options = DecodeOptions(return_logits=request.return_logits)
-            masks = await session.predict(image, task, options)
+            masks = await session.predict(image, task, DecodeOptions())
             results = tuple(PromptResult(masks=of_prompt) for of_prompt in masks)
 
         return SegmentResult(

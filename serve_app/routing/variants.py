@@ -20,6 +20,13 @@ def variant_info(name: str, variant: VariantSettings, registry: Registry) -> Var
     if spec.family not in SEGMENTERS:
         raise ValueError(f"variant {name}: {variant.model} does not segment")
     compute = variant.decoder.compute if variant.layout == "fused" else variant.encoder.compute
+    halves = (variant.encoder.compute, variant.decoder.compute)
+    if spec.family == "sam2_onnx" and any(
+        half.dtype != "float32" or half.memory_fraction is not None for half in halves
+    ):
+        raise ValueError(
+            f"variant {name}: {variant.model} runs in float32, without memory_fraction"
+        )
     return VariantInfo(
         name=name,
         model=variant.model,

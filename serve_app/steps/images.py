@@ -23,14 +23,17 @@ class OpenImage:
     Attributes:
         id: the content-addressed name.
         width, height: of the upright image in pixels.
-        decoded: the pixels, if this request has needed them already.
+        new: first seen with this request, so that probably no variant knows it.
     """
 
-    def __init__(self, store: ImageStore, name: str, decoded: RgbArray | None = None) -> None:
+    def __init__(
+        self, store: ImageStore, name: str, source: bytes | RgbArray | None, new: bool = False
+    ) -> None:
         self._store = store
+        self._source = source
         self.id = name
         self.width, self.height = parse_image_id(name)
-        self.decoded = decoded
+        self.new = new
 
     async def pixels(self) -> RgbArray:
         """The upright ``(H, W, 3) uint8`` RGB pixels.
@@ -38,15 +41,17 @@ class OpenImage:
         Raises:
             UnknownImage: only the id was sent, and the image is no longer kept.
         """
-        if self.decoded is None:
-            self.decoded = await self._store.load(self.id)
-        return self.decoded
+        source = self._source
+        if source is None or isinstance(source, bytes):
+            source = await self._store.load(self.id, source)
+            self._source = source
+        return source
 
     async def crop(self, x: int, y: int, width: int, height: int) -> OpenImage:
         """A part of the image as an image of its own."""
         pixels = await self.pixels()
         part = pixels[y : y + height, x : x + width]
-        return OpenImage(self._store, await asyncio.to_thread(image_id, part), part)
+        return OpenImage(self._store, await asyncio.to_thread(image_id, part), part, new=True)
 
 
 class ImageStore:
@@ -73,21 +78,23 @@ class ImageStore:
             UnknownImage: malformed id.
         """
         if isinstance(source, str):
-            return OpenImage(self, source)
+            return OpenImage(self, source, None)
         if not isinstance(source, bytes):
             # A copy: the caller may write to its array, of which the name would then lie, and
             # an array that came over a handle keeps the object store's memory.
             array = await asyncio.to_thread(check_pixels(source, self._limits).copy)
             array.flags.writeable = False
             name = await asyncio.to_thread(image_id, array)
-            self._kept.put(name, array, array.nbytes)
-            return OpenImage(self, name, array)
+            new = self._kept.get(name) is None
+            if new:
+                self._kept.put(name, array, array.nbytes)
+            return OpenImage(self, name, array, new)
         digest = await asyncio.to_thread(_sha256, source)
         known = self._names.get(digest)
         if known is not None:
             self._names.move_to_end(digest)
             self._kept.put(known, source, len(source))
-            return OpenImage(self, known)
+            return OpenImage(self, known, source)
         name, pixels = await asyncio.to_thread(self._decode, source)
         self._names[digest] = name
         if len(self._names) > _MAX_NAMES:
@@ -95,11 +102,15 @@ class ImageStore:
         self._kept.put(name, source, len(source))
         if self._shared is not None:
             await self._shared.put(_shared_key(name), source)
-        return OpenImage(self, name, pixels)
+        return OpenImage(self, name, pixels, new=True)
 
-    async def load(self, name: str) -> RgbArray:
-        """Pixels of an image sent earlier; `UnknownImage` if it is no longer kept."""
-        kept = self._kept.get(name)
+    async def load(self, name: str, file: bytes | None) -> RgbArray:
+        """Pixels of an image: of the request's file, or of the one sent earlier.
+
+        Raises:
+            UnknownImage: no file came with the request, and none is kept.
+        """
+        kept = file or self._kept.get(name)
         if kept is None and self._shared is not None:
             kept = await self._shared.get(_shared_key(name))
         if isinstance(kept, bytes):

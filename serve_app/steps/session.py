@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from serve_app.domain.errors import UnknownImage
 from serve_app.domain.types import CacheTier, DecodeOptions, Mask, Prompt
@@ -18,8 +19,9 @@ class Session:
         cache: the tier that held the embedding of the first image asked about.
     """
 
-    def __init__(self, predictor: Predictor, timings: Timings) -> None:
+    def __init__(self, predictor: Predictor, timings: Timings, return_logits: bool = False) -> None:
         self._predictor = predictor
+        self._return_logits = return_logits
         self._timings = timings
         self._known: set[str] = set()
         self.cache: CacheTier | None = None
@@ -29,8 +31,10 @@ class Session:
     ) -> tuple[tuple[Mask, ...], ...]:
         """Masks for each prompt.  Pixels move only if the variant does not know the image."""
         predict = self._predictor.predict
-        # Pixels that are at hand save a round trip on an image that is probably new.
-        pixels = None if image.id in self._known else image.decoded
+        options = replace(options, return_logits=self._return_logits)
+        # A new image's pixels go along at once, which saves a round trip.
+        new = image.new and image.id not in self._known
+        pixels = await image.pixels() if new else None
         with self._timings.stage("predict"):
             prediction = await predict(image.id, pixels, prompts, options)
             if prediction is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ import yaml
 from serve_app.domain.settings import GraphSettings
 
 from .ray_cluster import RayCluster, free_ports, wait_until
+
+# Ray reads this once, when it is imported, and writes a token to the user's home unless told not to.
+os.environ["RAY_AUTH_MODE"] = "disabled"
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 READY_TIMEOUT_S = 180.0

@@ -46,7 +46,7 @@ def test_crops_of_tiny_images_have_pixels(w: int, h: int, layers: int, overlap: 
 def test_masks_cut_off_by_a_crop_are_metas() -> None:
     """Boxes with one edge moved over all distances from the crop's borders."""
     crop, whole = Crop(50, 0, 150, 100, 1), [0, 0, 300, 200]
-    image = OpenImage(ImageStore(Limits(), 0), image_id(np.zeros((200, 300, 3), np.uint8)))
+    image = OpenImage(ImageStore(Limits(), 0), image_id(np.zeros((200, 300, 3), np.uint8)), None)
     inner = [100, 30, 150, 60]
     outcomes = set()
     for edge, places in enumerate((range(50, 90), range(40), range(150, 200), range(60, 100))):

@@ -63,7 +63,7 @@ async def test_a_file_seen_before_is_not_decoded_again(decodings: list[bytes]) -
     store = ImageStore(Limits(), MEGABYTE)
     first = await store.open(_png())
     second = await store.open(_png())
-    assert (second.id, second.decoded, len(decodings)) == (first.id, None, 1)
+    assert (second.id, first.new, second.new, len(decodings)) == (first.id, True, False, 1)
     np.testing.assert_array_equal(await second.pixels(), PIXELS)
     await second.pixels()
     assert len(decodings) == 2  # once for all who ask within a request
@@ -75,7 +75,7 @@ async def test_a_known_id_opens_without_pixels_and_gets_them_when_asked(
     store = ImageStore(Limits(), MEGABYTE)
     name = (await store.open(_png())).id
     opened = await store.open(name)
-    assert (opened.id, opened.width, opened.height, opened.decoded) == (name, 30, 20, None)
+    assert (opened.id, opened.width, opened.height, opened.new) == (name, 30, 20, False)
     assert len(decodings) == 1
     np.testing.assert_array_equal(await opened.pixels(), PIXELS)
 
@@ -117,9 +117,17 @@ async def test_a_forgotten_file_sent_again_is_kept_again(decodings: list[bytes])
     store = ImageStore(Limits(), max(len(small), len(other)))
     name = (await store.open(small)).id
     await store.open(other)
-    assert (await store.open(small)).decoded is None  # its name is known still
+    assert not (await store.open(small)).new  # its name is known still
     assert len(decodings) == 2
     np.testing.assert_array_equal(await (await store.open(name)).pixels(), PIXELS)
+
+
+async def test_a_known_file_that_is_not_kept_is_read_from_the_request() -> None:
+    store = ImageStore(Limits(), max_bytes=0)
+    await store.open(_png())
+    again = await store.open(_png())
+    assert not again.new
+    np.testing.assert_array_equal(await again.pixels(), PIXELS)
 
 
 async def test_bad_images_are_refused_and_leave_nothing() -> None:
