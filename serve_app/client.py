@@ -82,7 +82,11 @@ class HttpService:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         timeout = httpx.Timeout(timeout_s, connect=10.0)
-        self._http = httpx.AsyncClient(base_url=url, timeout=timeout, transport=transport)
+        # A proxy of the environment cannot reach this machine's own loopback address.
+        loopback = httpx.URL(url).host in ("127.0.0.1", "localhost", "::1")
+        self._http = httpx.AsyncClient(
+            base_url=url, timeout=timeout, transport=transport, trust_env=not loopback
+        )
 
     async def __aenter__(self) -> HttpService:
         return self
@@ -197,6 +201,7 @@ def _task_fields(task: Task) -> dict[str, Any]:
             "text_threshold": task.threshold,
             "max_masks": task.max_masks,
             "proposals": task.proposals,
+            "points_per_side": task.points_per_side,
         }
         return {key: value for key, value in fields.items() if value is not None}
     if isinstance(task, Everything):

@@ -11,11 +11,14 @@ candidate regions come from a `Proposer`, text scores from a `TextScorer`, masks
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
-from serve_app.domain.errors import InvalidPrompt, SamServeError, TextUnavailable
+from serve_app.domain.errors import DeadlineExceeded, InvalidPrompt, InvalidRequest, TextUnavailable
 from serve_app.domain.limits import Limits
+from serve_app.domain.settings import RouterSettings
 from serve_app.domain.types import (
     CacheTier,
     DecodeOptions,
@@ -40,9 +43,21 @@ from serve_app.steps.timing import Timings
 
 _READY_TIMEOUT_S = 5.0
 
+log = logging.getLogger(__name__)
+
 
 class SegmentationFlow:
-    """The `SegmentationService` over the ports."""
+    """The `SegmentationService` over the ports.
+
+    Args:
+        images: opens and keeps images.
+        variants, predictors: the deployed variants by name, and who answers for each.
+        proposer, scorer: candidate regions, and text scores (None: no text here).
+        router: the default variant and aliases.
+        limits: bounds on a request.
+        timeout_s: longest time for one request; None: no bound.
+        checks: asked by `ready`; each answers whether a part has loaded.
+    """
 
     def __init__(
         self,
@@ -52,21 +67,31 @@ class SegmentationFlow:
         predictors: Mapping[str, Predictor],
         proposer: Proposer,
         scorer: TextScorer | None,
-        default_variant: str,
+        router: RouterSettings,
         limits: Limits,
+        timeout_s: float | None = None,
+        checks: Sequence[Callable[[], Awaitable[bool]]] = (),
     ) -> None:
         self._images = images
         self._variants = variants
         self._predictors = predictors
         self._proposer = proposer
         self._scorer = scorer
-        self._default = default_variant
+        self._router = router
         self._limits = limits
+        self._timeout_s = timeout_s
+        self._checks = checks
 
     async def segment(self, request: SegmentRequest) -> SegmentResult:
         """Answer one request; see `serve_app.ports.SegmentationService.segment`."""
+        async with self._deadline():
+            return await self._segment(request)
+
+    async def _segment(self, request: SegmentRequest) -> SegmentResult:
         timings = Timings()
         check_limits(request.task, self._limits)
+        if request.return_logits and isinstance(request.task, Everything):
+            raise InvalidRequest("return_logits does not go with everything", "return_logits")
         choice = self._route(request.variant)
         image = await self._open(request.image, timings)
         session = Session(self._predictors[choice.variant], timings, request.return_logits)
@@ -109,9 +134,10 @@ class SegmentationFlow:
         """Embed an image, so that later prompts on its id need no encoder."""
         timings = Timings()
         choice = self._route(variant)
-        opened = await self._open(image, timings)
-        session = Session(self._predictors[choice.variant], timings)
-        await session.predict(opened, (), DecodeOptions())
+        async with self._deadline():
+            opened = await self._open(image, timings)
+            session = Session(self._predictors[choice.variant], timings)
+            await session.predict(opened, (), DecodeOptions())
         return EmbedResult(
             image_id=opened.id,
             width=opened.width,
@@ -144,24 +170,36 @@ class SegmentationFlow:
             for name, info in self._variants.items()
         }
         return {
-            "default_variant": self._default,
+            "default_variant": self._router.default,
+            "aliases": dict(self._router.aliases),
             "variants": variants,
             "text": text,
             "limits": self._limits.model_dump(),
         }
 
     async def ready(self) -> bool:
-        """Whether the default variant, and text scoring where deployed, have loaded."""
+        """Whether all parts that are always awake have loaded."""
         try:
             async with asyncio.timeout(_READY_TIMEOUT_S):
-                if self._scorer is not None:
-                    await self._scorer.info()
-                return await self._predictors[self._default].ready()
-        except (SamServeError, TimeoutError):
+                return all(await asyncio.gather(*(check() for check in self._checks)))
+        except Exception:
+            # Whatever is wrong with a part, the answer to this question is "not ready".
+            log.debug("not ready", exc_info=True)
             return False
 
+    @asynccontextmanager
+    async def _deadline(self) -> AsyncIterator[None]:
+        """Bounds a request; what it waits for is cancelled."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                yield
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"the answer was not ready within {self._timeout_s:g} s"
+            ) from None
+
     def _route(self, asked: str) -> Choice:
-        return choose_variant(asked, self._variants, self._default)
+        return choose_variant(asked, self._variants, self._router)
 
     async def _open(self, image: bytes | RgbArray | str, timings: Timings) -> OpenImage:
         with timings.stage("open_image"):

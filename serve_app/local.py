@@ -9,10 +9,15 @@ from typing import TypeVar
 
 from serve_app.cache.tiers import TieredEmbeddingCache
 from serve_app.compute.detector import EfficientDet
-from serve_app.compute.engines import ModelSource, load_decoder, load_encoder
+from serve_app.compute.engines import ModelSource, load_decoder, load_encoder, load_text
 from serve_app.compute.proposals import Proposals
-from serve_app.compute.text.engine import TextScoringEngine, build_text_engine
-from serve_app.domain.settings import GraphSettings, TextSettings, VariantSettings
+from serve_app.compute.text.engine import TextScoringEngine
+from serve_app.domain.settings import (
+    GraphSettings,
+    RouterSettings,
+    TextSettings,
+    VariantSettings,
+)
 from serve_app.domain.types import (
     Candidate,
     DecodeJob,
@@ -30,7 +35,7 @@ from serve_app.domain.types import (
 from serve_app.flow import SegmentationFlow
 from serve_app.ports import DecoderEngine, EncoderEngine
 from serve_app.predictor import VariantPredictor
-from serve_app.routing.variants import variant_info
+from serve_app.routing.variants import encoder_compute, variant_info
 from serve_app.steps.images import ImageStore
 
 T = TypeVar("T")
@@ -64,7 +69,7 @@ class LocalPredictor(_Lazy):
             self._decode,
             weights_hash=spec.weights_hash,
             preprocessing=spec.preprocessing,
-            dtype=variant.encoder.compute.dtype,
+            dtype=encoder_compute(variant).dtype,
         )
 
     async def predict(
@@ -76,13 +81,10 @@ class LocalPredictor(_Lazy):
     ) -> Prediction | None:
         return await self._predictor.predict(image_id, pixels, prompts, options)
 
-    async def ready(self) -> bool:
-        return True
-
     async def _encode(self, pixels: RgbArray) -> Embedding:
         def encode() -> Embedding:
             if self._encoder is None:
-                compute = self._variant.encoder.compute
+                compute = encoder_compute(self._variant)
                 self._encoder = load_encoder(self._source, self._variant.model, compute)
             return self._encoder.encode_batch([pixels])[0]
 
@@ -108,7 +110,11 @@ class LocalProposer(_Lazy):
         self._engine: Proposals | None = None
 
     async def propose(
-        self, pixels: RgbArray, source: ProposalSource, points_per_side: int
+        self,
+        pixels: RgbArray | None,
+        size: tuple[int, int],
+        source: ProposalSource,
+        points_per_side: int,
     ) -> tuple[Proposal, ...]:
         def propose() -> tuple[Proposal, ...]:
             if self._engine is None:
@@ -117,7 +123,7 @@ class LocalProposer(_Lazy):
                     model = self._source.files(name)["model"]
                     detector = EfficientDet(model, self._settings.threads)
                 self._engine = Proposals(detector)
-            return self._engine.propose(pixels, source, points_per_side)
+            return self._engine.propose(pixels, size, source, points_per_side)
 
         return await self.run(propose)
 
@@ -141,10 +147,7 @@ class LocalTextScorer(_Lazy):
 
     def _loaded(self) -> TextScoringEngine:
         if self._engine is None:
-            source, model = self._source, self._settings.labels.model
-            self._engine = build_text_engine(
-                self._settings, lambda: source.files(model)["config"].parent, source.offline
-            )
+            self._engine = load_text(self._source, self._settings)
         return self._engine
 
 
@@ -160,12 +163,16 @@ def build_local_service(
     source = ModelSource.of(settings)
     names = list(settings.variants) if variants is None else list(variants)
     default = settings.router.default
+    router = RouterSettings(
+        default=default if default in names else names[0],
+        aliases={a: v for a, v in settings.router.aliases.items() if v in names},
+    )
     return SegmentationFlow(
         images=ImageStore(settings.limits, settings.cache.image_bytes),
         variants={n: variant_info(n, settings.variants[n], source.registry) for n in names},
         predictors={n: LocalPredictor(settings.variants[n], settings, source) for n in names},
         proposer=LocalProposer(settings, source),
         scorer=None if settings.text is None else LocalTextScorer(settings.text, source),
-        default_variant=default if default in names else names[0],
+        router=router,
         limits=settings.limits,
     )

@@ -84,18 +84,25 @@ class Predictor(Protocol):
         """
         ...
 
-    async def ready(self) -> bool:
-        """Whether the weights are loaded; wakes nothing that sleeps."""
-        ...
-
 
 class Proposer(Protocol):
     """Candidate regions of an image, as prompts for SAM."""
 
     async def propose(
-        self, pixels: RgbArray, source: ProposalSource, points_per_side: int
+        self,
+        pixels: RgbArray | None,
+        size: tuple[int, int],
+        source: ProposalSource,
+        points_per_side: int,
     ) -> tuple[Proposal, ...]:
-        """Propose regions of an upright RGB image; ``points_per_side`` is the grid's alone."""
+        """Propose regions of an upright RGB image.
+
+        Args:
+            pixels: the image; None for the grid, which needs only its size.
+            size: ``(width, height)`` in pixels.
+            source: where the regions come from.
+            points_per_side: of the grid; other sources do not use it.
+        """
         ...
 
 

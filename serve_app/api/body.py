@@ -149,6 +149,7 @@ FORM_MEMBERS: Mapping[str, Callable[[list[str], str], Any]] = {
     "text": _text,
     "text_threshold": json_field,
     "max_masks": json_field,
+    "points_per_side": json_field,
     "point_coords": points_field,
     "point_labels": labels_field,
     "box": json_field,

@@ -68,6 +68,7 @@ def _task(body: SegmentBody, limits: Limits) -> Task:
             texts=(body.text,) if isinstance(body.text, str) else tuple(body.text),
             threshold=body.text_threshold,
             max_masks=16 if body.max_masks is None else body.max_masks,
+            points_per_side=16 if body.points_per_side is None else body.points_per_side,
             proposals=None if body.proposals is None else ProposalSource(body.proposals),
         )
     if body.everything:

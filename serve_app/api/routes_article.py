@@ -181,13 +181,12 @@ async def _segment(
         if not prompt:
             known = await service.embed(file, variant)
             members = {
-                "image_id": known.image_id,
                 "point_coords": [[known.width / 2, known.height / 2]],
                 "point_labels": [1],
                 "variant": variant,
             }
             return await service.segment(
-                segment_request(validated(SegmentBody, members, limits), None, limits)
+                segment_request(validated(SegmentBody, members, limits), file, limits)
             )
         body = validated(SegmentBody, {**prompt, "variant": variant}, limits)
         return await service.segment(segment_request(body, file, limits))

@@ -178,6 +178,9 @@ class SegmentBody(EmbedBody):
     proposals: Proposals | None = Field(
         None, description="source of a text's candidates; default: the engine's"
     )
+    points_per_side: Annotated[Whole, Field(ge=1), _within("max_points_per_side")] | None = Field(
+        None, description="of the grid, where a text's candidates come from there; default 16"
+    )
     everything: bool | EverythingBody | None = Field(
         None, description="`true`, or Meta's parameters"
     )
@@ -210,7 +213,7 @@ class SegmentBody(EmbedBody):
                 "give exactly one of prompts (or one prompt's point_coords, box, mask_input), "
                 "text and everything"
             )
-        for name in ("text_threshold", "max_masks", "proposals"):
+        for name in ("text_threshold", "max_masks", "proposals", "points_per_side"):
             if self.text is None and getattr(self, name) is not None:
                 raise InvalidRequest(f"{name} belongs to text, which is not there", name)
         if self.multimask_output is not None and self.prompts is None and not single:

@@ -44,6 +44,12 @@ def _settings(application: Any, config: str) -> GraphSettings:
         raise CommandError(f"args of the application {name} in {config}: {exc}") from exc
 
 
+def needed_models(settings: GraphSettings) -> set[str]:
+    """Of the models a graph uses those without which it does not start: sleepers may wait."""
+    awake = {n: v for n, v in settings.variants.items() if not v.sleeps}
+    return set(used_models(settings.model_copy(update={"variants": awake})))
+
+
 def used_models(settings: GraphSettings) -> dict[str, list[str]]:
     """Registry names of the models that a graph loads, each with what uses it."""
     uses: dict[str, list[str]] = {}
@@ -51,7 +57,10 @@ def used_models(settings: GraphSettings) -> dict[str, list[str]]:
         uses.setdefault(chosen.model, []).append(variant)
     if settings.proposals.detector is not None:
         uses.setdefault(settings.proposals.detector, []).append("proposals")
-    # With "auto" the labels engine must be at hand in case the hub is not.
-    if settings.text is not None and settings.text.engine != "open_clip":
+    if settings.text is not None and settings.text.engine == "open_clip":
+        if not settings.text.open_clip.pretrained:
+            uses.setdefault(settings.text.open_clip.model, []).append("text")
+    # With "auto" the labels engine must be at hand; open_clip is taken if it happens to be.
+    elif settings.text is not None:
         uses.setdefault(settings.text.labels.model, []).append("text")
     return uses

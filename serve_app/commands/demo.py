@@ -69,6 +69,7 @@ async def run_demo(url: str, out: Path) -> None:
         SamServeError: what the service answered.
     """
     photos = {name: _photo(file) for name, file in _PHOTOS.items()}
+    Image.fromarray(photos["cat"]).save(out / "photo.jpg", quality=92)
     rows = [("photo", "prompt", "masks", "score", "variant", "cache", "ms")]
     pictures = []
     async with HttpService(url) as service:

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from serve_app.domain.registry import ModelSpec, Registry
     from serve_app.domain.settings import GraphSettings
 
-HUB_NOTE = "kept and fetched by open_clip's own hub client, on first use"
-
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the parsers of ``models`` and ``fetch``."""
@@ -53,11 +51,16 @@ def run_models(args: argparse.Namespace) -> int:
 
 def run_fetch(args: argparse.Namespace) -> int:
     """Fetch and verify models; returns 1 if one of them could not be had."""
-    return 0 if fetch_models(args.config, args.names, args.all) else 1
+    missing = fetch_models(args.config, args.names, args.all)
+    if missing:
+        print(f"error: not all weights are here; missing: {', '.join(missing)}", file=sys.stderr)
+    return 1 if missing else 0
 
 
-def fetch_models(config: Path | None, wanted: Sequence[str] = (), everything: bool = False) -> bool:
-    """Fetch and verify ``wanted`` models, or those of the config; whether all are here now."""
+def fetch_models(
+    config: Path | None, wanted: Sequence[str] = (), everything: bool = False
+) -> list[str]:
+    """Fetch and verify ``wanted`` models, or those of the config; answers those not to be had."""
     from serve_app.commands.configuration import load_settings, used_models
 
     failed: list[str] = []
@@ -66,18 +69,13 @@ def fetch_models(config: Path | None, wanted: Sequence[str] = (), everything: bo
         names = list(registry.models) if everything else wanted or list(used_models(settings))
         specs = {name: _spec(registry, name) for name in names}
         failed += [name for name, spec in specs.items() if not _fetch(name, spec, store)]
-    if failed:
-        print(f"error: not all weights are here; missing: {', '.join(failed)}", file=sys.stderr)
-    return not failed
+    return failed
 
 
 def _fetch(name: str, spec: ModelSpec, store: WeightStore) -> bool:
     from serve_app.compute.weights import SourcesFailed
     from serve_app.domain.errors import WeightsUnavailable
 
-    if not spec.files:
-        print(f"{name}: {HUB_NOTE}")
-        return True
     try:
         paths = store.ensure(name, spec, progress=sys.stderr.isatty())
     except WeightsUnavailable as exc:
@@ -120,10 +118,8 @@ def _row(name: str, spec: ModelSpec, store: WeightStore) -> dict[str, Any]:
     paths = [state.path for state in store.state(name, spec) if state.path is not None]
     if paths:
         row["where"] = str(_folder(paths))
-    elif spec.files:
-        row["where"] = ", ".join(s.label for s in next(iter(spec.files.values())).sources)
     else:
-        row["where"] = HUB_NOTE
+        row["where"] = ", ".join(s.label for s in next(iter(spec.files.values())).sources)
     row["used_by"] = []
     return row
 

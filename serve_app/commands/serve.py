@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from serve_app.commands import CommandError
-from serve_app.commands.configuration import DEFAULT_CONFIG, load_settings
+from serve_app.commands.configuration import DEFAULT_CONFIG, load_settings, needed_models
 from serve_app.commands.models import fetch_models
 
 _READY_TIMEOUT_S = 300.0
@@ -53,8 +53,12 @@ def run(args: argparse.Namespace) -> int:
     host, port = http.get("host", "127.0.0.1"), int(http.get("port", 8000))
     url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"  # noqa: S104
     _check_port(host, port)
-    if not fetch_models(args.config):
-        return 1
+    missing = set(fetch_models(args.config))
+    needed = missing & set().union(*map(needed_models, load_settings(args.config)))
+    if needed:
+        raise CommandError(f"without these weights the graph does not start: {sorted(needed)}")
+    if missing:
+        print(f"warning: variants of {sorted(missing)} will not answer", file=sys.stderr)
 
     args.out.mkdir(parents=True, exist_ok=True)
     log_path = args.out / "serve.log"
@@ -71,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"ready after {time.monotonic() - started:.0f} s", flush=True)
             if args.demo:
                 _demonstrate(url, args.out)
-            _say_how(url)
+                _say_how(url, args.out / "photo.jpg")
             if not args.once:
                 print("serving until Ctrl-C", flush=True)
                 child.wait()
@@ -153,11 +157,11 @@ def _demonstrate(url: str, out: Path) -> None:
     print(f"pictures: {out}/summary.png and one for each row")
 
 
-def _say_how(url: str) -> None:
+def _say_how(url: str, photo: Path) -> None:
     print(
         f"\n{url}/docs\n"
-        f"curl -F file=@photo.jpg -F 'box=[75, 75, 400, 300]' {url}/v1/segment\n"
-        f"curl -F file=@photo.jpg -F text=dog {url}/v1/segment",
+        f"curl -F file=@{photo} -F 'box=[75, 75, 400, 290]' {url}/v1/segment\n"
+        f"curl -F file=@{photo} -F text=cat {url}/v1/segment",
         flush=True,
     )
 
@@ -166,9 +170,11 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
     """End ``serve run`` as Ctrl-C does; it takes its Ray processes with it."""
     if child.poll() is not None:
         return
+    # A second Ctrl-C must not leave Ray's processes behind.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     child.send_signal(signal.SIGINT)
     try:
         child.wait(_STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        child.kill()
+        os.killpg(child.pid, signal.SIGKILL)
         child.wait()

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from serve_app.compute.text.engine import TextScoringEngine, build_text_engine
 from serve_app.compute.weights import WeightStore
 from serve_app.domain.registry import ModelSpec, Registry, load_registry
-from serve_app.domain.settings import Compute, GraphSettings
+from serve_app.domain.settings import Compute, GraphSettings, OpenClipSettings, TextSettings
 from serve_app.ports import DecoderEngine, EncoderEngine
 
 
@@ -49,6 +50,30 @@ class ModelSource:
             WeightsUnavailable: no source gave them.
         """
         return self.store.ensure(model, self.spec(model))
+
+
+def load_text(source: ModelSource, settings: TextSettings) -> TextScoringEngine:
+    """Load the text engine of a configuration, with the registry's weights."""
+
+    def open_clip() -> OpenClipSettings:
+        chosen = settings.open_clip
+        if chosen.pretrained:
+            return chosen
+        spec = source.spec(chosen.model)
+        # "auto" takes what is here; only an engine that is asked for is worth a download.
+        offline = source.offline or settings.engine != "open_clip"
+        path = WeightStore(source.store.root, offline).ensure(chosen.model, spec)["weights"]
+        named = {
+            "architecture": spec.architecture,
+            "pretrained": str(path),
+            "sha256": spec.files["weights"].sha256,
+        }
+        return chosen.model_copy(update=named)
+
+    def sentence_model() -> Path:
+        return source.files(settings.labels.model)["config"].parent
+
+    return build_text_engine(settings, sentence_model, open_clip, source.offline)
 
 
 def load_encoder(source: ModelSource, model: str, compute: Compute) -> EncoderEngine:

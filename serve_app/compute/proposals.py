@@ -23,32 +23,33 @@ MAX_CONTOURS = 512
 
 
 class ProposalEngine(Protocol):
-    """A source of candidate regions: blocking, and the same for the same image."""
+    """A source that looks at the image: blocking, and the same for the same image."""
 
-    def propose(self, pixels: RgbArray, points_per_side: int) -> tuple[Proposal, ...]:
+    def propose(self, pixels: RgbArray) -> tuple[Proposal, ...]:
         """Propose regions of an upright ``(H, W, 3) uint8`` RGB image, best first."""
         ...
 
 
-class GridProposals:
+def grid_proposals(size: tuple[int, int], points_per_side: int) -> tuple[Proposal, ...]:
     """A regular grid of points, as ``segment_anything.utils.amg.build_point_grid`` makes it.
 
-    ``points_per_side ** 2`` points in the centres of equal cells, row by row.
+    Args:
+        size: ``(width, height)`` of the image in pixels.
+        points_per_side: their square is the number of points, which lie in the centres of equal
+            cells, row by row.
     """
-
-    def propose(self, pixels: RgbArray, points_per_side: int) -> tuple[Proposal, ...]:
-        height, width = pixels.shape[:2]
-        offset = 1 / (2 * points_per_side)
-        side = np.linspace(offset, 1 - offset, points_per_side)
-        x, y = np.meshgrid(side * width, side * height)
-        points = np.stack([x.ravel(), y.ravel()], axis=1)
-        return tuple(
-            Proposal(
-                prompt=Prompt(point_coords=point[None], point_labels=np.ones(1, np.int32)),
-                source=ProposalSource.GRID,
-            )
-            for point in points
+    width, height = size
+    offset = 1 / (2 * points_per_side)
+    side = np.linspace(offset, 1 - offset, points_per_side)
+    x, y = np.meshgrid(side * width, side * height)
+    points = np.stack([x.ravel(), y.ravel()], axis=1)
+    return tuple(
+        Proposal(
+            prompt=Prompt(point_coords=point[None], point_labels=np.ones(1, np.int32)),
+            source=ProposalSource.GRID,
         )
+        for point in points
+    )
 
 
 class DetectorProposals:
@@ -57,7 +58,7 @@ class DetectorProposals:
     def __init__(self, detector: EfficientDet) -> None:
         self._detector = detector
 
-    def propose(self, pixels: RgbArray, points_per_side: int) -> tuple[Proposal, ...]:
+    def propose(self, pixels: RgbArray) -> tuple[Proposal, ...]:
         return tuple(
             Proposal(
                 prompt=Prompt(box=np.array(found.box), multimask_output=False),
@@ -97,7 +98,7 @@ class ContourProposals:
     """Added on each side, in shares of the box's own, but at least a pixel."""
     NMS_IOU = 0.7
 
-    def propose(self, pixels: RgbArray, points_per_side: int) -> tuple[Proposal, ...]:
+    def propose(self, pixels: RgbArray) -> tuple[Proposal, ...]:
         height, width = pixels.shape[:2]
         gray: GrayArray = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), np.uint8)
         scale = min(1.0, self.MAX_SIDE / max(height, width))
@@ -167,7 +168,6 @@ class Proposals:
 
     def __init__(self, detector: EfficientDet | None) -> None:
         engines: dict[ProposalSource, ProposalEngine] = {
-            ProposalSource.GRID: GridProposals(),
             ProposalSource.CONTOURS: ContourProposals(),
         }
         if detector is not None:
@@ -175,12 +175,17 @@ class Proposals:
         self._engines: Mapping[ProposalSource, ProposalEngine] = engines
 
     def propose(
-        self, pixels: RgbArray, source: ProposalSource, points_per_side: int
+        self,
+        pixels: RgbArray | None,
+        size: tuple[int, int],
+        source: ProposalSource,
+        points_per_side: int,
     ) -> tuple[Proposal, ...]:
-        """Propose regions of an upright ``(H, W, 3) uint8`` RGB image, best first.
+        """Propose regions of an image, best first.
 
         Args:
-            pixels: the image.
+            pixels: upright ``(H, W, 3) uint8`` RGB; the grid does without.
+            size: ``(width, height)`` in pixels.
             source: where the regions come from.
             points_per_side: the grid's points a side; other sources do not use it.
 
@@ -189,13 +194,16 @@ class Proposals:
         """
         if points_per_side < 1:
             raise InvalidRequest("points_per_side must be at least 1", "points_per_side")
+        if source is ProposalSource.GRID:
+            return grid_proposals(size, points_per_side)
         engine = self._engines.get(source)
         if engine is None:
-            others = ", ".join(f"'{name.value}'" for name in self._engines)
             raise InvalidRequest(
-                f"no detector is configured here; use {others} as proposals", "proposals"
+                "no detector is configured here; use 'grid' or 'contours' as proposals", "proposals"
             )
-        return engine.propose(pixels, points_per_side)
+        if pixels is None:
+            raise InvalidRequest(f"{source.value} proposals need the image", "proposals")
+        return engine.propose(pixels)
 
 
 def _objectness(gray: GrayArray, contour: Any, area: float) -> float:

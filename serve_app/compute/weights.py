@@ -158,10 +158,10 @@ class WeightStore:
         """A model for listings, without paths.
 
         ``state`` is ``ready`` (verified), ``present`` (right sizes, not yet hashed),
-        ``missing``, ``corrupt``, or ``hub`` where a library's own client keeps the weights.
+        ``missing`` or ``corrupt``.
         """
         statuses = {state.status for state in self.state(name, spec, verify)}
-        summary = "hub" if not spec.files else "ready"
+        summary = "ready"
         for status in ("corrupt", "missing", "present"):
             if status in statuses:
                 summary = status

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from ray import serve
 
+from serve_app.deployments.replica import EngineThread
 from serve_app.domain.settings import Batching
 
-log = logging.getLogger("ray.serve")
+log = logging.getLogger(__name__)
 
 I = TypeVar("I")  # noqa: E741 - an item
 O = TypeVar("O")  # noqa: E741 - its outcome
 
 
 class Batcher(Generic[I, O]):
-    """Collects items of all requests over `serve.batch` and runs them in one thread.
+    """Collects items of all requests over `serve.batch` and runs them in the engine's thread.
 
-    The engine's thread leaves the replica's event loop free, so that new items are collected
-    while a batch runs.
+    Attributes:
+        thread: the engine's; one worker for each batch that may be under way.
     """
 
     def __init__(self, run: Callable[[Sequence[I]], list[O]], batching: Batching) -> None:
         self._run = run
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self.thread = EngineThread(batching.max_concurrent_batches)
         collect = serve.batch(
             max_batch_size=batching.max_batch_size,
             batch_wait_timeout_s=batching.batch_wait_timeout_s,
@@ -47,13 +46,9 @@ class Batcher(Generic[I, O]):
             raise outcome
         return outcome
 
-    async def in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Run something else between batches."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
-
     async def _run_all(self, items: Sequence[I]) -> list[O | Exception]:
         try:
-            outcomes: list[O | Exception] = list(await self.in_thread(self._run, items))
+            outcomes: list[O | Exception] = list(await self.thread.run(self._run, items))
         except Exception as exc:
             if len(items) == 1:
                 return [exc]

@@ -6,14 +6,15 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.cache.shared import shared_tier
 from serve_app.cache.tiers import TieredEmbeddingCache
-from serve_app.compute.engines import ModelSource, load_decoder, load_encoder
+from serve_app.compute.engines import ModelSource, load_decoder
 from serve_app.deployments.batching import Batcher
-from serve_app.deployments.handles import RemoteEncoder, SharedPixels
+from serve_app.deployments.encoder import warm_encoder
+from serve_app.deployments.handles import RemoteEncoder, SharedPixels, answer_of
+from serve_app.deployments.replica import EngineReplica
 from serve_app.domain.settings import CacheSettings, VariantSettings
 from serve_app.domain.types import (
     DecodeJob,
@@ -22,12 +23,12 @@ from serve_app.domain.types import (
     Mask,
     Prediction,
     Prompt,
-    RgbArray,
 )
 from serve_app.predictor import VariantPredictor
+from serve_app.routing.variants import encoder_compute
 
 
-class DecoderReplica:
+class DecoderReplica(EngineReplica):
     """One variant's mask decoder, batching the prompts of all users and images.
 
     With ``encoder`` None (fused layout) the encoder runs in this replica too.
@@ -40,24 +41,23 @@ class DecoderReplica:
         source: ModelSource,
         encoder: DeploymentHandle[Any] | None = None,
     ) -> None:
+        super().__init__()
         spec = source.spec(settings.model)
         engine = load_decoder(source, settings.model, settings.decoder.compute)
         self._batcher: Batcher[DecodeJob, tuple[Mask, ...]] = Batcher(
             engine.decode_batch, settings.decoder.batching
         )
+        self.threads = [self._batcher.thread]
+        self._encoder = encoder
+        compute = encoder_compute(settings)
         if encoder is None:
-            compute = settings.decoder.compute
-            local = load_encoder(source, settings.model, compute)
-            local.encode_batch([np.zeros((64, 64, 3), dtype=np.uint8)])
-            images: Batcher[RgbArray, Embedding] = Batcher(
-                local.encode_batch, settings.encoder.batching
-            )
+            images = warm_encoder(source, settings.model, compute, settings.encoder.batching)
+            self.threads.append(images.thread)
 
             async def encode(pixels: SharedPixels) -> Embedding:
                 return await images(await pixels.array())
         else:
             encode = RemoteEncoder(encoder).encode
-            compute = settings.encoder.compute
         self._predictor: VariantPredictor[SharedPixels] = VariantPredictor(
             TieredEmbeddingCache(cache.embedding_bytes, shared_tier(cache)),
             encode,
@@ -81,13 +81,5 @@ class DecoderReplica:
         return list(await asyncio.gather(*(self._batcher(job) for job in jobs)))
 
     async def ping(self) -> bool:
-        """Answers once the weights are loaded."""
-        return True
-
-    async def check_health(self) -> None:
-        """Fails when the engine's thread no longer takes work."""
-        await self._batcher.in_thread(_nothing)
-
-
-def _nothing() -> None:
-    """Runs when the thread gets to it."""
+        """Answers once the weights of decoder and encoder are loaded."""
+        return self._encoder is None or await answer_of(self._encoder.ping.remote())

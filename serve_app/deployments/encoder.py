@@ -6,31 +6,30 @@ import numpy as np
 
 from serve_app.compute.engines import ModelSource, load_encoder
 from serve_app.deployments.batching import Batcher
-from serve_app.domain.settings import EncoderSettings
+from serve_app.deployments.replica import EngineReplica
+from serve_app.domain.settings import Batching, Compute, EncoderSettings
 from serve_app.domain.types import Embedding, RgbArray
 
 _WARM_UP_SIDE = 64
 
 
-class EncoderReplica:
+class EncoderReplica(EngineReplica):
     """One variant's image encoder, batching the images of all users."""
 
     def __init__(self, model: str, settings: EncoderSettings, source: ModelSource) -> None:
-        engine = load_encoder(source, model, settings.compute)
-        # The first pass allocates and tunes; it must not be a user's.
-        engine.encode_batch([np.zeros((_WARM_UP_SIDE, _WARM_UP_SIDE, 3), dtype=np.uint8)])
-        self._batcher: Batcher[RgbArray, Embedding] = Batcher(
-            engine.encode_batch, settings.batching
-        )
+        super().__init__()
+        self._batcher = warm_encoder(source, model, settings.compute, settings.batching)
+        self.threads = [self._batcher.thread]
 
     async def encode(self, pixels: RgbArray) -> Embedding:
         """Embed an upright ``(H, W, 3) uint8`` RGB image."""
         return await self._batcher(pixels)
 
-    async def check_health(self) -> None:
-        """Fails when the engine's thread no longer takes work."""
-        await self._batcher.in_thread(_nothing)
 
-
-def _nothing() -> None:
-    """Runs when the thread gets to it."""
+def warm_encoder(
+    source: ModelSource, model: str, compute: Compute, batching: Batching
+) -> Batcher[RgbArray, Embedding]:
+    """A loaded encoder that has run once: the first pass allocates and tunes."""
+    engine = load_encoder(source, model, compute)
+    engine.encode_batch([np.zeros((_WARM_UP_SIDE, _WARM_UP_SIDE, 3), dtype=np.uint8)])
+    return Batcher(engine.encode_batch, batching)

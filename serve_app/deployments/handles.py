@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -11,7 +12,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.domain.errors import InternalError, Overloaded, SamServeError
+from serve_app.domain.errors import InternalError, Overloaded, SamServeError, WeightsUnavailable
 from serve_app.domain.types import (
     Candidate,
     DecodeOptions,
@@ -39,8 +40,9 @@ class SharedPixels:
     ref: Any
 
     @classmethod
-    def of(cls, pixels: RgbArray) -> SharedPixels:
-        return cls(ray.put(pixels))
+    async def of(cls, pixels: RgbArray) -> SharedPixels:
+        """Put an image there; up to 200 MB, so not in the event loop."""
+        return cls(await asyncio.to_thread(ray.put, pixels))
 
     async def array(self) -> RgbArray:
         """The pixels, read-only."""
@@ -51,7 +53,8 @@ async def answer_of(response: Awaitable[T]) -> T:
     """Await a handle's response; errors come out as `SamServeError`.
 
     Raises:
-        Overloaded: queues are full, or no replica can be had.
+        Overloaded: queues are full.
+        WeightsUnavailable: the deployment has no replica and cannot start one.
         InternalError: the replica died.
     """
     try:
@@ -62,8 +65,12 @@ async def answer_of(response: Awaitable[T]) -> T:
         if isinstance(exc.cause, BackPressureError):
             raise Overloaded("the service is at its capacity; try again later") from None
         raise
-    except (BackPressureError, DeploymentUnavailableError):
+    except BackPressureError:
         raise Overloaded("the service is at its capacity; try again later") from None
+    except DeploymentUnavailableError:
+        raise WeightsUnavailable(
+            "a part of the service could not start; its log says why"
+        ) from None
     except RayActorError as exc:
         raise InternalError("a part of the service was lost during the request") from exc
 
@@ -95,13 +102,10 @@ class RemotePredictor:
         prompts: Sequence[Prompt],
         options: DecodeOptions,
     ) -> Prediction | None:
-        shared = None if pixels is None else SharedPixels.of(pixels)
+        shared = None if pixels is None else await SharedPixels.of(pixels)
         return await answer_of(
             self._handle.predict.remote(image_id, shared, tuple(prompts), options)
         )
-
-    async def ready(self) -> bool:
-        return await answer_of(self._handle.ping.remote())
 
 
 class RemoteProposer:
@@ -111,9 +115,14 @@ class RemoteProposer:
         self._handle = handle
 
     async def propose(
-        self, pixels: RgbArray, source: ProposalSource, points_per_side: int
+        self,
+        pixels: RgbArray | None,
+        size: tuple[int, int],
+        source: ProposalSource,
+        points_per_side: int,
     ) -> tuple[Proposal, ...]:
-        return await answer_of(self._handle.propose.remote(pixels, source, points_per_side))
+        given = None if pixels is None else (await SharedPixels.of(pixels)).ref
+        return await answer_of(self._handle.propose.remote(given, size, source, points_per_side))
 
 
 class RemoteTextScorer:
@@ -134,4 +143,7 @@ class RemoteTextScorer:
     async def score(
         self, pixels: RgbArray, candidates: Sequence[Candidate], texts: Sequence[str]
     ) -> TextScores:
-        return await answer_of(self._handle.score.remote(pixels, tuple(candidates), tuple(texts)))
+        shared = await SharedPixels.of(pixels)
+        return await answer_of(
+            self._handle.score.remote(shared.ref, tuple(candidates), tuple(texts))
+        )

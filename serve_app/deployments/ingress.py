@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -12,8 +13,14 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.api.app import create_app
 from serve_app.cache.shared import shared_tier
-from serve_app.deployments.handles import RemotePredictor, RemoteProposer, RemoteTextScorer
+from serve_app.deployments.handles import (
+    RemotePredictor,
+    RemoteProposer,
+    RemoteTextScorer,
+    answer_of,
+)
 from serve_app.deployments.metrics import cluster_metrics
+from serve_app.deployments.replica import join_serve_log
 from serve_app.domain.settings import GraphSettings
 from serve_app.domain.types import (
     EmbedResult,
@@ -38,7 +45,14 @@ class IngressReplica:
         proposals: DeploymentHandle[Any],
         text: DeploymentHandle[Any] | None,
     ) -> None:
+        join_serve_log()
         self._limits = settings.limits
+        # What may sleep is not asked whether it is ready: the question would wake it.
+        parts = [(handle, settings.variants[name].sleeps) for name, handle in decoders.items()] + [
+            (proposals, settings.proposals.sleeps)
+        ]
+        if text is not None and settings.text is not None:
+            parts.append((text, settings.text.sleeps))
         self._flow = SegmentationFlow(
             images=ImageStore(
                 settings.limits, settings.cache.image_bytes, shared_tier(settings.cache)
@@ -47,8 +61,10 @@ class IngressReplica:
             predictors={name: RemotePredictor(handle) for name, handle in decoders.items()},
             proposer=RemoteProposer(proposals),
             scorer=None if text is None else RemoteTextScorer(text),
-            default_variant=settings.router.default,
+            router=settings.router,
             limits=settings.limits,
+            timeout_s=settings.ingress.request_timeout_s,
+            checks=[partial(_ping, handle) for handle, sleeps in parts if not sleeps],
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -68,3 +84,7 @@ class IngressReplica:
     async def models(self) -> Mapping[str, Any]:
         """What is deployed."""
         return await self._flow.models()
+
+
+async def _ping(handle: DeploymentHandle[Any]) -> bool:
+    return await answer_of(handle.ping.remote())

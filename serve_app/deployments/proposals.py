@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
-from concurrent.futures import ThreadPoolExecutor
-
 from serve_app.compute.detector import EfficientDet
 from serve_app.compute.engines import ModelSource
 from serve_app.compute.proposals import Proposals
+from serve_app.deployments.replica import EngineReplica, EngineThread
 from serve_app.domain.settings import ProposalsSettings
 from serve_app.domain.types import Proposal, ProposalSource, RgbArray
 
 
-class ProposalsReplica:
+class ProposalsReplica(EngineReplica):
     """Grid, detector and contours behind one method."""
 
     def __init__(self, settings: ProposalsSettings, source: ModelSource) -> None:
+        super().__init__()
         detector = None
         if settings.detector is not None:
             detector = EfficientDet(source.files(settings.detector)["model"], settings.threads)
         self._engine = Proposals(detector)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self._thread = EngineThread()
+        self.threads = [self._thread]
 
     async def propose(
-        self, pixels: RgbArray, source: ProposalSource, points_per_side: int
+        self,
+        pixels: RgbArray | None,
+        size: tuple[int, int],
+        source: ProposalSource,
+        points_per_side: int,
     ) -> tuple[Proposal, ...]:
         """See `serve_app.ports.Proposer.propose`."""
-        return await asyncio.get_running_loop().run_in_executor(
-            self._thread, self._engine.propose, pixels, source, points_per_side
-        )
+        return await self._thread.run(self._engine.propose, pixels, size, source, points_per_side)

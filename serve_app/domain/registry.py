@@ -142,7 +142,7 @@ FILE_KEYS: Mapping[str, frozenset[str] | None] = {
     "sam2_onnx": frozenset({"encoder", "decoder"}),
     "efficientdet": frozenset({"model"}),
     "sentence_transformer": None,
-    "open_clip": frozenset(),
+    "open_clip": frozenset({"weights"}),
 }
 
 
@@ -153,7 +153,6 @@ class ModelSpec(Strict):
     architecture: str | None = Field(
         None, description="sam: vit_t, vit_b, vit_l or vit_h; open_clip: its architecture's name"
     )
-    pretrained: str | None = Field(None, description="open_clip's tag of the weights")
     title: str
     license: str
     origin: str = Field(description="who made the weights, and where they are told of")
@@ -166,10 +165,8 @@ class ModelSpec(Strict):
     def _fits_family(self) -> ModelSpec:
         if self.family == "sam" and self.architecture not in ("vit_t", "vit_b", "vit_l", "vit_h"):
             raise ValueError("family sam needs the architecture vit_t, vit_b, vit_l or vit_h")
-        if self.family == "open_clip" and not (self.architecture and self.pretrained):
-            raise ValueError("family open_clip needs an architecture and a pretrained tag")
-        if self.family != "open_clip" and self.pretrained is not None:
-            raise ValueError("pretrained is for the family open_clip")
+        if self.family == "open_clip" and not self.architecture:
+            raise ValueError("family open_clip needs an architecture")
         keys = FILE_KEYS[self.family]
         if keys is None and not self.files:
             raise ValueError(f"family {self.family} needs files")
@@ -188,13 +185,11 @@ class ModelSpec(Strict):
 
     @property
     def weights_hash(self) -> str:
-        """SHA-256 over the files' hashes, or over the tag where the library keeps the files.
+        """SHA-256 over the files' hashes.
 
         Part of a cached embedding's key: other weights never read these embeddings.
         """
         lines = [f"{key}:{file.sha256}" for key, file in sorted(self.files.items())]
-        if not lines:
-            lines = [f"{self.family}:{self.architecture}:{self.pretrained}"]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

@@ -64,6 +64,15 @@ class Replicas(Strict):
     max_queued_requests: int = Field(512, ge=-1, description="-1: no bound")
     graceful_shutdown_timeout_s: float = Field(20.0, ge=0)
 
+    @property
+    def sleeps(self) -> bool:
+        """Whether there may be no replica, until somebody asks."""
+        return int(self.autoscaling_config.get("min_replicas", 1)) == 0
+
+    @property
+    def max_replicas(self) -> int:
+        return int(self.autoscaling_config.get("max_replicas", 1))
+
 
 class EncoderSettings(Replicas):
     compute: Compute = Compute()
@@ -88,11 +97,19 @@ class VariantSettings(Strict):
     encoder: EncoderSettings = EncoderSettings()
     decoder: DecoderSettings = DecoderSettings()
 
+    @property
+    def sleeps(self) -> bool:
+        """Whether a half of it may have no replica, until somebody asks."""
+        return self.decoder.sleeps or (self.layout == "split" and self.encoder.sleeps)
+
 
 class RouterSettings(Strict):
-    """What ``auto`` means."""
+    """What ``auto`` and other names mean."""
 
     default: str = Field("fast", description="the variant of ``auto``")
+    aliases: dict[str, str] = Field(
+        default_factory=dict, description="names answered by a variant of another name"
+    )
 
 
 class ProposalsSettings(Replicas):
@@ -101,12 +118,16 @@ class ProposalsSettings(Replicas):
 
 
 class OpenClipSettings(Strict):
-    """An `open-clip-torch` model: any architecture with a pretrained tag or a checkpoint."""
+    """An `open-clip-torch` model: the registry's, or any architecture with weights of its own."""
 
-    architecture: str = "ViT-B-32"
+    model: str = Field(
+        "open_clip_vit_b_32", description="registry name; not used where `pretrained` is set"
+    )
+    architecture: str = Field("ViT-B-32", description="of open_clip; goes with `pretrained`")
     pretrained: str = Field(
-        "laion2b_s34b_b79k",
-        description="a tag of open_clip, or the path of a local safetensors checkpoint",
+        "",
+        description="a tag of open_clip, or the path of a local safetensors checkpoint; "
+        "empty: the weights of `model`",
     )
     sha256: str | None = Field(
         None, pattern=r"^[0-9a-f]{64}$", description="of the local checkpoint"
@@ -156,7 +177,9 @@ class CacheSettings(Strict):
 
 
 class IngressSettings(Replicas):
-    request_timeout_s: float = Field(120.0, gt=0)
+    request_timeout_s: float = Field(
+        120.0, gt=0, description="longest time for one request; less than the proxy's own"
+    )
 
 
 class GraphSettings(Strict):
@@ -186,4 +209,12 @@ class GraphSettings(Strict):
                 raise ValueError(f"{name!r} is no name for a variant")
         if self.router.default not in self.variants:
             raise ValueError("router.default must name one of the variants")
+        for alias, variant in self.router.aliases.items():
+            if alias in self.variants or alias == "auto" or variant not in self.variants:
+                raise ValueError("router.aliases must give new names to deployed variants")
+        if self.cache.redis_url is None and self.ingress.max_replicas > 1:
+            raise ValueError(
+                "several ingress replicas need cache.redis_url: without it an image_id is known "
+                "only to the replica that saw the image"
+            )
         return self

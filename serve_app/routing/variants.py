@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from serve_app.domain.registry import Registry
-from serve_app.domain.settings import VariantSettings
+from serve_app.domain.settings import Compute, VariantSettings
 from serve_app.domain.types import VariantInfo
 
 SEGMENTERS = ("sam", "sam2_onnx")
 """The registry's families that segment."""
+
+
+def encoder_compute(variant: VariantSettings) -> Compute:
+    """On what a variant's encoder runs: in the fused layout, where the decoder does."""
+    return variant.decoder.compute if variant.layout == "fused" else variant.encoder.compute
 
 
 def variant_info(name: str, variant: VariantSettings, registry: Registry) -> VariantInfo:
@@ -19,7 +24,7 @@ def variant_info(name: str, variant: VariantSettings, registry: Registry) -> Var
     spec = registry.get(variant.model)
     if spec.family not in SEGMENTERS:
         raise ValueError(f"variant {name}: {variant.model} does not segment")
-    compute = variant.decoder.compute if variant.layout == "fused" else variant.encoder.compute
+    compute = encoder_compute(variant)
     halves = (variant.encoder.compute, variant.decoder.compute)
     if spec.family == "sam2_onnx" and any(
         half.dtype != "float32" or half.memory_fraction is not None for half in halves

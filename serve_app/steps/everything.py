@@ -79,7 +79,9 @@ class EverythingStep:
             if len(crops) > 1:
                 # Of duplicates between crops the one from the smaller crop is the sharper.
                 sizes = np.array([m.crop_box[2] * m.crop_box[3] for m in found if m.crop_box])
-                found = _nms(found, 1.0 / np.maximum(sizes, 1), task.crop_nms_thresh)
+                found = await asyncio.to_thread(
+                    _nms, found, 1.0 / np.maximum(sizes, 1), task.crop_nms_thresh
+                )
             if task.min_mask_region_area > 0:
                 found = await asyncio.to_thread(_clean, found, task)
         return tuple(found)
@@ -91,23 +93,39 @@ class EverythingStep:
         part = image if whole else await image.crop(crop.x, crop.y, crop.width, crop.height)
         side = max(1, task.points_per_side // task.crop_n_points_downscale_factor**crop.layer)
         with self._timings.stage("propose"):
-            proposals = await self._proposer.propose(await part.pixels(), task.proposals, side)
+            proposals = await propose(self._proposer, part, task.proposals, side)
         options = DecodeOptions(
             # Meta's 0 switches a filter off; predicted IoUs may be a little below it.
             pred_iou_thresh=task.pred_iou_thresh or None,
             stability_score_thresh=task.stability_score_thresh or None,
             stability_score_offset=task.stability_score_offset,
         )
-        found: list[Mask] = []
+        found: list[tuple[Proposal, Mask]] = []
         for start in range(0, len(proposals), task.points_per_batch):
             batch = proposals[start : start + task.points_per_batch]
             masks = await session.predict(part, [p.prompt for p in batch], options)
             for proposal, of_prompt in zip(batch, masks, strict=True):
-                found += [_placed(mask, proposal, crop, image) for mask in of_prompt]
+                found += [(proposal, mask) for mask in of_prompt]
         with self._timings.stage("filter"):
-            if not whole:
-                found = [m for m in found if not _cut_off(m, crop, image)]
-            return _nms(found, np.array([m.score for m in found]), task.box_nms_thresh)
+            return await asyncio.to_thread(_kept_of_crop, found, crop, image, task.box_nms_thresh)
+
+
+async def propose(
+    proposer: Proposer, image: OpenImage, source: ProposalSource, points_per_side: int
+) -> tuple[Proposal, ...]:
+    """Candidate regions; the image's pixels go only to sources that look at them."""
+    pixels = None if source is ProposalSource.GRID else await image.pixels()
+    return await proposer.propose(pixels, (image.width, image.height), source, points_per_side)
+
+
+def _kept_of_crop(
+    found: Sequence[tuple[Proposal, Mask]], crop: Crop, image: OpenImage, threshold: float
+) -> list[Mask]:
+    """A crop's masks in the image's frame, without duplicates and those that it cut off."""
+    masks = [_placed(mask, proposal, crop, image) for proposal, mask in found]
+    if crop.layer:
+        masks = [mask for mask in masks if not _cut_off(mask, crop, image)]
+    return _nms(masks, np.array([mask.score for mask in masks]), threshold)
 
 
 def merge(masks: Sequence[Mask], threshold: float) -> list[Mask]:

@@ -8,6 +8,7 @@ from collections import OrderedDict
 
 from serve_app.cache.memory import ByteBoundedLru
 from serve_app.cache.shared import SharedTier
+from serve_app.cache.single_flight import SingleFlight
 from serve_app.compute.images import check_pixels, decode_image
 from serve_app.domain.errors import UnknownImage
 from serve_app.domain.image_id import image_id, parse_image_id
@@ -15,6 +16,7 @@ from serve_app.domain.limits import Limits
 from serve_app.domain.types import RgbArray
 
 _MAX_NAMES = 65_536
+_DECODINGS = 4
 
 
 class OpenImage:
@@ -66,6 +68,8 @@ class ImageStore:
         self._kept: ByteBoundedLru[bytes | RgbArray] = ByteBoundedLru(max_bytes)
         self._names: OrderedDict[bytes, str] = OrderedDict()
         self._shared = shared
+        self._opening: SingleFlight[tuple[str, RgbArray]] = SingleFlight()
+        self._decoding = asyncio.Semaphore(_DECODINGS)
 
     async def open(self, source: bytes | RgbArray | str) -> OpenImage:
         """Name an image.
@@ -95,14 +99,19 @@ class ImageStore:
             self._names.move_to_end(digest)
             self._kept.put(known, source, len(source))
             return OpenImage(self, known, source)
-        name, pixels = await asyncio.to_thread(self._decode, source)
+        name, pixels = await self._opening.run(digest.hex(), lambda: self._first(digest, source))
+        return OpenImage(self, name, pixels, new=True)
+
+    async def _first(self, digest: bytes, source: bytes) -> tuple[str, RgbArray]:
+        """Decode and name a file that was not seen before."""
+        name, pixels = await self._decoded(source)
         self._names[digest] = name
         if len(self._names) > _MAX_NAMES:
             self._names.popitem(last=False)
         self._kept.put(name, source, len(source))
         if self._shared is not None:
             await self._shared.put(_shared_key(name), source)
-        return OpenImage(self, name, pixels, new=True)
+        return name, pixels
 
     async def load(self, name: str, file: bytes | None) -> RgbArray:
         """Pixels of an image: of the request's file, or of the one sent earlier.
@@ -114,7 +123,7 @@ class ImageStore:
         if kept is None and self._shared is not None:
             kept = await self._shared.get(_shared_key(name))
         if isinstance(kept, bytes):
-            found, pixels = await asyncio.to_thread(self._decode, kept)
+            found, pixels = await self._decoded(kept)
             # A shared tier may hand out anything; the name says what the pixels must be.
             kept = pixels if found == name else None
         if kept is None:
@@ -122,6 +131,11 @@ class ImageStore:
                 "this image is not, or no longer, kept here: send the image itself", "image_id"
             )
         return kept
+
+    async def _decoded(self, data: bytes) -> tuple[str, RgbArray]:
+        # A decoded image may be 200 MB: only so many at once.
+        async with self._decoding:
+            return await asyncio.to_thread(self._decode, data)
 
     def _decode(self, data: bytes) -> tuple[str, RgbArray]:
         pixels = decode_image(data, self._limits).pixels

@@ -19,7 +19,7 @@ from serve_app.domain.types import (
     TextScores,
 )
 from serve_app.ports import Proposer, TextScorer
-from serve_app.steps.everything import merge
+from serve_app.steps.everything import merge, propose
 from serve_app.steps.images import OpenImage
 from serve_app.steps.session import Session
 from serve_app.steps.timing import Timings
@@ -45,9 +45,8 @@ class TextStep:
         """One result for each text, and the scores with their engine and threshold."""
         info = await self._scorer.info()
         with self._timings.stage("propose"):
-            proposals = await self._proposer.propose(
-                await image.pixels(), query.proposals or info.proposals, query.points_per_side
-            )
+            source = query.proposals or info.proposals
+            proposals = await propose(self._proposer, image, source, query.points_per_side)
         if info.needs_masks:
             return await self._segment_then_score(image, query, session, proposals)
         return await self._score_then_segment(image, query, session, proposals, info)
@@ -113,6 +112,8 @@ class TextStep:
         results = []
         for text, row, of_text in zip(query.texts, scored.scores, picked, strict=True):
             found = [replace(masks[i], text_score=float(row[i])) for i in of_text if i in masks]
+            # A region that SAM finds nothing in is not present, whatever the text says to it.
+            row = np.where([i in of_text and i not in masks for i in range(len(row))], 0.0, row)
             results.append(_result(text, row, found))
         return tuple(results), scored
 

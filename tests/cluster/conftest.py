@@ -17,7 +17,7 @@ from serve_app.domain.settings import GraphSettings
 
 from .ray_cluster import RayCluster, free_ports, wait_until
 
-# Ray reads this once, when it is imported, and writes a token to the user's home unless told not to.
+# Ray reads this when it is imported; unless told not to it writes a token to the user's home.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from serve_app.domain.errors import (
+    DeadlineExceeded,
     InvalidImage,
     InvalidPrompt,
     InvalidRequest,
@@ -24,6 +25,7 @@ from serve_app.domain.errors import (
 from serve_app.domain.image_id import image_id
 from serve_app.domain.limits import Limits
 from serve_app.domain.rle import encode_rle
+from serve_app.domain.settings import RouterSettings
 from serve_app.domain.types import (
     CacheTier,
     Candidate,
@@ -71,7 +73,6 @@ class FakePredictor:
         self.options: list[DecodeOptions] = []
         self.known: set[str] = set()
         self.forgets = False
-        self.loaded = True
 
     async def predict(
         self,
@@ -100,9 +101,6 @@ class FakePredictor:
         masks = [_mask(size, (x, y, 4, 4), 0.8), _mask(size, (x, y, 3, 3), 0.7)]
         return tuple(masks if prompt.multimask_output else masks[:1])
 
-    async def ready(self) -> bool:
-        return self.loaded
-
 
 class FakeProposer:
     """A cat, a dog, and a box that is nothing."""
@@ -113,8 +111,13 @@ class FakeProposer:
         self.asked: list[tuple[ProposalSource, int]] = []
 
     async def propose(
-        self, pixels: RgbArray, source: ProposalSource, points_per_side: int
+        self,
+        pixels: RgbArray | None,
+        size: tuple[int, int],
+        source: ProposalSource,
+        points_per_side: int,
     ) -> tuple[Proposal, ...]:
+        assert (pixels is None) == (source is ProposalSource.GRID)
         self.asked.append((source, points_per_side))
         if source is ProposalSource.GRID:
             points = [(10, 10), (30, 10), (10, 30)]
@@ -160,7 +163,13 @@ class FakeScorer:
 
 
 class Graph:
-    def __init__(self, scorer: FakeScorer | None = None, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        scorer: FakeScorer | None = None,
+        limits: Limits | None = None,
+        timeout_s: float | None = None,
+        checks: Sequence[Callable[[], Awaitable[bool]]] = (),
+    ) -> None:
         limits = limits or Limits()
         self.fast, self.accurate = FakePredictor(), FakePredictor()
         self.proposer, self.scorer = FakeProposer(), scorer
@@ -173,8 +182,10 @@ class Graph:
             predictors={"fast": self.fast, "accurate": self.accurate},
             proposer=self.proposer,
             scorer=scorer,
-            default_variant="fast",
+            router=RouterSettings(),
             limits=limits,
+            timeout_s=timeout_s,
+            checks=checks,
         )
 
 
@@ -417,26 +428,56 @@ async def test_everything_from_the_detector_keeps_labels() -> None:
 
 
 async def test_ready_is_false_while_a_part_is_not() -> None:
-    scorer = FakeScorer(needs_masks=False)
-    graph = Graph(scorer)
-    assert await graph.flow.ready()
-    scorer.down = True
-    assert not await graph.flow.ready()
-    scorer.down, graph.fast.loaded = False, False
-    assert not await graph.flow.ready()
+    async def loaded() -> bool:
+        return True
+
+    async def loading() -> bool:
+        return False
+
+    async def down() -> bool:
+        raise Overloaded("no replica")
+
+    async def broken() -> bool:
+        raise RuntimeError
+
     assert await Graph().flow.ready()
+    assert await Graph(checks=[loaded, loaded]).flow.ready()
+    for bad in (loading, down, broken):
+        assert not await Graph(checks=[loaded, bad]).flow.ready()
 
 
 async def test_ready_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    graph = Graph()
-    monkeypatch.setattr("serve_app.flow._READY_TIMEOUT_S", 0.01)
-
     async def never() -> bool:
         return await asyncio.Event().wait()
 
-    graph.fast.ready = never  # type: ignore[method-assign]
+    monkeypatch.setattr("serve_app.flow._READY_TIMEOUT_S", 0.01)
     async with asyncio.timeout(5):
-        assert not await graph.flow.ready()
+        assert not await Graph(checks=[never]).flow.ready()
+
+
+async def test_a_request_that_takes_too_long_is_told_so_and_stopped() -> None:
+    graph = Graph(timeout_s=0.01)
+    stopped = asyncio.Event()
+
+    async def hang(*_: object) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    graph.fast.predict = hang  # type: ignore[method-assign,assignment]
+    async with asyncio.timeout(5):
+        assert isinstance(await _error(graph, [POINT]), DeadlineExceeded)
+        assert stopped.is_set()
+        with pytest.raises(DeadlineExceeded):
+            await graph.flow.embed(PIXELS, "auto")
+
+
+async def test_logits_do_not_go_with_everything() -> None:
+    request = SegmentRequest(image=PIXELS, task=Everything(), return_logits=True)
+    with pytest.raises(InvalidRequest) as caught:
+        await Graph().flow.segment(request)
+    assert caught.value.field == "return_logits"
 
 
 async def test_models_tells_what_is_deployed() -> None:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from serve_app.__main__ import main
-from serve_app.commands.configuration import used_models
+from serve_app.commands.configuration import needed_models, used_models
 from serve_app.domain.settings import GraphSettings
 
 CONTENT = b"real weights"
@@ -138,4 +138,9 @@ def test_used_models_of_a_graph() -> None:
     only_open_clip = GraphSettings.model_validate(
         {"text": {"engine": "open_clip"}, "proposals": {"detector": None}}
     )
-    assert used_models(only_open_clip) == {"vit_t": ["fast"]}
+    assert used_models(only_open_clip) == {"vit_t": ["fast"], "open_clip_vit_b_32": ["text"]}
+    asleep = {"autoscaling_config": {"min_replicas": 0, "max_replicas": 1}}
+    sleepy = GraphSettings.model_validate(
+        {"variants": {"fast": {"model": "a"}, "accurate": {"model": "b", "decoder": asleep}}}
+    )
+    assert needed_models(sleepy) == {"a", "efficientdet_lite2", "minilm_l6_v2"}

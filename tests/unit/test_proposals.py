@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -27,6 +28,12 @@ class FixedDetector:
 
     def detect(self, pixels: RgbArray) -> list[Detection]:
         return self.found
+
+
+def propose(
+    image: np.ndarray, source: ProposalSource, side: int = 32, detector: Any = None
+) -> tuple[Proposal, ...]:
+    return Proposals(detector).propose(image, (image.shape[1], image.shape[0]), source, side)
 
 
 def boxes_of(proposals: tuple[Proposal, ...]) -> np.ndarray:
@@ -58,7 +65,7 @@ def test_the_grid_is_exactly_that_of_segment_anything(side: int) -> None:
     from segment_anything.utils.amg import build_point_grid
 
     image = np.zeros((75, 130, 3), np.uint8)
-    proposals = Proposals(None).propose(image, ProposalSource.GRID, side)
+    proposals = propose(image, ProposalSource.GRID, side)
     points = np.array([p.prompt.point_coords[0] for p in proposals])
     expected = (build_point_grid(side) * (130, 75)).astype(np.float32)
     np.testing.assert_allclose(points, expected, rtol=1e-6)
@@ -69,21 +76,19 @@ def test_the_grid_is_exactly_that_of_segment_anything(side: int) -> None:
 @pytest.mark.parametrize("side", [0, -3])
 def test_a_grid_without_points_is_refused(side: int) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        Proposals(None).propose(np.zeros((9, 9, 3), np.uint8), ProposalSource.GRID, side)
+        propose(np.zeros((9, 9, 3), np.uint8), ProposalSource.GRID, side)
     assert caught.value.field == "points_per_side"
 
 
 def test_without_a_detector_the_error_names_what_can_be_used() -> None:
-    with pytest.raises(InvalidRequest, match="'grid', 'contours'") as caught:
-        Proposals(None).propose(np.zeros((9, 9, 3), np.uint8), ProposalSource.DETECTOR, 32)
+    with pytest.raises(InvalidRequest, match="'grid' or 'contours'") as caught:
+        propose(np.zeros((9, 9, 3), np.uint8), ProposalSource.DETECTOR, 32)
     assert caught.value.field == "proposals"
 
 
 def test_detections_become_boxes_with_labels() -> None:
     detector = FixedDetector(Detection((1.5, 2, 30, 40), "cat", 0.8))
-    (found,) = Proposals(detector).propose(  # type: ignore[arg-type]
-        np.zeros((50, 50, 3), np.uint8), ProposalSource.DETECTOR, 32
-    )
+    (found,) = propose(np.zeros((50, 50, 3), np.uint8), ProposalSource.DETECTOR, detector=detector)
     assert found.prompt.box.tolist() == [1.5, 2, 30, 40]
     assert (found.label, found.objectness) == ("cat", 0.8)
     assert found.source is ProposalSource.DETECTOR
@@ -95,7 +100,7 @@ def test_detections_become_boxes_with_labels() -> None:
     ids=["dark on light", "light on dark", "both on gray"],
 )
 def test_contours_find_blobs_of_either_polarity(ground: int, values: tuple[int, ...]) -> None:
-    found = Proposals(None).propose(blobs(ground, *values), ProposalSource.CONTOURS, 32)
+    found = propose(blobs(ground, *values), ProposalSource.CONTOURS, 32)
     for i in range(len(values)):
         x = 40 + 60 * i
         assert best_iou(found[:6], (x - 14, 86, x + 15, 115)) > 0.7
@@ -105,7 +110,7 @@ def test_contours_find_blobs_of_either_polarity(ground: int, values: tuple[int, 
 
 
 def test_a_contours_box_holds_all_of_its_object() -> None:
-    found = Proposals(None).propose(blobs(200, 40), ProposalSource.CONTOURS, 32)
+    found = propose(blobs(200, 40), ProposalSource.CONTOURS, 32)
     x0, y0, x1, y1 = boxes_of(found)[0]
     assert 18 <= x0 < 26
     assert 78 <= y0 < 86
@@ -115,13 +120,13 @@ def test_a_contours_box_holds_all_of_its_object() -> None:
 
 def test_an_even_image_has_no_contours() -> None:
     even = np.full((120, 160, 3), 127, np.uint8)
-    assert Proposals(None).propose(even, ProposalSource.CONTOURS, 32) == ()
+    assert propose(even, ProposalSource.CONTOURS) == ()
 
 
 def test_specks_and_the_ground_itself_are_left_out() -> None:
     image = blobs(200, 60)
     image[20:22, 20:22] = 0
-    found = Proposals(None).propose(image, ProposalSource.CONTOURS, 32)
+    found = propose(image, ProposalSource.CONTOURS, 32)
     sizes = boxes_of(found)[:, 2:] - boxes_of(found)[:, :2]
     assert best_iou(found, (20, 20, 22, 22)) < 0.1
     assert (sizes.prod(axis=1) < 0.6 * image.shape[0] * image.shape[1]).all()
@@ -133,7 +138,7 @@ def test_contours_are_bounded_in_number_and_the_best_stay() -> None:
         for y in range(10, 800, 20):
             cv2.circle(image, (x, y), 6, (60 + x // 6,) * 3, cv2.FILLED)
     engine = ContourProposals()
-    found = engine.propose(image, 32)
+    found = engine.propose(image)
     assert len(found) == MAX_CONTOURS
     assert min(p.objectness for p in found) > 0.7
 
@@ -141,7 +146,7 @@ def test_contours_are_bounded_in_number_and_the_best_stay() -> None:
 def test_large_images_are_shrunk_and_boxes_are_not() -> None:
     image = np.full((3000, 4500, 3), 200, np.uint8)
     image[2000:2400, 3000:3700] = 50
-    found = Proposals(None).propose(image, ProposalSource.CONTOURS, 32)
+    found = propose(image, ProposalSource.CONTOURS, 32)
     assert best_iou(found, (3000, 2000, 3700, 2400)) > 0.75
 
 
@@ -149,7 +154,7 @@ def test_large_images_are_shrunk_and_boxes_are_not() -> None:
 @pytest.mark.parametrize("source", [ProposalSource.GRID, ProposalSource.CONTOURS])
 def test_very_small_images_do_no_harm(shape: tuple[int, int], source: ProposalSource) -> None:
     image = np.random.default_rng(0).integers(0, 255, (*shape, 3), np.uint8)
-    for proposal in Proposals(None).propose(image, source, 4):
+    for proposal in propose(image, source, 4):
         proposal.prompt.check_inside(shape[1], shape[0])
 
 

@@ -137,9 +137,8 @@ def test_source_is_refused(source: Any) -> None:
         {"architecture": None},
         {"family": "yolo"},
         {"files": {}},
-        {"family": "open_clip", "pretrained": "tag"},
+        {"family": "open_clip"},
         {"family": "open_clip", "files": {}},
-        {"pretrained": "tag"},
         {"family": "sam2_onnx"},
         {"preprocessing": ""},
         {"surprise": 1},
@@ -161,18 +160,6 @@ def test_weights_hash_follows_the_files_and_nothing_else() -> None:
     first = registry_with_file().get("m").weights_hash
     assert registry_with_file(name="b.pth", sources=[]).get("m").weights_hash == first
     assert registry_with_file(sha256="1" * 64).get("m").weights_hash != first
-
-
-def test_weights_hash_of_hub_models_follows_the_tag() -> None:
-    hashes = {
-        Registry.model_validate(
-            {"models": {"m": model(family="open_clip", pretrained=tag, files={})}}
-        )
-        .get("m")
-        .weights_hash
-        for tag in ("one", "two")
-    }
-    assert len(hashes) == 2
 
 
 def test_own_registry_file(tmp_path: Path) -> None:

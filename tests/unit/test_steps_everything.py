@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from segment_anything.utils.amg import generate_crop_boxes, is_box_near_crop_edge
 
-from serve_app.compute.proposals import GridProposals
+from serve_app.compute.proposals import grid_proposals
 from serve_app.domain.image_id import image_id
 from serve_app.domain.limits import Limits
 from serve_app.domain.rle import encode_rle, rle_area, rle_bbox
@@ -64,7 +64,7 @@ def test_masks_cut_off_by_a_crop_are_metas() -> None:
 
 
 def test_the_grid_lies_in_the_centres_of_equal_cells() -> None:
-    proposals = GridProposals().propose(np.zeros((30, 60, 3), np.uint8), 3)
+    proposals = grid_proposals((60, 30), 3)
     points = [
         p.prompt.point_coords[0].tolist() for p in proposals if p.prompt.point_coords is not None
     ]

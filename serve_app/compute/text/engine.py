@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from serve_app.domain.errors import WeightsUnavailable
-from serve_app.domain.settings import TextSettings
+from serve_app.domain.settings import OpenClipSettings, TextSettings
 from serve_app.domain.types import Candidate, RgbArray, ScorerInfo, TextScores
 
 logger = logging.getLogger(__name__)
@@ -29,17 +29,24 @@ class TextScoringEngine(Protocol):
 
 
 def build_text_engine(
-    settings: TextSettings, sentence_model_dir: Callable[[], Path], offline: bool = False
+    settings: TextSettings,
+    sentence_model_dir: Callable[[], Path],
+    open_clip: Callable[[], OpenClipSettings] | None = None,
+    offline: bool = False,
 ) -> TextScoringEngine:
     """Load the engine that ``settings.engine`` names; its ``info.reason`` says why.
 
-    ``auto`` is ``open_clip`` where its weights load, and else ``labels``.  Each engine's library
-    takes seconds and hundreds of megabytes to import, so only what is tried is imported.
+    ``auto`` is ``open_clip`` where its weights are on this machine and load, and else
+    ``labels``: it fetches nothing, since a replica that starts is no place for hundreds of
+    megabytes.  Each engine's library takes seconds and hundreds of megabytes to import, so only
+    what is tried is imported.
 
     Args:
         settings: of both engines.
         sentence_model_dir: gives the directory of the sentence model, fetched if need be;
             called only if ``labels`` is to be loaded.
+        open_clip: gives the settings of ``open_clip`` with its weights found, fetched if need
+            be; None: as they are in ``settings``.
         offline: ask no hub for weights.
 
     Raises:
@@ -47,12 +54,12 @@ def build_text_engine(
     """
     started = time.monotonic()
     if settings.engine == "open_clip":
-        engine, reason = _open_clip(settings, offline), "configured"
+        engine, reason = _open_clip(settings, open_clip, offline), "configured"
     elif settings.engine == "labels":
         engine, reason = _labels(settings, sentence_model_dir), "configured"
     else:
         try:
-            engine, reason = _open_clip(settings, offline), "auto: its weights load"
+            engine, reason = _open_clip(settings, open_clip, True), "auto: its weights load"
         except WeightsUnavailable as exc:
             engine = _labels(settings, sentence_model_dir)
             reason = f"auto: no open_clip, {exc.message}"
@@ -67,13 +74,18 @@ def build_text_engine(
     return engine
 
 
-def _open_clip(settings: TextSettings, offline: bool) -> TextScoringEngine:
+def _open_clip(
+    settings: TextSettings, found: Callable[[], OpenClipSettings] | None, offline: bool
+) -> TextScoringEngine:
+    chosen = settings.open_clip if found is None else found()
     from serve_app.compute.text.open_clip import OpenClipScorer
 
-    return OpenClipScorer(settings.open_clip, settings.compute, offline)
+    return OpenClipScorer(chosen, settings.compute, offline)
 
 
 def _labels(settings: TextSettings, sentence_model_dir: Callable[[], Path]) -> TextScoringEngine:
     from serve_app.compute.text.labels import LabelsScorer
 
+    if settings.compute.device != "cpu":
+        logger.warning("the labels engine runs on the CPU; its share of a GPU lies idle")
     return LabelsScorer(sentence_model_dir(), settings.labels, settings.compute.threads)
