@@ -16,3 +16,12 @@ def weight_paths() -> Callable[[str], dict[str, Path]]:
     """Paths of a model's real weights by file key; fetched where they are missing."""
     registry, store = load_registry(), WeightStore()
     return lambda name: store.ensure(name, registry.get(name))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Quick tests first; the cluster last, since it lives until the session's end."""
+    items.sort(key=lambda i: 2 * bool(i.get_closest_marker("cluster")) + _weighs(i))
+
+
+def _weighs(item: pytest.Item) -> int:
+    return int(item.get_closest_marker("weights") is not None)
