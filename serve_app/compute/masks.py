@@ -29,21 +29,16 @@ Polygon = list[Ring]
 _Filled = tuple[list[Ring], list[NDArray[np.uint32]]]
 
 
-def mask_polygons(mask: BoolArray, tolerance: float = 0.0) -> list[Polygon]:
+def mask_polygons(mask: BoolArray) -> list[Polygon]:
     """The outline of a ``(H, W) bool`` mask: one polygon for each detached part.
 
     Vertices lie on the midpoints between the centres of a pixel of the mask and a neighbour
     outside it, so a corner is cut by half a pixel, no ring touches itself or another, and
-    filling the polygons by pixel centres gives back exactly the mask (at tolerance 0).
+    filling the polygons by pixel centres gives back exactly the mask.
 
     Taken as plain numbers ``(x, y)`` the exterior rings run counter-clockwise and holes
     clockwise (positive and negative shoelace area), as RFC 7946 wants it of GeoJSON.  As y runs
     down here, an exterior ring looks clockwise on a screen.
-
-    Args:
-        mask: the mask.
-        tolerance: greatest distance in pixels of the outline from the exact one
-            (Douglas-Peucker); rings may then touch, and holes smaller than it vanish.
     """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if rows.size == 0:
@@ -65,8 +60,7 @@ def mask_polygons(mask: BoolArray, tolerance: float = 0.0) -> list[Polygon]:
             _without_collinear(vertices[start : end - 1] + origin)
             for start, end in zip(offset[:-1].tolist(), offset[1:].tolist(), strict=True)
         ]
-        polygon = [_oriented(rings[0], 1), *(_oriented(ring, -1) for ring in rings[1:])]
-        polygons.append(_simplified(polygon, tolerance) if tolerance > 0 else polygon)
+        polygons.append([_oriented(rings[0], 1), *(_oriented(ring, -1) for ring in rings[1:])])
     return polygons
 
 
@@ -90,17 +84,6 @@ def _without_collinear(ring: Ring) -> Ring:
 
 def _oriented(ring: Ring, sign: int) -> Ring:
     return ring if ring_area(ring) * sign > 0 else ring[::-1]
-
-
-def _simplified(polygon: Polygon, tolerance: float) -> Polygon:
-    result = []
-    for index, ring in enumerate(polygon):
-        reduced = cv2.approxPolyDP(ring.astype(np.float32).reshape(-1, 1, 2), tolerance, True)
-        if len(reduced) >= 3:
-            result.append(_oriented(reduced.reshape(-1, 2).astype(np.float64), -1 if index else 1))
-        elif index == 0:
-            result.append(ring)  # a part too small to simplify is kept whole
-    return result
 
 
 def box_nms(boxes_xyxy: NDArray[Any], scores: NDArray[Any], threshold: float) -> NDArray[np.int64]:
@@ -180,11 +163,11 @@ def rle_in_canvas(rle: Rle, x: int, y: int, height: int, width: int) -> Rle:
     return encode_rle(canvas)
 
 
-def mask_png(rle: Rle, bilevel: bool = False) -> bytes:
-    """The mask as a PNG file: 8-bit gray of 0 and 255, or with ``bilevel`` 1 bit a pixel."""
+def mask_png(rle: Rle) -> bytes:
+    """The mask as a PNG file: 8-bit gray of 0 and 255."""
     mask = decode_rle(rle)
     buffer = io.BytesIO()
-    Image.fromarray(mask if bilevel else mask * np.uint8(255)).save(buffer, format="PNG")
+    Image.fromarray(mask * np.uint8(255)).save(buffer, format="PNG")
     return buffer.getvalue()
 
 

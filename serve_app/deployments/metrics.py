@@ -1,7 +1,7 @@
 """The metrics of all processes of the cluster as one page for Prometheus.
 
-Ray runs a metrics agent on each node, which gathers what the node's processes count: Ray
-Serve's own (requests, latencies, queues and replicas by deployment) and ours.
+Ray runs a metrics agent on each node, which gathers what Serve counts in the node's processes:
+requests, latencies, queues, batch sizes and replicas by deployment.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import httpx
 import ray
 
 _TIMEOUT_S = 2.0
-_WANTED = ("ray_serve_", "ray_sam_")
+_WANTED = "ray_serve_"
 
 
 async def cluster_metrics() -> bytes:
-    """Serve's and our metrics of every node that answers, in Prometheus' text format."""
+    """Serve's metrics of every node that answers, in Prometheus' text format."""
     nodes = await asyncio.to_thread(ray.nodes)
     addresses = [
         (node["NodeManagerAddress"], node["MetricsExportPort"])

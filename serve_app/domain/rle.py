@@ -45,14 +45,6 @@ def rle_bbox(rle: Rle) -> tuple[int, int, int, int]:
     return int(x), int(y), int(w), int(h)
 
 
-def rle_iou(a: list[Rle], b: list[Rle]) -> NDArray[np.float64]:
-    """``(len(a), len(b))`` intersections over unions of masks of one size."""
-    if not a or not b:
-        return np.zeros((len(a), len(b)))
-    as_coco = [[{"size": list(r.size), "counts": r.counts} for r in side] for side in (a, b)]
-    return np.asarray(coco.iou(as_coco[0], as_coco[1], [0] * len(b)), dtype=np.float64)
-
-
 def parse_rle(size: tuple[int, int], counts: str | bytes | list[int]) -> Rle:
     """Take run lengths from outside, compressed (text) or not (a list), after checking them.
 

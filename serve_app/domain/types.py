@@ -367,14 +367,12 @@ class DecodeOptions:
         pred_iou_thresh: drop masks with a lower predicted IoU, before they cost anything more.
         stability_score_thresh: drop masks with a lower stability score.
         stability_score_offset: the logit offset of the stability score.
-        best_only: keep the mask with the best score alone.
     """
 
     return_logits: bool = False
     pred_iou_thresh: float | None = None
     stability_score_thresh: float | None = None
     stability_score_offset: float = 1.0
-    best_only: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

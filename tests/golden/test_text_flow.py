@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve_app.domain.rle import encode_rle, rle_iou
+from serve_app.domain.rle import encode_rle
 from serve_app.domain.settings import (
     Compute,
     DecoderSettings,
@@ -17,6 +17,7 @@ from serve_app.domain.settings import (
     VariantSettings,
 )
 from serve_app.domain.types import SegmentRequest, TextQuery
+from serve_app.evaluation.metrics import iou_matrix
 from serve_app.local import build_local_service
 from serve_app.workshop.scenes import all_captions, draw_scene
 from serve_app.workshop.tiny_clip import tiny_clip_settings
@@ -49,7 +50,7 @@ async def test_open_clip_finds_the_named_object_among_segmented_candidates() -> 
     for answer, item in zip(result.results, scene.objects, strict=False):
         if answer.masks:
             best = max(answer.masks, key=lambda m: m.text_score or 0.0)
-            found += float(rle_iou([best.rle], [encode_rle(item.mask)])[0, 0]) > 0.7
+            found += float(iou_matrix([best.rle], [encode_rle(item.mask)])[0, 0]) > 0.7
     # SAM does not propose each small shape; of those that it does, the right one must be named.
     assert found >= 0.8 * len(scene.objects)
     missing = result.results[-1]

@@ -12,10 +12,10 @@ ray_serve_requests{node="1",route="/a b"} 4.0
 # HELP ray_node_mem Memory.
 # TYPE ray_node_mem gauge
 ray_node_mem{node="1"} 5.0
-# HELP ray_sam_prompts Prompts so far.
-# TYPE ray_sam_prompts histogram
-ray_sam_prompts_bucket{le="1.0"} 1.0
-ray_sam_prompts_count 1.0
+# HELP ray_serve_prompts Prompts so far.
+# TYPE ray_serve_prompts histogram
+ray_serve_prompts_bucket{le="1.0"} 1.0
+ray_serve_prompts_count 1.0
 """
 TWO = """\
 # HELP ray_serve_requests Requests so far, told otherwise.
@@ -26,10 +26,10 @@ ray_serve_requests{node="2"} 6.0
 
 def test_each_family_has_one_head_and_the_samples_of_all_nodes() -> None:
     assert merge_pages([ONE, TWO]) == (
-        "# HELP ray_sam_prompts Prompts so far.\n"
-        "# TYPE ray_sam_prompts histogram\n"
-        'ray_sam_prompts_bucket{le="1.0"} 1.0\n'
-        "ray_sam_prompts_count 1.0\n"
+        "# HELP ray_serve_prompts Prompts so far.\n"
+        "# TYPE ray_serve_prompts histogram\n"
+        'ray_serve_prompts_bucket{le="1.0"} 1.0\n'
+        "ray_serve_prompts_count 1.0\n"
         "# HELP ray_serve_requests Requests so far.\n"
         "# TYPE ray_serve_requests counter\n"
         'ray_serve_requests{node="1"} 3.0\n'

@@ -30,7 +30,7 @@ def choose(
     """
     options = job.options
     chosen = list(multi if job.prompt.multimask_output else single)
-    if options.best_only or not job.prompt.multimask_output:
+    if not job.prompt.multimask_output:
         chosen = [max(chosen, key=lambda i: scores[i])]
     if options.pred_iou_thresh is not None:
         chosen = [i for i in chosen if scores[i] > options.pred_iou_thresh]
