@@ -62,8 +62,10 @@ def run(args: argparse.Namespace) -> int:
 
     args.out.mkdir(parents=True, exist_ok=True)
     log_path = args.out / "serve.log"
-    # SIGTERM ends this command as Ctrl-C does: the child is told, Ray's processes go.
-    signal.signal(signal.SIGTERM, _interrupt)
+    # SIGTERM ends this command as Ctrl-C does: the child is told, Ray's processes go.  SIGINT is
+    # set too: a shell's background jobs, and their children with them, are started to ignore it.
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, _interrupt)
     print(f"starting Ray and the graph (log: {log_path}) ...", flush=True)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, log_path.open("wb") as log:
