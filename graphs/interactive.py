@@ -18,7 +18,12 @@ def build(settings: GraphSettings) -> Application:
     fused = settings.variants[name].model_copy(update={"layout": "fused"})
     proposals = settings.proposals.model_copy(update={"detector": None})
     small = settings.model_copy(
-        update={"variants": {name: fused}, "proposals": proposals, "text": None}
+        update={
+            "variants": {name: fused},
+            "router": settings.router.among([name]),
+            "proposals": proposals,
+            "text": None,
+        }
     )
     application: Application = ingress_node(
         small, {name: variant_node(name, fused, small)}, proposals_node(small), None

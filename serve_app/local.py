@@ -12,12 +12,7 @@ from serve_app.compute.detector import EfficientDet
 from serve_app.compute.engines import ModelSource, load_decoder, load_encoder, load_text
 from serve_app.compute.proposals import Proposals
 from serve_app.compute.text.engine import TextScoringEngine
-from serve_app.domain.settings import (
-    GraphSettings,
-    RouterSettings,
-    TextSettings,
-    VariantSettings,
-)
+from serve_app.domain.settings import GraphSettings, TextSettings, VariantSettings
 from serve_app.domain.types import (
     Candidate,
     DecodeJob,
@@ -162,17 +157,12 @@ def build_local_service(
     """
     source = ModelSource.of(settings)
     names = list(settings.variants) if variants is None else list(variants)
-    default = settings.router.default
-    router = RouterSettings(
-        default=default if default in names else names[0],
-        aliases={a: v for a, v in settings.router.aliases.items() if v in names},
-    )
     return SegmentationFlow(
         images=ImageStore(settings.limits, settings.cache.image_bytes),
         variants={n: variant_info(n, settings.variants[n], source.registry) for n in names},
         predictors={n: LocalPredictor(settings.variants[n], settings, source) for n in names},
         proposer=LocalProposer(settings, source),
         scorer=None if settings.text is None else LocalTextScorer(settings.text, source),
-        router=router,
+        router=settings.router.among(names),
         limits=settings.limits,
     )

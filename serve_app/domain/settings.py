@@ -6,6 +6,7 @@ are said there and never guessed from the machine.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -110,6 +111,13 @@ class RouterSettings(Strict):
     aliases: dict[str, str] = Field(
         default_factory=dict, description="names answered by a variant of another name"
     )
+
+    def among(self, names: Sequence[str]) -> RouterSettings:
+        """The same for a part of the variants; the first is the default if the usual is not."""
+        return RouterSettings(
+            default=self.default if self.default in names else names[0],
+            aliases={alias: name for alias, name in self.aliases.items() if name in names},
+        )
 
 
 class ProposalsSettings(Replicas):

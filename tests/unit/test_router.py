@@ -54,6 +54,14 @@ def test_an_alias_is_answered_by_its_variant_and_told() -> None:
         choose_variant("huge", DEPLOYED, router)
 
 
+def test_a_graph_of_some_variants_keeps_only_their_aliases() -> None:
+    router = RouterSettings(default="fast", aliases={"quantized": "fast", "best": "accurate"})
+    assert router.among(["accurate"]) == RouterSettings(
+        default="accurate", aliases={"best": "accurate"}
+    )
+    assert router.among(["accurate", "fast"]) == router
+
+
 @pytest.mark.parametrize(
     ("router", "ingress"),
     [
