@@ -95,6 +95,11 @@ class VariantSettings(Strict):
         description="split: encoder and decoder replicas scale apart; "
         "fused: both in the decoder's replica (the encoder's placement is then unused)",
     )
+    reference: str | None = Field(
+        None,
+        description="a variant whose embeddings and masks this one should give, such as its "
+        "full-precision original; null: the model's own library",
+    )
     encoder: EncoderSettings = EncoderSettings()
     decoder: DecoderSettings = DecoderSettings()
 
@@ -111,13 +116,47 @@ class RouterSettings(Strict):
     aliases: dict[str, str] = Field(
         default_factory=dict, description="names answered by a variant of another name"
     )
+    cascade_to: str | None = Field(
+        None,
+        description="the variant that answers again what the default was unsure of; null: none",
+    )
 
     def among(self, names: Sequence[str]) -> RouterSettings:
         """The same for a part of the variants; the first is the default if the usual is not."""
-        return RouterSettings(
-            default=self.default if self.default in names else names[0],
-            aliases={alias: name for alias, name in self.aliases.items() if name in names},
+        return self.model_copy(
+            update={
+                "default": self.default if self.default in names else names[0],
+                "aliases": {a: name for a, name in self.aliases.items() if name in names},
+                "cascade_to": self.cascade_to if self.cascade_to in names else None,
+            }
         )
+
+
+class LedgerSettings(Strict):
+    """Where the measured figures are."""
+
+    path: str | None = Field(
+        None, description="a ledger file; null: $SAM_SERVE_LEDGER or the user's cache"
+    )
+    trust_host: bool = Field(
+        False,
+        description="use it although it was measured elsewhere: for a cluster whose replicas run "
+        "on nodes of another kind than the one that builds the graph",
+    )
+
+
+class ScalingSettings(Strict):
+    """The knobs of the application's scaling policy (`serve_app.scaling.policy`)."""
+
+    budget: float | None = Field(
+        None,
+        gt=0,
+        description="units that all encoders and decoders share: GPUs where replicas ask for "
+        "num_gpus, else CPU slots (num_cpus); null: no bound beyond max_replicas",
+    )
+    goal_ms: float = Field(
+        1000.0, gt=0, description="time that an item should spend in one pool, waiting included"
+    )
 
 
 class ProposalsSettings(Replicas):
@@ -206,6 +245,8 @@ class GraphSettings(Strict):
     proposals: ProposalsSettings = ProposalsSettings()
     text: TextSettings | None = TextSettings()
     cache: CacheSettings = CacheSettings()
+    ledger: LedgerSettings = LedgerSettings()
+    scaling: ScalingSettings = ScalingSettings()
     limits: Limits = Limits()
 
     @model_validator(mode="after")
@@ -220,6 +261,15 @@ class GraphSettings(Strict):
         for alias, variant in self.router.aliases.items():
             if alias in self.variants or alias == "auto" or variant not in self.variants:
                 raise ValueError("router.aliases must give new names to deployed variants")
+        if self.router.cascade_to is not None and (
+            self.router.cascade_to not in self.variants
+            or self.router.cascade_to == self.router.default
+        ):
+            raise ValueError("router.cascade_to must name a variant other than the default")
+        for name, described in self.variants.items():
+            reference = described.reference
+            if reference is not None and (reference not in self.variants or reference == name):
+                raise ValueError(f"the reference of {name} must be another variant")
         if self.cache.redis_url is None and self.ingress.max_replicas > 1:
             raise ValueError(
                 "several ingress replicas need cache.redis_url: without it an image_id is known "

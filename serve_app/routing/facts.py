@@ -1,0 +1,99 @@
+"""What the router looks at: the request's hints, and the state of each variant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from serve_app.domain.ledger import Profile, QualityKind, best_ms_per_item, pass_ms
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a request says of itself.
+
+    Attributes:
+        variant: ``auto``, an alias, or the name of a variant, which is never changed silently.
+        max_latency_ms: longest time the caller wants to wait.
+        min_quality: least mean IoU, as the ledger has it for this kind of prompt.
+        kind: the ledger's column that fits the request's prompts.
+        prompts: how many masks are to be decoded.
+    """
+
+    variant: str = AUTO
+    max_latency_ms: float | None = None
+    min_quality: float | None = None
+    kind: QualityKind = "box"
+    prompts: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """One variant now.
+
+    Attributes:
+        encoders, decoders: replicas that run; 0: it must be woken first.
+        images: waiting for the encoder or in it, of all requests.
+        prompts: waiting for the decoder or in it, of all requests.
+        oldest_ms: how long the oldest of them has been waiting.
+        resident: the embedding of this request's image is cached.
+        encoder_batch, decoder_batch: most items in one pass.
+        slowdown: how much longer than the ledger says passes take at present (1: as there).
+    """
+
+    encoders: int = 1
+    decoders: int = 1
+    images: float = 0
+    prompts: float = 0
+    oldest_ms: float = 0.0
+    resident: bool = False
+    encoder_batch: int = 1
+    decoder_batch: int = 32
+    slowdown: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """How long a variant would take for a request, in milliseconds.
+
+    Attributes:
+        work_ms: of its own encoder and decoder passes.
+        wait_ms: behind what is there already, or until a sleeping variant has woken.
+    """
+
+    work_ms: float
+    wait_ms: float
+
+    @property
+    def total_ms(self) -> float:
+        return self.work_ms + self.wait_ms
+
+
+def expected(profile: Profile, now: Situation, prompts: int) -> Expected:
+    """How long a request of ``prompts`` on one image would take from now.
+
+    Waiting is the larger of two estimates: the work that is queued, at the best rate of the
+    running replicas, and the age of the oldest waiting item, which also sees what the ledger
+    cannot (a stalled replica, a busy neighbour).
+    """
+    work = _passes_ms(profile, prompts, now.decoder_batch)
+    queued = (
+        now.prompts * best_ms_per_item(profile.decode_ms, now.decoder_batch) / max(now.decoders, 1)
+    )
+    if not now.resident:
+        work += pass_ms(profile.encode_ms, 1)
+        queued += (now.images * best_ms_per_item(profile.encode_ms, now.encoder_batch)) / max(
+            now.encoders, 1
+        )
+    wait = max(queued * now.slowdown, now.oldest_ms)
+    asleep = now.decoders == 0 or (now.encoders == 0 and not now.resident)
+    if asleep:
+        wait = max(wait, profile.cold_start_s * 1e3)
+    return Expected(work * now.slowdown, wait)
+
+
+def _passes_ms(profile: Profile, prompts: int, batch: int) -> float:
+    """Decoder passes of one request's prompts, one after the other."""
+    full, rest = divmod(prompts, max(batch, 1))
+    return full * pass_ms(profile.decode_ms, batch) + pass_ms(profile.decode_ms, rest)
