@@ -14,7 +14,8 @@ from serve_app.deployments.ingress import IngressReplica
 from serve_app.deployments.proposals import ProposalsReplica
 from serve_app.deployments.text import TextReplica
 from serve_app.domain.settings import GraphSettings, Replicas, VariantSettings
-from serve_app.routing.variants import variant_info
+from serve_app.ledger.load import load_ledger
+from serve_app.ledger.wiring import variant_infos
 
 Node = Any  # what .bind() gives; Ray turns it into a handle where it is an argument
 
@@ -68,9 +69,8 @@ def ingress_node(
 ) -> Node:
     """The ingress over everything else."""
     registry = ModelSource.of(settings).registry
-    variants = {
-        name: variant_info(name, variant, registry) for name, variant in settings.variants.items()
-    }
+    ledger = load_ledger(settings, registry)
+    variants = variant_infos(settings, list(settings.variants), registry, ledger)
     return deployed(IngressReplica, "ingress", settings.ingress).bind(
-        settings, variants, decoders, proposals, text
+        settings, variants, ledger, decoders, proposals, text
     )

@@ -110,8 +110,14 @@ class HttpService:
             "variant": request.variant,
             "format": "rle",
             "return_logits": request.return_logits,
+            "max_latency_ms": request.max_latency_ms,
+            "min_quality": request.min_quality,
         }
-        answer = await self._send("/v1/segment", request.image, fields)
+        headers = {}
+        if request.timeout_s is not None:
+            headers["x-request-timeout-seconds"] = f"{request.timeout_s:g}"
+        fields = {name: value for name, value in fields.items() if value is not None}
+        answer = await self._send("/v1/segment", request.image, fields, headers)
         with _reading():
             return _segment_result(answer)
 
@@ -141,12 +147,17 @@ class HttpService:
             return False
 
     async def _send(
-        self, path: str, image: bytes | RgbArray | str, fields: Mapping[str, Any]
+        self,
+        path: str,
+        image: bytes | RgbArray | str,
+        fields: Mapping[str, Any],
+        headers: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
+        sent = dict(headers or {})
         if isinstance(image, str):
             body = orjson.dumps({"image_id": image, **fields})
-            headers = {"content-type": "application/json"}
-            return _content(await self._exchange("POST", path, content=body, headers=headers))
+            sent["content-type"] = "application/json"
+            return _content(await self._exchange("POST", path, content=body, headers=sent))
         data = image if isinstance(image, bytes) else _png(image)
         return _content(
             await self._exchange(
@@ -154,6 +165,7 @@ class HttpService:
                 path,
                 files={"file": ("image", data, "application/octet-stream")},
                 data={"request": orjson.dumps(fields).decode()},
+                headers=sent,
             )
         )
 
@@ -247,6 +259,9 @@ def _segment_result(answer: Mapping[str, Any]) -> SegmentResult:
         timings_ms=dict(answer["timings_ms"]),
         text_engine=answer.get("text_engine"),
         threshold=answer.get("threshold"),
+        expected_ms=answer.get("expected_ms"),
+        degraded=bool(answer.get("degraded", False)),
+        escalated=int(answer.get("escalated", 0)),
     )
 
 
@@ -256,6 +271,7 @@ def _prompt_result(answer: Mapping[str, Any], size: tuple[int, int]) -> PromptRe
         text=answer.get("text"),
         present=answer.get("present"),
         best_score=answer.get("best_score"),
+        variant=answer.get("variant"),
     )
 
 

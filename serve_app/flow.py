@@ -1,29 +1,31 @@
 """Read this first: how a request becomes masks.
 
     request ──1 open──▶ image ──2 route──▶ variant ──3 task──▶ prompts
-            ──4 predict──▶ masks ──▶ result
+            ──4 predict──▶ masks ──5 cascade──▶ better masks ──▶ result
 
 The flow runs in the ingress.  It decides and delegates: pixels are decoded by `steps.images`,
 candidate regions come from a `Proposer`, text scores from a `TextScorer`, masks from the
-`Predictor` of the chosen variant, which alone knows embeddings (`serve_app.predictor`).
+`Predictor` of the chosen variant, which alone knows embeddings (`serve_app.predictor`).  Which
+variant that is, and who is asked again, the `Dispatcher` decides from ledger, load and hints.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from serve_app.domain.errors import DeadlineExceeded, InvalidPrompt, InvalidRequest, TextUnavailable
 from serve_app.domain.limits import Limits
-from serve_app.domain.settings import RouterSettings
 from serve_app.domain.types import (
     CacheTier,
     DecodeOptions,
     EmbedResult,
     Everything,
+    Prompt,
     PromptResult,
     RgbArray,
     SegmentRequest,
@@ -33,7 +35,11 @@ from serve_app.domain.types import (
     VariantInfo,
 )
 from serve_app.ports import Predictor, Proposer, TextScorer
-from serve_app.routing.router import Choice, choose_variant
+from serve_app.routing.dispatcher import Dispatcher
+from serve_app.routing.facts import AUTO, Ask
+from serve_app.routing.router import Choice
+from serve_app.steps.asks import ask_of
+from serve_app.steps.cascade import Cascaded, CascadeStep
 from serve_app.steps.everything import EverythingStep
 from serve_app.steps.images import ImageStore, OpenImage
 from serve_app.steps.limits import check_limits
@@ -42,6 +48,9 @@ from serve_app.steps.text import TextStep
 from serve_app.steps.timing import Timings
 
 _READY_TIMEOUT_S = 5.0
+_WAY_S, _WAY_SHARE = 0.1, 0.05
+_USABLE = 0.9
+"""Share of the caller's time that a second answer may plan with."""
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +62,7 @@ class SegmentationFlow:
         images: opens and keeps images.
         variants, predictors: the deployed variants by name, and who answers for each.
         proposer, scorer: candidate regions, and text scores (None: no text here).
-        router: the default variant and aliases.
+        dispatcher: chooses among the variants.
         limits: bounds on a request.
         timeout_s: longest time for one request; None: no bound.
         checks: asked by `ready`; each answers whether a part has loaded.
@@ -67,7 +76,7 @@ class SegmentationFlow:
         predictors: Mapping[str, Predictor],
         proposer: Proposer,
         scorer: TextScorer | None,
-        router: RouterSettings,
+        dispatcher: Dispatcher,
         limits: Limits,
         timeout_s: float | None = None,
         checks: Sequence[Callable[[], Awaitable[bool]]] = (),
@@ -77,26 +86,28 @@ class SegmentationFlow:
         self._predictors = predictors
         self._proposer = proposer
         self._scorer = scorer
-        self._router = router
+        self._dispatcher = dispatcher
         self._limits = limits
         self._timeout_s = timeout_s
         self._checks = checks
 
     async def segment(self, request: SegmentRequest) -> SegmentResult:
         """Answer one request; see `serve_app.ports.SegmentationService.segment`."""
-        async with self._deadline():
+        async with self._deadline(request.timeout_s):
             return await self._segment(request)
 
     async def _segment(self, request: SegmentRequest) -> SegmentResult:
+        started = time.monotonic()
         timings = Timings()
         check_limits(request.task, self._limits)
         if request.return_logits and isinstance(request.task, Everything):
             raise InvalidRequest("return_logits does not go with everything", "return_logits")
-        choice = self._route(request.variant)
         image = await self._open(request.image, timings)
-        session = Session(self._predictors[choice.variant], timings, request.return_logits)
+        choice = self._dispatcher.choose(ask_of(request, image), image.id)
+        session = self._session(choice.variant, timings, request.return_logits)
 
         scored: TextScores | None = None
+        cascaded = Cascaded(())
         results: tuple[PromptResult, ...]
         task = request.task
         if isinstance(task, Everything):
@@ -108,13 +119,22 @@ class SegmentationFlow:
             text = TextStep(self._proposer, self._scorer, timings)
             results, scored = await text.run(image, task, session)
         else:
-            for i, prompt in enumerate(task):
-                try:
-                    prompt.check_inside(image.width, image.height)
-                except InvalidPrompt as exc:
-                    raise exc.at(f"prompts[{i}]") from None
+            _check_inside(task, image)
             masks = await session.predict(image, task, DecodeOptions())
-            results = tuple(PromptResult(masks=of_prompt) for of_prompt in masks)
+            cascaded = Cascaded(masks)
+            second = self._second(request, choice)
+            if second is not None:
+                step_two = CascadeStep(
+                    self._dispatcher,
+                    choice.variant,
+                    self._session(second, timings, request.return_logits),
+                )
+                until = _latest(request, started)
+                cascaded = await step_two.run(image, task, masks, until)
+            results = tuple(
+                PromptResult(masks=of_prompt, variant=second if i in cascaded.kept else None)
+                for i, of_prompt in enumerate(cascaded.answers)
+            )
 
         return SegmentResult(
             image_id=image.id,
@@ -123,20 +143,23 @@ class SegmentationFlow:
             results=results,
             variant=choice.variant,
             model=self._variants[choice.variant].model,
-            reason=choice.reason,
+            reason="; ".join(filter(None, (choice.reason, cascaded.note))),
             cache=session.cache or CacheTier.MISS,
             timings_ms=timings.ms,
             text_engine=scored.engine if scored else None,
             threshold=scored.threshold if scored else None,
+            expected_ms=choice.expected_ms,
+            degraded=choice.degraded or cascaded.degraded,
+            escalated=cascaded.asked,
         )
 
     async def embed(self, image: bytes | RgbArray | str, variant: str) -> EmbedResult:
         """Embed an image, so that later prompts on its id need no encoder."""
         timings = Timings()
-        choice = self._route(variant)
-        async with self._deadline():
+        async with self._deadline(None):
             opened = await self._open(image, timings)
-            session = Session(self._predictors[choice.variant], timings)
+            choice = self._dispatcher.choose(Ask(variant=variant, prompts=0), opened.id)
+            session = self._session(choice.variant, timings)
             await session.predict(opened, (), DecodeOptions())
         return EmbedResult(
             image_id=opened.id,
@@ -170,8 +193,9 @@ class SegmentationFlow:
             for name, info in self._variants.items()
         }
         return {
-            "default_variant": self._router.default,
-            "aliases": dict(self._router.aliases),
+            "default_variant": self._dispatcher.router.default,
+            "aliases": dict(self._dispatcher.router.aliases),
+            "cascade_to": self._dispatcher.router.cascade_to,
             "variants": variants,
             "text": text,
             "limits": self._limits.model_dump(),
@@ -188,19 +212,58 @@ class SegmentationFlow:
             return False
 
     @asynccontextmanager
-    async def _deadline(self) -> AsyncIterator[None]:
-        """Bounds a request; what it waits for is cancelled."""
+    async def _deadline(self, asked_s: float | None) -> AsyncIterator[None]:
+        """Bounds a request by the service's time and the caller's; what it waits for is cancelled.
+
+        The caller's own clock is ahead of ours by the way here and back: we stop a little sooner,
+        so that it hears why.
+        """
+        timeout_s = self._timeout_s
+        if asked_s is not None:
+            asked_s -= min(_WAY_S, asked_s * _WAY_SHARE)
+            timeout_s = asked_s if timeout_s is None else min(timeout_s, asked_s)
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(timeout_s):
                 yield
         except TimeoutError:
-            raise DeadlineExceeded(
-                f"the answer was not ready within {self._timeout_s:g} s"
-            ) from None
+            raise DeadlineExceeded(f"the answer was not ready within {timeout_s:.3g} s") from None
 
-    def _route(self, asked: str) -> Choice:
-        return choose_variant(asked, self._variants, self._router)
+    def _session(self, variant: str, timings: Timings, return_logits: bool = False) -> Session:
+        predictor = self._predictors[variant]
+        return Session(variant, predictor, self._dispatcher.board, timings, return_logits)
+
+    def _second(self, request: SegmentRequest, choice: Choice) -> str | None:
+        """Who is asked what the chosen variant is unsure of; None: nobody.
+
+        Whoever names a variant or a quality has said what suffices.
+        """
+        router = self._dispatcher.router
+        free = request.variant == AUTO and request.min_quality is None
+        if free and choice.variant == router.default and router.cascade_to is not None:
+            return router.cascade_to
+        return None
 
     async def _open(self, image: bytes | RgbArray | str, timings: Timings) -> OpenImage:
         with timings.stage("open_image"):
             return await self._images.open(image)
+
+
+def _check_inside(prompts: Sequence[Prompt], image: OpenImage) -> None:
+    for i, prompt in enumerate(prompts):
+        try:
+            prompt.check_inside(image.width, image.height)
+        except InvalidPrompt as exc:
+            raise exc.at(f"prompts[{i}]") from None
+
+
+def _latest(request: SegmentRequest, started: float) -> float | None:
+    """When the caller wants its answer, as an instant of ``time.monotonic``."""
+    wanted = [
+        seconds
+        for seconds in (
+            request.timeout_s,
+            None if request.max_latency_ms is None else request.max_latency_ms / 1e3,
+        )
+        if seconds is not None
+    ]
+    return started + min(wanted) * _USABLE if wanted else None

@@ -28,9 +28,11 @@ from serve_app.domain.types import (
     TextScores,
 )
 from serve_app.flow import SegmentationFlow
+from serve_app.ledger.load import load_ledger
+from serve_app.ledger.wiring import dispatcher_of, variant_infos
 from serve_app.ports import DecoderEngine, EncoderEngine
 from serve_app.predictor import VariantPredictor
-from serve_app.routing.variants import encoder_compute, variant_info
+from serve_app.routing.variants import encoder_compute
 from serve_app.steps.images import ImageStore
 
 T = TypeVar("T")
@@ -75,6 +77,9 @@ class LocalPredictor(_Lazy):
         options: DecodeOptions,
     ) -> Prediction | None:
         return await self._predictor.predict(image_id, pixels, prompts, options)
+
+    async def wake(self) -> None:
+        """Nothing sleeps here: engines are loaded by their first request."""
 
     async def _encode(self, pixels: RgbArray) -> Embedding:
         def encode() -> Embedding:
@@ -157,12 +162,14 @@ def build_local_service(
     """
     source = ModelSource.of(settings)
     names = list(settings.variants) if variants is None else list(variants)
+    ledger = load_ledger(settings, source.registry)
+    predictors = {n: LocalPredictor(settings.variants[n], settings, source) for n in names}
     return SegmentationFlow(
         images=ImageStore(settings.limits, settings.cache.image_bytes),
-        variants={n: variant_info(n, settings.variants[n], source.registry) for n in names},
-        predictors={n: LocalPredictor(settings.variants[n], settings, source) for n in names},
+        variants=variant_infos(settings, names, source.registry, ledger),
+        predictors=predictors,
         proposer=LocalProposer(settings, source),
         scorer=None if settings.text is None else LocalTextScorer(settings.text, source),
-        router=settings.router.among(names),
+        dispatcher=dispatcher_of(settings, ledger, predictors, awake=True),
         limits=settings.limits,
     )

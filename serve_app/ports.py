@@ -84,6 +84,10 @@ class Predictor(Protocol):
         """
         ...
 
+    async def wake(self) -> None:
+        """Returns once the variant can answer; starts it if it sleeps."""
+        ...
+
 
 class Proposer(Protocol):
     """Candidate regions of an image, as prompts for SAM."""

@@ -54,11 +54,14 @@ class MaskAnswer(MaskFacts):
 
 
 class TextFacts(Answer):
-    """For a text: whether it was found."""
+    """For a text: whether it was found; for a prompt: who answered it, if not the usual."""
 
     text: str | None = None
     present: bool | None = Field(None, description="false: no region reached the threshold")
     best_score: float | None = Field(None, description="of any region, told even if absent")
+    variant: str | None = Field(
+        None, description="who gave these masks, if not the answer's `variant` (cascade)"
+    )
 
 
 class ResultAnswer(TextFacts):
@@ -88,6 +91,15 @@ class EmbedAnswer(ImageFacts):
 
 class SegmentFacts(ImageFacts):
     reason: str = Field(description="why this variant answered")
+    expected_ms: float | None = Field(
+        None, description="the router's estimate of the variant's time, where it was measured"
+    )
+    degraded: Literal[True] | None = Field(
+        None, description="load or time kept a better variant from answering; see `reason`"
+    )
+    escalated: int | None = Field(
+        None, description="prompts that a second variant was asked, where there were any"
+    )
     text_engine: str | None = Field(None, description="the engine that scored (text)")
     threshold: float | None = Field(None, description="least score of an answer (text)")
 

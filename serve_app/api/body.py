@@ -158,6 +158,8 @@ FORM_MEMBERS: Mapping[str, Callable[[list[str], str], Any]] = {
     "everything": _everything,
     "multimask_output": _flag,
     "return_logits": _flag,
+    "max_latency_ms": json_field,
+    "min_quality": json_field,
 }
 """Members of a segment request that a form may hold in a field of their own."""
 

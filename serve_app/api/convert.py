@@ -48,8 +48,13 @@ def _decode_image(text: str) -> bytes:
     return decode_base64(text, "image")
 
 
-def segment_request(body: SegmentBody, file: bytes | None, limits: Limits) -> SegmentRequest:
+def segment_request(
+    body: SegmentBody, file: bytes | None, limits: Limits, timeout_s: float | None = None
+) -> SegmentRequest:
     """The domain's request.
+
+    Args:
+        timeout_s: how long the caller waits, as its header says.
 
     Raises:
         SamServeError: what the domain finds wrong, told at the field of the body.
@@ -59,6 +64,9 @@ def segment_request(body: SegmentBody, file: bytes | None, limits: Limits) -> Se
         task=_task(body, limits),
         variant=body.variant,
         return_logits=body.return_logits,
+        max_latency_ms=body.max_latency_ms,
+        min_quality=body.min_quality,
+        timeout_s=timeout_s,
     )
 
 

@@ -11,6 +11,7 @@ from pydantic.json_schema import models_json_schema
 from serve_app.api.answers import BatchLine, FeatureCollectionAnswer
 from serve_app.api.body import FORM_MEMBERS
 from serve_app.api.formats import GEOJSON_TYPE, NPZ_TYPE
+from serve_app.api.parsing import TIMEOUT_HEADER
 from serve_app.api.schemas import BatchBody, EmbedBody, SegmentBody
 
 _REF = "#/components/schemas/{model}"
@@ -109,6 +110,14 @@ def article_body(files: str, members: list[str]) -> dict[str, Any]:
     }
 
 
+TIMEOUT_PARAMETER: dict[str, Any] = {
+    "name": TIMEOUT_HEADER,
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string"},
+    "description": "seconds after which the caller goes away: work for it stops and the answer is "
+    "`deadline_exceeded`; what is not a positive number does not count",
+}
 SEGMENT_CONTENT: dict[str, Any] = {
     GEOJSON_TYPE: {"schema": _ref(FeatureCollectionAnswer)},
     NPZ_TYPE: {"schema": {"type": "string", "format": "binary"}},

@@ -130,7 +130,13 @@ def _facts(result: SegmentResult) -> dict[str, Any]:
     return {
         **_image_facts(result),
         "reason": result.reason,
-        **_present(text_engine=result.text_engine, threshold=result.threshold),
+        **_present(
+            text_engine=result.text_engine,
+            threshold=result.threshold,
+            expected_ms=None if result.expected_ms is None else round(result.expected_ms, 1),
+            degraded=result.degraded or None,
+            escalated=result.escalated or None,
+        ),
     }
 
 
@@ -144,6 +150,7 @@ def _text_facts(result: PromptResult) -> dict[str, Any]:
         text=result.text,
         present=result.present,
         best_score=None if best is None else finite(best, "score"),
+        variant=result.variant,
     )
 
 

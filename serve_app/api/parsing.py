@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import binascii
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import orjson
@@ -18,6 +19,8 @@ from serve_app.domain.errors import (
     UnknownFormat,
 )
 from serve_app.domain.limits import Limits
+
+TIMEOUT_HEADER = "x-request-timeout-seconds"
 
 MAX_JSON_DEPTH = 16
 MAX_JSON_VALUES = 4_000_000
@@ -118,3 +121,15 @@ def _typed(loc: list[int | str], kind: str, text: str) -> SamServeError:
     if loc and loc[0] in _PROMPT_MEMBERS:
         return InvalidPrompt(text, field)
     return InvalidRequest(text, field or None)
+
+
+def timeout_of(headers: Mapping[str, str]) -> float | None:
+    """How long the caller waits, in seconds; None where it does not say.
+
+    The header is the one that Ray Serve's proxy obeys, and what it takes for none is none here.
+    """
+    try:
+        seconds = float(headers.get(TIMEOUT_HEADER, ""))
+    except ValueError:
+        return None
+    return seconds if 0 < seconds < math.inf else None

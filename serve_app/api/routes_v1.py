@@ -17,6 +17,7 @@ from serve_app.api.convert import image_of, segment_request
 from serve_app.api.docs import (
     BATCH_CONTENT,
     SEGMENT_CONTENT,
+    TIMEOUT_PARAMETER,
     batch_body,
     embed_body,
     segment_body,
@@ -31,11 +32,12 @@ from serve_app.api.formats import (
     segment_file,
     to_json,
 )
-from serve_app.api.parsing import validated
+from serve_app.api.parsing import timeout_of, validated
 from serve_app.api.schemas import BatchBody, EmbedBody, SegmentBody
 from serve_app.api.stream import NdjsonResponse
 from serve_app.domain.errors import (
     DeadlineExceeded,
+    HintsUnmet,
     ImageTooLarge,
     InvalidImage,
     InvalidPrompt,
@@ -60,7 +62,7 @@ _WORK = (Overloaded, WeightsUnavailable, DeadlineExceeded)
 _IMAGE = (InvalidImage, ImageTooLarge, UnknownImage)
 _SEGMENT = (
     *(InvalidRequest, InvalidPrompt, TooManyPrompts, UnknownFormat, UnknownVariant),
-    TextUnavailable,
+    *(TextUnavailable, HintsUnmet),
 )
 
 
@@ -77,7 +79,7 @@ def v1_router(service: SegmentationService, limits: Limits) -> APIRouter:
             200: {"content": SEGMENT_CONTENT, "description": "masks, in the format asked for"},
             **declared(*_SEGMENT, *_IMAGE, *_WORK),
         },
-        openapi_extra=segment_body(),
+        openapi_extra={**segment_body(), "parameters": [TIMEOUT_PARAMETER]},
     )
     async def segment(request: Request) -> Response:
         """The image comes as the file `file` of a form, as base64 in JSON, or as the `image_id`
@@ -95,7 +97,7 @@ def v1_router(service: SegmentationService, limits: Limits) -> APIRouter:
         received = await receive(request, limits, "file")
         _no_requests(received)
         body = validated(SegmentBody, received.members, limits)
-        call = segment_request(body, _one_file(received), limits)
+        call = segment_request(body, _one_file(received), limits, timeout_of(request.headers))
         clock = Clock(started, time.perf_counter())
         result = await service.segment(call)
         content, media_type = await asyncio.to_thread(
@@ -144,8 +146,9 @@ def v1_router(service: SegmentationService, limits: Limits) -> APIRouter:
         """
         items = _batch_items(await receive(request, limits, "files"), limits)
         request_id = request_id_of(request)
+        timeout_s = timeout_of(request.headers)
         jobs = (
-            partial(_batch_line, service, limits, request_id, index, members, file)
+            partial(_batch_line, service, limits, timeout_s, request_id, index, members, file)
             for index, (members, file) in enumerate(items)
         )
         return NdjsonResponse(jobs, BATCH_CONCURRENCY)
@@ -198,6 +201,7 @@ def _batch_items(received: Received, limits: Limits) -> list[tuple[Any, bytes | 
 async def _batch_line(
     service: SegmentationService,
     limits: Limits,
+    timeout_s: float | None,
     request_id: str,
     index: int,
     members: Any,
@@ -207,7 +211,7 @@ async def _batch_line(
     started = time.perf_counter()
     try:
         body = validated(SegmentBody, members, limits)
-        call = segment_request(body, file, limits)
+        call = segment_request(body, file, limits, timeout_s)
         clock = Clock(started, time.perf_counter())
         result = await service.segment(call)
         answer = await asyncio.to_thread(

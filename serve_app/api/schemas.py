@@ -196,6 +196,16 @@ class SegmentBody(EmbedBody):
     return_logits: bool = Field(
         False, description="add `low_res_logits`, base64 of 256 x 256 little-endian float16"
     )
+    max_latency_ms: Annotated[float, Field(gt=0, le=1e9)] | None = Field(
+        None,
+        description="choose a variant that is expected to answer within this time; "
+        "`hints_unmet` if none could, `overloaded` if none can at present",
+    )
+    min_quality: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None,
+        description="choose a variant that has reached at least this mean IoU (`GET /v1/models` "
+        "tells them); `hints_unmet` if there is none",
+    )
 
     @model_validator(mode="after")
     def _one_task(self) -> SegmentBody:

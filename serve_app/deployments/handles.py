@@ -107,6 +107,9 @@ class RemotePredictor:
             self._handle.predict.remote(image_id, shared, tuple(prompts), options)
         )
 
+    async def wake(self) -> None:
+        await answer_of(self._handle.ping.remote())
+
 
 class RemoteProposer:
     """`serve_app.ports.Proposer` over its handle."""

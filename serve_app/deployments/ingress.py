@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
@@ -21,6 +22,7 @@ from serve_app.deployments.handles import (
 )
 from serve_app.deployments.metrics import cluster_metrics
 from serve_app.deployments.replica import join_serve_log
+from serve_app.deployments.watch import ReplicaWatch
 from serve_app.domain.settings import GraphSettings
 from serve_app.domain.types import (
     EmbedResult,
@@ -30,7 +32,11 @@ from serve_app.domain.types import (
     VariantInfo,
 )
 from serve_app.flow import SegmentationFlow
+from serve_app.ledger.load import LoadedLedger
+from serve_app.ledger.wiring import dispatcher_of
 from serve_app.steps.images import ImageStore
+
+log = logging.getLogger(__name__)
 
 
 @serve.ingress()
@@ -41,11 +47,14 @@ class IngressReplica:
         self,
         settings: GraphSettings,
         variants: Mapping[str, VariantInfo],
+        ledger: LoadedLedger,
         decoders: Mapping[str, DeploymentHandle[Any]],
         proposals: DeploymentHandle[Any],
         text: DeploymentHandle[Any] | None,
     ) -> None:
         join_serve_log()
+        for warning in ledger.warnings:
+            log.warning("%s", warning)
         self._limits = settings.limits
         # What may sleep is not asked whether it is ready: the question would wake it.
         parts = [(handle, settings.variants[name].sleeps) for name, handle in decoders.items()] + [
@@ -53,15 +62,18 @@ class IngressReplica:
         ]
         if text is not None and settings.text is not None:
             parts.append((text, settings.text.sleeps))
+        predictors = {name: RemotePredictor(handle) for name, handle in decoders.items()}
+        dispatcher = dispatcher_of(settings, ledger, predictors, awake=False)
+        self._watch = ReplicaWatch(settings, dispatcher.board)
         self._flow = SegmentationFlow(
             images=ImageStore(
                 settings.limits, settings.cache.image_bytes, shared_tier(settings.cache)
             ),
             variants=variants,
-            predictors={name: RemotePredictor(handle) for name, handle in decoders.items()},
+            predictors=predictors,
             proposer=RemoteProposer(proposals),
             scorer=None if text is None else RemoteTextScorer(text),
-            router=settings.router,
+            dispatcher=dispatcher,
             limits=settings.limits,
             timeout_s=settings.ingress.request_timeout_s,
             checks=[partial(_ping, handle) for handle, sleeps in parts if not sleeps],

@@ -3,7 +3,7 @@
 The way of a request, with the error that can leave each step::
 
     body ──InvalidRequest, PayloadTooLarge──▶ prompts ──InvalidPrompt, TooManyPrompts──▶
-    image ──InvalidImage, ImageTooLarge, UnknownImage──▶ variant ──UnknownVariant──▶
+    image ──InvalidImage, ImageTooLarge, UnknownImage──▶ variant ──UnknownVariant, HintsUnmet──▶
     weights ──WeightsUnavailable──▶ model ──Overloaded, DeadlineExceeded, InternalError──▶ masks
 
 ``SamServeError`` is the only type that the interfaces turn into an answer.  Its text is
@@ -79,6 +79,12 @@ class UnknownVariant(InvalidRequest):
     """The variant is not deployed here."""
 
     code = "unknown_variant"
+
+
+class HintsUnmet(InvalidRequest):
+    """No variant meets ``max_latency_ms`` and ``min_quality``, even without any load."""
+
+    code = "hints_unmet"
 
 
 class TextUnavailable(InvalidRequest):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf, isfinite
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -88,6 +89,14 @@ class LedgerEntry(Strict):
     )
     load_s: Duration = Field(description="reading, verifying and loading the weights")
     memory_bytes: int = Field(ge=1, description="resident memory of a process that has answered")
+    peak_memory_bytes: int | None = Field(
+        None, ge=1, description="most that process held until then, loading included"
+    )
+    gpu_memory_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="of the GPU, most that torch reserved until then; null: no torch GPU",
+    )
     embedding_bytes: int = Field(ge=1, description="of one image, as it is cached")
     encode_ms: dict[int, Duration] = Field(
         min_length=1, description="milliseconds of one pass, by images in it"
@@ -117,21 +126,94 @@ class LedgerEntry(Strict):
         )
 
 
-class Escalation(Strict):
-    """The cascade's rule, fitted on annotated data; see `serve_app.routing.cascade`.
+class Steps(Strict):
+    """A step function: ``values[i]`` up to and including ``edges[i]``, the last one beyond."""
 
-    A prompt's expected gain is looked up by its predicted IoU and stability in ``gain``.
-    """
-
-    scores: tuple[float, ...] = Field(description="upper ends of the bins of the weaker estimate")
-    gain: tuple[float, ...] = Field(description="expected IoU gained by escalating, by bin")
-    threshold: float = Field(description="least expected gain of a request worth an encoder pass")
+    edges: tuple[float, ...]
+    values: tuple[float, ...]
 
     @model_validator(mode="after")
-    def _bins(self) -> Escalation:
-        if len(self.gain) != len(self.scores) + 1 or list(self.scores) != sorted(self.scores):
-            raise ValueError("gain has one bin more than scores, which ascend")
+    def _steps(self) -> Steps:
+        if len(self.values) != len(self.edges) + 1 or list(self.edges) != sorted(self.edges):
+            raise ValueError("edges ascend, and there is one value more than edges")
+        if not all(map(isfinite, (*self.edges, *self.values))):
+            raise ValueError("edges and values are finite")
         return self
+
+    def __call__(self, at: float) -> float:
+        return self.values[bisect_left(self.edges, at)]
+
+
+class Additive(Strict):
+    """A fitted estimate: an intercept and a step function of each feature.
+
+    Features are those of `serve_app.routing.confidence`.  Additive steps are what boosted stumps
+    come down to (Friedman 2001, "Greedy function approximation"; Lou et al. 2012 on additive
+    models): they can be read, and cost a look-up a feature.
+    """
+
+    intercept: float = Field(allow_inf_nan=False)
+    steps: dict[str, Steps] = Field(default_factory=dict)
+
+    def __call__(self, features: Mapping[str, float]) -> float:
+        """The estimate; a feature that is missing counts as its step function's middle."""
+        total = self.intercept
+        for name, steps in self.steps.items():
+            at = features.get(name)
+            total += steps.values[len(steps.values) // 2] if at is None else steps(at)
+        return total
+
+
+class Point(Strict):
+    """One point of a cascade's curve, cross-validated over images.
+
+    ``threshold`` is the least mean gain expected of a request that is escalated; at it ``share``
+    of the images went through the second encoder and the mean IoU rose by ``gain``.
+    """
+
+    threshold: float = Field(allow_inf_nan=False)
+    share: float = Field(ge=0, le=1)
+    gain: float = Field(allow_inf_nan=False)
+
+
+class Escalation(Strict):
+    """When a second variant is worth asking, for one form of prompt; fitted on annotated data.
+
+    Attributes:
+        gain: IoU to be gained by asking, from the first answer's features.
+        first, second: IoU of the first and of the second answer, from each one's own features.
+        curve: what thresholds cost and bring, by ascending share, when a request holds all
+            prompts of an image; ``single``: when each prompt comes alone.
+        first_iou, second_iou: mean IoU of either variant alone, on the same prompts.
+    """
+
+    gain: Additive
+    first: Additive
+    second: Additive
+    curve: tuple[Point, ...] = Field(min_length=1)
+    single: tuple[Point, ...] = Field(min_length=1)
+    first_iou: float = Field(ge=0, le=1)
+    second_iou: float = Field(ge=0, le=1)
+
+    def threshold(self, share: float, alone: bool) -> float:
+        """The threshold at which about ``share`` of requests are escalated.
+
+        Infinite where no point of the curve within that share gained anything, or the second
+        variant alone is no better: then what was fitted need not hold on other images.
+
+        Args:
+            share: the most that may be.
+            alone: the prompt is the only one of its request.
+        """
+        if self.second_iou <= self.first_iou:
+            return inf
+        curve = self.single if alone else self.curve
+        within = [p for p in curve if p.share <= share + 1e-9 and p.gain > 0]
+        return max(within, key=lambda p: p.gain).threshold if within else inf
+
+
+Form = Literal["box-1", "box-3", "point-1", "point-3"]
+"""A prompt's form, as cascades tell them apart: has it a box, and how many masks it asks for."""
 
 
 class Ledger(Strict):
@@ -143,9 +225,8 @@ class Ledger(Strict):
     versions: dict[str, str] = Field(description="of Python and the packages behind the figures")
     data: Data
     entries: dict[str, LedgerEntry] = Field(description="by variant")
-    escalation: dict[str, dict[QualityKind, Escalation]] = Field(
-        default_factory=dict,
-        description="by 'from>to', two variants, and kind of prompt; absent: not worth it",
+    escalation: dict[str, dict[Form, Escalation]] = Field(
+        default_factory=dict, description="by 'first>second', two variants, and form of prompt"
     )
 
     @model_validator(mode="after")

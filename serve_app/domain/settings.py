@@ -71,6 +71,12 @@ class Replicas(Strict):
         return int(self.autoscaling_config.get("min_replicas", 1)) == 0
 
     @property
+    def initial_replicas(self) -> int:
+        """How many there are before anybody has asked."""
+        least = int(self.autoscaling_config.get("min_replicas", 1))
+        return int(self.autoscaling_config.get("initial_replicas", least))
+
+    @property
     def max_replicas(self) -> int:
         return int(self.autoscaling_config.get("max_replicas", 1))
 
@@ -120,6 +126,19 @@ class RouterSettings(Strict):
         None,
         description="the variant that answers again what the default was unsure of; null: none",
     )
+    cascade_share: float = Field(
+        0.4, gt=0, le=1, description="share of images that the cascade may encode a second time"
+    )
+    cascade_max_ms: float = Field(
+        10_000.0,
+        gt=0,
+        description="longest second answer that is waited for where the request gives no "
+        "max_latency_ms",
+    )
+    cascade_wakes: bool = Field(
+        True,
+        description="a wish to ask a sleeping variant wakes it for those who come after",
+    )
 
     def among(self, names: Sequence[str]) -> RouterSettings:
         """The same for a part of the variants; the first is the default if the usual is not."""
@@ -156,6 +175,15 @@ class ScalingSettings(Strict):
     )
     goal_ms: float = Field(
         1000.0, gt=0, description="time that an item should spend in one pool, waiting included"
+    )
+    utilisation: float = Field(
+        0.75, gt=0, le=1, description="share of its best rate at which a replica should run"
+    )
+    hold_s: float = Field(
+        300.0,
+        gt=0,
+        description="seconds that fewer replicas must have sufficed before any is stopped; where "
+        "the budget is short, idle replicas give way to needed ones at once",
     )
 
 

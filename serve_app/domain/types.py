@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import inf, isfinite
 from numbers import Integral
 from typing import Any, Literal
 
@@ -237,12 +238,30 @@ class SegmentRequest:
         task: a list of `Prompt`, a `TextQuery`, or `Everything`.
         variant: ``auto`` or the name of a deployed variant.
         return_logits: fill `Mask.low_res_logits`, to be sent back as a ``mask_input``.
+        max_latency_ms: choose a variant that is expected to answer within this time; refused
+            where none can.
+        min_quality: choose a variant with at least this mean IoU (0-1) on the ledger's data;
+            refused where there is none.
+        timeout_s: the caller goes away after this time: work for it then stops.
+
+    Raises:
+        InvalidRequest: a hint out of its range.
     """
 
     image: bytes | RgbArray | str
     task: Task
     variant: str = "auto"
     return_logits: bool = False
+    max_latency_ms: float | None = None
+    min_quality: float | None = None
+    timeout_s: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, most in (("max_latency_ms", inf), ("min_quality", 1.0), ("timeout_s", inf)):
+            value = getattr(self, name)
+            if value is not None and not (0 < value <= most and isfinite(value)):
+                bound = "" if most == inf else f" and at most {most:g}"
+                raise InvalidRequest(f"{name} must be above 0{bound}", name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -288,12 +307,14 @@ class PromptResult:
         text: the text this answers.
         present: False when no region reached the threshold (text alone).
         best_score: the best calibrated score of any region, told even if absent (text alone).
+        variant: who gave the masks, where it is not the answer's `SegmentResult.variant`.
     """
 
     masks: tuple[Mask, ...]
     text: str | None = None
     present: bool | None = None
     best_score: float | None = None
+    variant: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -310,6 +331,9 @@ class SegmentResult:
         timings_ms: milliseconds by stage (``decode_image``, ``embed``, ``decode_masks``, ...).
         text_engine: the scoring engine that was used (text alone).
         threshold: the least calibrated score of an answer (text alone).
+        expected_ms: the router's estimate of the variant's time; None: not measured here.
+        degraded: load or time kept a better variant from (also) answering; see ``reason``.
+        escalated: how many prompts were asked again of the cascade's second variant.
     """
 
     image_id: str
@@ -323,6 +347,9 @@ class SegmentResult:
     timings_ms: Mapping[str, float]
     text_engine: str | None = None
     threshold: float | None = None
+    expected_ms: float | None = None
+    degraded: bool = False
+    escalated: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -384,6 +411,23 @@ class DecodeJob:
     options: DecodeOptions
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaLoad:
+    """What a decoder replica tells of its queues with each answer.
+
+    Attributes:
+        replica: names it; opaque.
+        images: waiting to be encoded or under way, for this replica.
+        prompts: waiting to be decoded or under way in it.
+        oldest_ms: how long the oldest waiting of them has waited.
+    """
+
+    replica: str
+    images: int = 0
+    prompts: int = 0
+    oldest_ms: float = 0.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Prediction:
     """What a decoder replica answers: the masks of each prompt, and where the time went."""
@@ -391,6 +435,7 @@ class Prediction:
     masks: tuple[tuple[Mask, ...], ...]
     cache: CacheTier
     timings_ms: Mapping[str, float]
+    load: ReplicaLoad | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

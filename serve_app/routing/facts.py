@@ -93,6 +93,14 @@ def expected(profile: Profile, now: Situation, prompts: int) -> Expected:
     return Expected(work * now.slowdown, wait)
 
 
+def idle_ms(profile: Profile, now: Situation, prompts: int) -> float:
+    """How long a request would take if the variant were awake and had nothing else to do."""
+    alone = Situation(
+        resident=now.resident, encoder_batch=now.encoder_batch, decoder_batch=now.decoder_batch
+    )
+    return expected(profile, alone, prompts).total_ms
+
+
 def _passes_ms(profile: Profile, prompts: int, batch: int) -> float:
     """Decoder passes of one request's prompts, one after the other."""
     full, rest = divmod(prompts, max(batch, 1))

@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
 from serve_app.domain.errors import UnknownImage
-from serve_app.domain.types import CacheTier, DecodeOptions, Mask, Prompt
+from serve_app.domain.types import (
+    CacheTier,
+    DecodeOptions,
+    Mask,
+    Prediction,
+    Prompt,
+    ReplicaLoad,
+    RgbArray,
+)
 from serve_app.ports import Predictor
+from serve_app.routing.board import LoadBoard
 from serve_app.steps.images import OpenImage
 from serve_app.steps.timing import Timings
 
 
 class Session:
-    """Predicts for one request, adding up its timings.
+    """Predicts for one request, adding up its timings and noting its load.
 
     Attributes:
+        variant: who answers.
         cache: the tier that held the embedding of the first image asked about.
     """
 
-    def __init__(self, predictor: Predictor, timings: Timings, return_logits: bool = False) -> None:
+    def __init__(
+        self,
+        variant: str,
+        predictor: Predictor,
+        board: LoadBoard,
+        timings: Timings,
+        return_logits: bool = False,
+    ) -> None:
+        self.variant = variant
         self._predictor = predictor
+        self._board = board
         self._return_logits = return_logits
         self._timings = timings
         self._known: set[str] = set()
@@ -30,15 +50,15 @@ class Session:
         self, image: OpenImage, prompts: Sequence[Prompt], options: DecodeOptions
     ) -> tuple[tuple[Mask, ...], ...]:
         """Masks for each prompt.  Pixels move only if the variant does not know the image."""
-        predict = self._predictor.predict
         options = replace(options, return_logits=self._return_logits)
         # A new image's pixels go along at once, which saves a round trip.
         new = image.new and image.id not in self._known
         pixels = await image.pixels() if new else None
         with self._timings.stage("predict"):
-            prediction = await predict(image.id, pixels, prompts, options)
+            prediction = await self._ask(image, pixels, prompts, options)
             if prediction is None:
-                prediction = await predict(image.id, await image.pixels(), prompts, options)
+                self._board.forget(self.variant, image.id)
+                prediction = await self._ask(image, await image.pixels(), prompts, options)
         if prediction is None:
             raise UnknownImage("the image could not be embedded: send it again", "image_id")
         self._known.add(image.id)
@@ -46,3 +66,20 @@ class Session:
         if self.cache is None:
             self.cache = prediction.cache
         return prediction.masks
+
+    async def _ask(
+        self,
+        image: OpenImage,
+        pixels: RgbArray | None,
+        prompts: Sequence[Prompt],
+        options: DecodeOptions,
+    ) -> Prediction | None:
+        """One call, counted as load from before it leaves until it has ended in any way."""
+        ticket = self._board.enter(self.variant, image.id, len(prompts), time.monotonic())
+        load: ReplicaLoad | None = None
+        try:
+            prediction = await self._predictor.predict(image.id, pixels, prompts, options)
+            load = prediction.load if prediction is not None else None
+        finally:
+            self._board.leave(ticket, time.monotonic(), load)
+        return prediction

@@ -1,0 +1,57 @@
+"""What a request asks of the router."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from serve_app.domain.ledger import QualityKind
+from serve_app.domain.types import (
+    Everything,
+    Prompt,
+    ProposalSource,
+    SegmentRequest,
+    Task,
+    TextQuery,
+)
+from serve_app.routing.facts import Ask
+from serve_app.steps.everything import crops_of
+from serve_app.steps.images import OpenImage
+
+_DETECTIONS = 10
+"""Boxes that a detector usually proposes: how many is known only after it has run."""
+
+
+def ask_of(request: SegmentRequest, image: OpenImage) -> Ask:
+    """The request's hints, and how much work it is."""
+    return Ask(
+        variant=request.variant,
+        max_latency_ms=request.max_latency_ms,
+        min_quality=request.min_quality,
+        kind=_kind(request.task),
+        prompts=_prompts(request.task, image),
+    )
+
+
+def _kind(task: Task) -> QualityKind:
+    """The ledger's column that fits: by far most prompts of the task are of that kind."""
+    if isinstance(task, TextQuery):
+        return "point" if task.proposals is ProposalSource.GRID else "box"
+    if isinstance(task, Everything):
+        return "point" if task.proposals is ProposalSource.GRID else "box"
+    return "box" if _boxes(task) * 2 >= len(task) else "point"
+
+
+def _boxes(prompts: Sequence[Prompt]) -> int:
+    return sum(prompt.box is not None for prompt in prompts)
+
+
+def _prompts(task: Task, image: OpenImage) -> int:
+    if isinstance(task, TextQuery):
+        return task.points_per_side**2 if task.proposals is ProposalSource.GRID else _DETECTIONS
+    if not isinstance(task, Everything):
+        return len(task)
+    if task.proposals is not ProposalSource.GRID:
+        return _DETECTIONS
+    crops = crops_of(image.width, image.height, task.crop_n_layers, task.crop_overlap_ratio)
+    shrink = task.crop_n_points_downscale_factor
+    return sum(max(1, task.points_per_side // shrink**crop.layer) ** 2 for crop in crops)
