@@ -112,11 +112,17 @@ def curve(judged: Judged, requests: NDArray[np.int64]) -> tuple[Point, ...]:
     of_request = np.bincount(request, gained)
     order = np.argsort(-mean, kind="stable")
     total = np.cumsum(of_request[order]) / len(requests)
+    # A threshold lets all requests of equal estimates pass, or none of them.
+    lasts = np.flatnonzero(np.diff(mean[order], append=-np.inf))
     points = []
     for share in _SHARES:
-        last = max(1, int(share * len(names))) - 1
-        threshold = float(mean[order[last]])
-        points.append(Point(threshold=threshold, share=(last + 1) / len(names), gain=total[last]))
+        within = lasts[lasts + 1 <= share * len(names) + 1e-9]
+        if within.size:
+            last = int(within[-1])
+            threshold = float(mean[order[last]])
+            points.append(
+                Point(threshold=threshold, share=(last + 1) / len(names), gain=total[last])
+            )
     return tuple(dict.fromkeys(points))
 
 

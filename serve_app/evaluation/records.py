@@ -71,13 +71,21 @@ class TextAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """One request's time by stage, in milliseconds."""
+    """One request's time by stage, in milliseconds, and what its cascade did.
+
+    Attributes:
+        escalated: prompts that a second variant was asked.
+        replaced: prompts whose answer is the second variant's.
+    """
 
     variant: str
     prompt: PromptKind
     prompts: int
     cached: bool
     stages: Mapping[str, float]
+    image: int = 0
+    escalated: int = 0
+    replaced: int = 0
 
 
 @dataclass(slots=True)

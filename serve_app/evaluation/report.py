@@ -23,6 +23,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
     ]
     parts += _iou_tables(summary)
     parts += _text_table(summary)
+    parts += _cascade_table(summary)
     parts += _score_table(summary)
     parts += _left_out(summary)
     return "\n\n".join(parts) + "\n"
@@ -74,6 +75,22 @@ def _text_table(summary: Mapping[str, Any]) -> list[str]:
     ]  # fmt: skip
     engines = ", ".join(summary["text_engines"])
     return ["## Text", f"Scored by {engines}; shares with their counts.", _table(head, rows)]
+
+
+def _cascade_table(summary: Mapping[str, Any]) -> list[str]:
+    if not summary["cascade"]:
+        return []
+    rows = [
+        [
+            *(row["prompt"], row["variant"]),
+            f"{row['images_escalated']} of {row['images']}",
+            f"{row['prompts_escalated']:,} of {row['prompts']:,}",
+            f"{row['prompts_replaced']:,}",
+        ]
+        for row in summary["cascade"]
+    ]
+    head = ["prompt", "variant", "images asked again", "prompts asked again", "answers replaced"]
+    return ["## Cascade", _table(head, rows, left=2)]
 
 
 def _score_table(summary: Mapping[str, Any]) -> list[str]:

@@ -38,6 +38,7 @@ from serve_app.evaluation.records import (
     Timing,
 )
 from serve_app.ports import SegmentationService
+from serve_app.routing.facts import AUTO
 
 FATAL = (UnknownVariant, TextUnavailable, WeightsUnavailable)
 """Errors that every further image would meet too."""
@@ -72,7 +73,8 @@ async def evaluate(
         of_image = Evaluation(dataset, plan)
         try:
             data = await asyncio.to_thread(image.path.read_bytes)
-            for variant in plan.variants:
+            # The others leave their embeddings behind, by which "auto" would be led.
+            for variant in sorted(plan.variants, key=lambda name: name != AUTO):
                 session = _Session(service, of_image, image, data, variant)
                 for kind in plan.prompts:
                     await (session.texts() if kind is PromptKind.TEXT else session.objects(kind))
@@ -224,6 +226,9 @@ class _Session:
                 prompts=asked,
                 cached=result.cache is not CacheTier.MISS,
                 stages=dict(result.timings_ms),
+                image=image.index,
+                escalated=result.escalated,
+                replaced=sum(r.variant is not None for r in result.results),
             )
         )
         return result

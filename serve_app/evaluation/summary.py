@@ -62,6 +62,7 @@ def summarise(
         "differences": _differences(evaluation),
         "calibration": _calibration(evaluation),
         "text": _text(evaluation),
+        "cascade": _cascade(evaluation),
         "timing": _timing(evaluation),
         "failures": [asdict(f) for f in evaluation.failures],
         "problems": [asdict(p) for p in dataset.problems],
@@ -207,6 +208,28 @@ def _text(evaluation: Evaluation) -> list[dict[str, Any]]:
                 ),
             }
         )
+    return out
+
+
+def _cascade(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """How much a second variant was asked; nothing where none ever was."""
+    out = []
+    for kind in evaluation.plan.prompts:
+        for variant in evaluation.plan.variants:
+            asked = [t for t in evaluation.timings if t.variant == variant and t.prompt is kind]
+            if any(t.escalated for t in asked):
+                images = {t.image for t in asked}
+                out.append(
+                    {
+                        "prompt": str(kind),
+                        "variant": variant,
+                        "images": len(images),
+                        "images_escalated": len({t.image for t in asked if t.escalated}),
+                        "prompts": sum(t.prompts for t in asked),
+                        "prompts_escalated": sum(t.escalated for t in asked),
+                        "prompts_replaced": sum(t.replaced for t in asked),
+                    }
+                )
     return out
 
 
