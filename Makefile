@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 UV_VERSION := 0.13.9
 
-.PHONY: help install serve test test-quick lint format lock models clean
+.PHONY: help install serve test test-quick lint format lock models measure clean
 
 help:  ## this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "%-12s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ format: $(INSTALLED)  ## let ruff format and mend
 
 models: $(INSTALLED)  ## the known models, where their weights are, and their state
 	@$(BIN)/python -m serve_app models
+
+measure: $(INSTALLED)  ## what each variant costs and how good it is here; CONFIG=..., QUICK=1
+	@$(BIN)/python -m serve_app measure $(if $(QUICK),--quick) $(if $(CONFIG),--config $(CONFIG))
 
 lock: $(INSTALLED)  ## compile requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \

@@ -48,7 +48,7 @@ from serve_app.steps.text import TextStep
 from serve_app.steps.timing import Timings
 
 _READY_TIMEOUT_S = 5.0
-_WAY_S, _WAY_SHARE = 0.1, 0.05
+_WAY_S, _WAY_SHARE = 0.1, 0.2
 _USABLE = 0.9
 """Share of the caller's time that a second answer may plan with."""
 
@@ -129,7 +129,7 @@ class SegmentationFlow:
                     choice.variant,
                     self._session(second, timings, request.return_logits),
                 )
-                until = _latest(request, started)
+                until = _latest(request, started, self._timeout_s)
                 cascaded = await step_two.run(image, task, masks, until)
             results = tuple(
                 PromptResult(masks=of_prompt, variant=second if i in cascaded.kept else None)
@@ -256,11 +256,14 @@ def _check_inside(prompts: Sequence[Prompt], image: OpenImage) -> None:
             raise exc.at(f"prompts[{i}]") from None
 
 
-def _latest(request: SegmentRequest, started: float) -> float | None:
-    """When the caller wants its answer, as an instant of ``time.monotonic``."""
+def _latest(
+    request: SegmentRequest, started: float, service_timeout_s: float | None
+) -> float | None:
+    """When the answer must be there, as an instant of ``time.monotonic``."""
     wanted = [
         seconds
         for seconds in (
+            service_timeout_s,
             request.timeout_s,
             None if request.max_latency_ms is None else request.max_latency_ms / 1e3,
         )

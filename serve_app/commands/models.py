@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from serve_app.compute.weights import WeightStore
     from serve_app.domain.registry import ModelSpec, Registry
     from serve_app.domain.settings import GraphSettings
+    from serve_app.ledger.load import LoadedLedger
+
+_FIGURES = {"encode_ms", "decode_ms", "cold_start_s", "memory_bytes", "quality", "agreement"}
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -34,18 +37,32 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run_models(args: argparse.Namespace) -> int:
     """Print the registry as a table or as JSON; returns 0."""
     from serve_app.commands.configuration import load_settings, used_models
+    from serve_app.ledger.load import load_ledger
 
     rows: dict[str, dict[str, Any]] = {}
+    measured: list[dict[str, Any]] = []
+    warnings: list[str] = []
     for settings in load_settings(args.config):
-        registry, store = _open(settings)
+        registry, store = open_models(settings)
         uses = used_models(settings)
         for name, spec in registry.models.items():
             row = rows.setdefault(name, _row(name, spec, store))
             row["used_by"] += [use for use in uses.get(name, []) if use not in row["used_by"]]
+        loaded = load_ledger(settings, registry)
+        warnings += [text for text in loaded.warnings if text not in warnings]
+        for variant, chosen in settings.variants.items():
+            figures = _figures(variant, loaded)
+            measured.append(figures)
+            if chosen.model in rows:
+                rows[chosen.model]["ledger"].append(figures)
+    for text in warnings:
+        print(f"warning: {text}", file=sys.stderr)
     if args.json:
         print(json.dumps(list(rows.values()), indent=2))
     else:
         _print_table(list(rows.values()))
+        if any(figures["state"] == "valid" for figures in measured):
+            _print_ledger(measured)
     return 0
 
 
@@ -65,7 +82,7 @@ def fetch_models(
 
     failed: list[str] = []
     for settings in load_settings(config):
-        registry, store = _open(settings)
+        registry, store = open_models(settings)
         names = list(registry.models) if everything else wanted or list(used_models(settings))
         specs = {name: _spec(registry, name) for name in names}
         failed += [name for name, spec in specs.items() if not _fetch(name, spec, store)]
@@ -91,7 +108,12 @@ def _fetch(name: str, spec: ModelSpec, store: WeightStore) -> bool:
     return True
 
 
-def _open(settings: GraphSettings) -> tuple[Registry, WeightStore]:
+def open_models(settings: GraphSettings) -> tuple[Registry, WeightStore]:
+    """The registry and the weights of a configuration.
+
+    Raises:
+        CommandError: the registry cannot be used.
+    """
     from serve_app.compute.weights import WeightStore
     from serve_app.domain.registry import RegistryError, load_registry
 
@@ -121,7 +143,21 @@ def _row(name: str, spec: ModelSpec, store: WeightStore) -> dict[str, Any]:
     else:
         row["where"] = ", ".join(s.label for s in next(iter(spec.files.values())).sources)
     row["used_by"] = []
+    row["ledger"] = []
     return row
+
+
+def _figures(variant: str, loaded: LoadedLedger) -> dict[str, Any]:
+    """What the ledger says of a variant, or why it says nothing."""
+    entry = loaded.entries.get(variant)
+    if entry is None:
+        return {"variant": variant, "state": f"ignored: {loaded.ignored[variant]}"}
+    return {
+        "variant": variant,
+        "state": "valid",
+        "dominated_by": loaded.dominated.get(variant),
+        **entry.model_dump(mode="json", include=_FIGURES),
+    }
 
 
 def _folder(paths: list[Path]) -> Path:
@@ -147,7 +183,39 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
         )
         for row in rows
     ]
-    widths = [max(len(line[column]) for line in table) for column in range(len(header))]
+    _print_columns(table)
+
+
+def _print_ledger(measured: Sequence[dict[str, Any]]) -> None:
+    header = ("variant", "encode ms", "decode ms", "cold start", "memory", "IoU box", "IoU point")
+    table = [(*header, "dominated by", "state")]
+    for row in measured:
+        if row["state"] != "valid":
+            table.append((row["variant"], *["-"] * 7, row["state"]))
+            continue
+        quality = (row["quality"].get(kind) for kind in ("box", "point"))
+        table.append(
+            (
+                row["variant"],
+                *(f"{_of_one(row[half]):,.0f}" for half in ("encode_ms", "decode_ms")),
+                f"{row['cold_start_s']['value']:.1f} s",
+                _megabytes(row["memory_bytes"]),
+                *(f"{share['value']:.3f}" if share else "-" for share in quality),
+                row["dominated_by"] or "-",
+                row["state"],
+            )
+        )
+    print()
+    _print_columns(table)
+
+
+def _of_one(table: dict[int, dict[str, float]]) -> float:
+    """The time of the smallest measured pass: of one item, unless sizes were chosen otherwise."""
+    return table[min(table)]["value"]
+
+
+def _print_columns(table: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
     for line in table:
         cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
         print("  ".join(cells).rstrip())

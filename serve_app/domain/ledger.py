@@ -279,8 +279,8 @@ def pass_ms(table: Mapping[int, float], items: int) -> float:
 
 def best_ms_per_item(table: Mapping[int, float], max_batch: int) -> float:
     """Least milliseconds an item can take in passes of at most ``max_batch``."""
-    sizes = [n for n in table if n <= max_batch] or [min(table)]
-    return min(pass_ms(table, n) / n for n in {*sizes, max(1, max_batch)})
+    most = max(1, max_batch)
+    return min(pass_ms(table, n) / n for n in {most, *(n for n in table if n <= most)})
 
 
 def dominated(profiles: Mapping[str, Profile]) -> dict[str, str]:

@@ -179,11 +179,24 @@ class ScalingSettings(Strict):
     utilisation: float = Field(
         0.75, gt=0, le=1, description="share of its best rate at which a replica should run"
     )
+    surge: float = Field(
+        3.0,
+        ge=1,
+        description="times the present load that running replicas should bear, as far as the "
+        "reserve goes: what comes suddenly comes before any cold start is over",
+    )
+    reserve: float = Field(
+        0.9,
+        ge=0,
+        le=1,
+        description="share of the budget that may be filled with replicas for a surge or not yet "
+        "given up; 0: none beyond the present need, for clusters that pay by use",
+    )
     hold_s: float = Field(
         300.0,
         gt=0,
-        description="seconds that fewer replicas must have sufficed before any is stopped; where "
-        "the budget is short, idle replicas give way to needed ones at once",
+        description="seconds for which more must not have been needed before replicas are "
+        "stopped; where the budget is short, those idle for a cold start give way",
     )
 
 

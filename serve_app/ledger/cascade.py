@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from serve_app.domain.ledger import Escalation, Form, LedgerEntry, Point, pass_ms
 from serve_app.evaluation.cascade import Pair, fit_escalation
@@ -43,8 +43,8 @@ def fit_rules(
 def cascade_table(
     first: str,
     second: str,
-    rules: dict[Form, Escalation],
-    entries: dict[str, LedgerEntry],
+    rules: Mapping[Form, Escalation],
+    entries: Mapping[str, LedgerEntry],
 ) -> str:
     """What the cascade brings and costs at several shares, as Markdown.
 
@@ -52,7 +52,10 @@ def cascade_table(
     the second variant instead of by the first.
     """
     lines = [
-        f"Cascade {first} > {second}, cross-validated over images:",
+        f"## Cascade {first} > {second}",
+        "",
+        "Cross-validated over images.  A form of prompt for which the second variant alone is no "
+        "better is never asked again.",
         "",
         f"| prompts | request holds | asked again | {first} alone | {second} alone | cascade | "
         "of the gain | encoder ms an image | of the extra cost |",

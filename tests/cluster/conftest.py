@@ -15,6 +15,7 @@ import yaml
 
 from serve_app.domain.settings import GraphSettings
 
+from .ledger_file import write_ledger
 from .ray_cluster import RayCluster, free_ports, wait_until
 
 # Ray reads this when it is imported; unless told not to it writes a token to the user's home.
@@ -55,6 +56,10 @@ def served(ray_cluster: RayCluster) -> Served:
     config = yaml.safe_load((CONFIGS / "local.yaml").read_text("utf-8"))
     (port,) = free_ports(1)
     config["http_options"]["port"] = port
+    arguments = config["applications"][0]["args"]
+    ledger = ray_cluster.folder / "ledger.json"
+    arguments["ledger"] = {"path": str(ledger)}
+    write_ledger(GraphSettings.model_validate(arguments), ledger)
     url = f"http://127.0.0.1:{port}"
     ray_cluster.deploy(config)
     wait_until_ready(url)
@@ -105,7 +110,16 @@ def placed(served: Served) -> Iterator[Served]:
     gpus.update(text=None)
     GraphSettings.model_validate(gpus)
     more = [
-        {"name": "gpus", "route_prefix": "/gpus", "import_path": "graphs.full:build", "args": gpus},
+        {
+            "name": "gpus",
+            "route_prefix": "/gpus",
+            "import_path": "graphs.full:build",
+            "args": gpus,
+            "autoscaling_policy": {
+                "policy_function": "serve_app.deployments.autoscaling:BudgetPolicy",
+                "policy_kwargs": {"graph": gpus},
+            },
+        },
         {
             "name": "clicks",
             "route_prefix": "/clicks",

@@ -1,0 +1,143 @@
+"""``python -m serve_app measure``: what each variant costs and how good it is, on this host."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from serve_app.commands import CommandError
+
+if TYPE_CHECKING:
+    from serve_app.domain.ledger import Ledger
+    from serve_app.domain.settings import GraphSettings
+    from serve_app.ledger.protocol import Effort
+
+EPILOG = """\
+The ledger is read when a graph is built: routing by latency and quality, and the scaling policy,
+work on its figures.  Measure on an idle host: whatever else runs is in the times.
+
+exit status: 0 all variants measured; 1 some or none were (what was measured is written)
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the program's own."""
+    parser = subparsers.add_parser(
+        "measure",
+        help="measure every variant on this host and write the ledger",
+        description="Measures the configured variants on this host, each in processes of its "
+        "own: cold start, memory, passes of several sizes, quality, and agreement with a "
+        "reference.  Writes the ledger and prints it.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "--config", type=Path, metavar="FILE",
+        help="Serve config that says what the variants are (default: configs/local.yaml)",
+    )  # fmt: skip
+    add("--variant", action="append", metavar="NAME", help="only this one; may be given again")
+    add("--images", type=Path, metavar="DIR", help="folder of your images (default: drawn ones)")
+    add("--annotations", type=Path, metavar="FILE", help="their COCO instances, JSON")
+    add("--limit-images", type=_positive, metavar="N", help="at most N images, drawn at random")
+    add("--max-objects", type=_positive, metavar="N", help="at most N objects of each image")
+    add("--out", type=Path, metavar="FILE", help="write there instead of where graphs look")
+    add("--quick", action="store_true", help="only what routing needs, with few repeats")
+    add("--repeats", type=_positive, metavar="N", help="passes of each size")
+    add("--seed", type=_natural, default=0, help="of drawings and intervals (default: %(default)s)")
+    parser.set_defaults(run=run)
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError(text)
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, write and print the ledger; 1 if a variant could not be measured."""
+    from serve_app.commands.configuration import load_settings
+    from serve_app.commands.models import open_models
+    from serve_app.ledger.load import LedgerError, ledger_path
+    from serve_app.ledger.report import markdown
+    from serve_app.ledger.runner import measure
+
+    settings = load_settings(args.config)[0]
+    names = _names(args.variant, settings)
+    effort = _effort(args, settings)
+    registry, _ = open_models(settings)
+    try:
+        path = args.out or ledger_path(settings)
+    except LedgerError as exc:
+        raise CommandError(str(exc)) from exc
+    measured = measure(settings, registry, names, effort, _say)
+    if measured.ledger is None:
+        raise CommandError("no variant could be measured; nothing is written")
+    ledger = _write(path, measured.ledger)
+    print(markdown(ledger))
+    print(f"written to {path}")
+    for name, reason in measured.failures.items():
+        print(f"error: {name} was not measured: {reason}", file=sys.stderr)
+    return 1 if measured.failures else 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _names(wanted: list[str] | None, settings: GraphSettings) -> list[str]:
+    if unknown := set(wanted or ()) - set(settings.variants):
+        raise CommandError(
+            f"the config has no variant {', '.join(sorted(unknown))}; it has "
+            f"{', '.join(settings.variants)}"
+        )
+    return list(dict.fromkeys(wanted or settings.variants))
+
+
+def _effort(args: argparse.Namespace, settings: GraphSettings) -> Effort:
+    from serve_app.evaluation.annotations import EvaluationError
+    from serve_app.ledger.protocol import QUICK, Effort
+    from serve_app.ledger.samples import load_samples
+
+    if (args.images is None) != (args.annotations is None):
+        raise CommandError("--images and --annotations go together")
+    told = {
+        "images_dir": None if args.images is None else str(args.images.resolve()),
+        "annotations": None if args.annotations is None else str(args.annotations.resolve()),
+        "images": args.limit_images,
+        "objects": args.max_objects,
+        "repeats": args.repeats,
+        "seed": args.seed,
+    }
+    effort = QUICK if args.quick else Effort()
+    effort = effort.model_copy(update={k: v for k, v in told.items() if v is not None})
+    try:
+        load_samples(effort, settings.limits)  # better now than after minutes
+    except EvaluationError as exc:
+        raise CommandError(str(exc)) from exc
+    return effort
+
+
+def _write(path: Path, ledger: Ledger) -> Ledger:
+    from serve_app.ledger.load import LedgerError, read_ledger
+    from serve_app.ledger.write import merged, write_ledger
+
+    try:
+        ledger = merged(ledger, read_ledger(path))
+    except LedgerError as exc:
+        _say(f"warning: {exc}; it is written anew")
+    try:
+        write_ledger(path, ledger)
+    except OSError as exc:
+        raise CommandError(f"{path} cannot be written") from exc
+    return ledger

@@ -1,0 +1,56 @@
+"""MobileSAM's real weights measured by the command, and the ledger read back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from serve_app.__main__ import main
+from serve_app.domain.registry import load_registry
+from serve_app.domain.settings import GraphSettings
+from serve_app.ledger.load import load_ledger
+
+pytestmark = pytest.mark.weights
+
+SHORT = ("--quick", "--repeats", "1", "--limit-images", "2", "--max-objects", "3")
+
+
+def test_the_fast_variant_is_measured_and_its_ledger_counts(
+    tmp_path: Path,
+    weight_paths: Callable[[str], dict[str, Path]],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    size = weight_paths("vit_t")["checkpoint"].stat().st_size
+    threads = {"compute": {"threads": 2}}
+    args = {
+        "variants": {"fast": {"model": "vit_t", "encoder": threads, "decoder": threads}},
+        "ledger": {"path": str(tmp_path / "ledger.json")},
+    }
+    config = tmp_path / "graph.yaml"
+    config.write_text(yaml.safe_dump({"applications": [{"args": args}]}))
+    assert main(["measure", "--config", str(config), *SHORT]) == 0
+    out = capfd.readouterr()
+    assert "| fast | vit_t | cpu, float32, 2 threads |" in out.out
+    assert "Traceback" not in out.err
+    assert "Warning" not in out.err
+
+    found = load_ledger(GraphSettings.model_validate(args), load_registry())
+    assert found.warnings == ()
+    entry = found.entries["fast"]
+    assert entry.agreement is not None
+    assert entry.agreement.reference == "segment_anything"
+    assert entry.agreement.mask_iou.value >= 0.999
+    assert entry.agreement.embedding_cosine is not None
+    assert entry.agreement.embedding_cosine.value >= 0.9999
+    assert 0.6 < entry.quality["box"].value <= 1
+    assert 0.2 < entry.quality["point"].value <= 1
+    assert entry.embedding_bytes == 4 * 256 * 64 * 64
+    assert size < entry.memory_bytes < 2**32
+    assert entry.load_s.value < entry.cold_start_s.value < 120
+    assert set(entry.encode_ms) == {1, 2}
+    # An image costs much more than a prompt.
+    assert 1 < 3 * entry.decode_ms[1].value < min(d.value for d in entry.encode_ms.values())
+    assert entry.encode_ms[1].value < 1e3 * entry.cold_start_s.value
