@@ -25,7 +25,11 @@ P = TypeVar("P")
 
 
 class VariantPredictor(Generic[P]):
-    """Answers prompts on images; ``P`` is how pixels are passed on: an array or a reference."""
+    """Answers prompts on images; ``P`` is how pixels are passed on: an array or a reference.
+
+    Attributes:
+        encoding: images handed to the encoder whose embeddings are not there yet.
+    """
 
     def __init__(
         self,
@@ -37,6 +41,7 @@ class VariantPredictor(Generic[P]):
         preprocessing: str,
         dtype: str,
     ) -> None:
+        self.encoding = 0
         self._cache = cache
         self._encode = encode
         self._decode = decode
@@ -59,7 +64,11 @@ class VariantPredictor(Generic[P]):
             given = pixels
 
             async def compute() -> Embedding:
-                return await self._encode(given)
+                self.encoding += 1
+                try:
+                    return await self._encode(given)
+                finally:
+                    self.encoding -= 1
 
         found = await self._cache.get_or_compute(key, compute)
         if found is None:

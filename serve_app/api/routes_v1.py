@@ -135,7 +135,7 @@ def v1_router(service: SegmentationService, limits: Limits) -> APIRouter:
             200: {"content": BATCH_CONTENT, "description": "a line for each image, when ready"},
             **declared(InvalidRequest, TooManyPrompts),
         },
-        openapi_extra=batch_body(),
+        openapi_extra={**batch_body(), "parameters": [TIMEOUT_PARAMETER]},
     )
     async def segment_batch(request: Request) -> Response:
         """A form with many `files` and one request for all of them (the field `request` or plain

@@ -91,6 +91,31 @@ def run(args: argparse.Namespace) -> int:
     return 1 if measured.failures else 0
 
 
+def measure_once(config: Path | None) -> None:
+    """Measure quickly what was never measured on this host; no failure of it is fatal."""
+    from serve_app.commands.configuration import load_settings
+    from serve_app.commands.models import open_models
+    from serve_app.ledger.load import LedgerError, ledger_path, load_ledger
+    from serve_app.ledger.protocol import QUICK
+    from serve_app.ledger.runner import measure
+
+    settings = load_settings(config)[0]
+    registry, _ = open_models(settings)
+    missing = list(load_ledger(settings, registry).ignored)
+    if not missing:
+        return
+    names = ", ".join(missing)
+    _say(f"measuring {names} on this host, once: a minute or two (--no-measure leaves it out)")
+    measured = measure(settings, registry, missing, QUICK, lambda text: None)
+    for name, reason in measured.failures.items():
+        _say(f"warning: {name} was not measured: {reason}")
+    if measured.ledger is not None:
+        try:
+            _write(ledger_path(settings), measured.ledger)
+        except (CommandError, LedgerError) as exc:
+            _say(f"warning: {exc}; the figures are not kept")
+
+
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 

@@ -24,6 +24,7 @@ import yaml
 
 from serve_app.commands import CommandError
 from serve_app.commands.configuration import DEFAULT_CONFIG, load_settings, needed_models
+from serve_app.commands.measure import measure_once
 from serve_app.commands.models import fetch_models
 
 _READY_TIMEOUT_S = 300.0
@@ -37,6 +38,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--config", type=Path, help="a Serve config file (configs/local.yaml)")
     parser.add_argument("--port", type=int, help="HTTP port instead of the config's")
     parser.add_argument("--demo", action="store_true", help="segment sample photos when ready")
+    parser.add_argument(
+        "--no-measure", dest="measure", action="store_false",
+        help="do not measure variants that were not measured on this host yet",
+    )  # fmt: skip
     parser.add_argument("--once", action="store_true", help="stop after the demonstration")
     parser.add_argument(
         "--out", type=Path, default=Path("out"), help="folder of the pictures and the log"
@@ -60,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
     if missing:
         print(f"warning: variants of {sorted(missing)} will not answer", file=sys.stderr)
 
+    if args.measure:
+        measure_once(args.config)
     args.out.mkdir(parents=True, exist_ok=True)
     log_path = args.out / "serve.log"
     # SIGTERM ends this command as Ctrl-C does: the child is told, Ray's processes go.  SIGINT is

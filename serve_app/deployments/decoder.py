@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.cache.shared import shared_tier
@@ -15,14 +18,18 @@ from serve_app.deployments.batching import Batcher
 from serve_app.deployments.encoder import warm_encoder
 from serve_app.deployments.handles import RemoteEncoder, SharedPixels, answer_of
 from serve_app.deployments.replica import EngineReplica
+from serve_app.deployments.stats import HitRate
 from serve_app.domain.settings import CacheSettings, VariantSettings
 from serve_app.domain.types import (
+    CacheTier,
     DecodeJob,
     DecodeOptions,
     Embedding,
     Mask,
     Prediction,
     Prompt,
+    ReplicaLoad,
+    RgbArray,
 )
 from serve_app.predictor import VariantPredictor
 from serve_app.routing.variants import encoder_compute
@@ -42,17 +49,21 @@ class DecoderReplica(EngineReplica):
         encoder: DeploymentHandle[Any] | None = None,
     ) -> None:
         super().__init__()
+        self._name = serve.get_replica_context().replica_tag
         spec = source.spec(settings.model)
         engine = load_decoder(source, settings.model, settings.decoder.compute)
         self._batcher: Batcher[DecodeJob, tuple[Mask, ...]] = Batcher(
             engine.decode_batch, settings.decoder.batching
         )
         self.threads = [self._batcher.thread]
+        self._images: Batcher[RgbArray, Embedding] | None = None
+        self._hits = HitRate()
         self._encoder = encoder
         compute = encoder_compute(settings)
         if encoder is None:
             images = warm_encoder(source, settings.model, compute, settings.encoder.batching)
             self.threads.append(images.thread)
+            self._images = images
 
             async def encode(pixels: SharedPixels) -> Embedding:
                 return await images(await pixels.array())
@@ -75,10 +86,35 @@ class DecoderReplica(EngineReplica):
         options: DecodeOptions,
     ) -> Prediction | None:
         """See `serve_app.ports.Predictor.predict`."""
-        return await self._predictor.predict(image_id, pixels, prompts, options)
+        found = await self._predictor.predict(image_id, pixels, prompts, options)
+        if found is None:
+            return None
+        self._hits.looked_up(found.cache is not CacheTier.MISS, time.monotonic())
+        return replace(found, load=self._load())
+
+    def _load(self) -> ReplicaLoad:
+        """For the router: what other requests have here, those of other ingresses too."""
+        decoder = self._batcher.load()
+        oldest_s = decoder.oldest_s
+        if self._images is not None:
+            oldest_s = max(oldest_s, self._images.load().oldest_s)
+        return ReplicaLoad(
+            replica=self._name,
+            images=self._predictor.encoding,
+            prompts=decoder.waiting + decoder.running,
+            oldest_ms=oldest_s * 1e3,
+        )
 
     async def _decode(self, jobs: Sequence[DecodeJob]) -> list[tuple[Mask, ...]]:
         return list(await asyncio.gather(*(self._batcher(job) for job in jobs)))
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve for `serve_app.deployments.autoscaling`; items are prompts."""
+        found = {**self._batcher.report(), **self._hits.report(time.monotonic())}
+        if self._images is not None:
+            # Both halves are one pool: whichever keeps its items waiting longer limits it.
+            found["oldest_s"] = max(found["oldest_s"], self._images.report()["oldest_s"])
+        return found
 
     async def ping(self) -> bool:
         """Answers once the weights of decoder and encoder are loaded."""

@@ -25,6 +25,10 @@ class EncoderReplica(EngineReplica):
         """Embed an upright ``(H, W, 3) uint8`` RGB image."""
         return await self._batcher(pixels)
 
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve for `serve_app.deployments.autoscaling`; items are images."""
+        return self._batcher.report()
+
 
 def warm_encoder(
     source: ModelSource, model: str, compute: Compute, batching: Batching

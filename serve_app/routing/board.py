@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from serve_app.domain.ledger import Profile
-from serve_app.domain.types import ReplicaLoad
+from serve_app.domain.types import CacheTier, Prediction, ReplicaLoad
 from serve_app.routing.facts import Situation, expected
 
 _FRESH_S = 2.0
@@ -45,7 +45,7 @@ class Capacity:
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """A request under way at a variant."""
+    """A request under way at a variant; ``woken``: it found the variant asleep."""
 
     variant: str
     image_id: str
@@ -53,7 +53,7 @@ class Ticket:
     prompts: int
     started: float
     expected_ms: float | None
-    resident: bool
+    woken: bool
 
 
 @dataclass(slots=True)
@@ -103,19 +103,23 @@ class LoadBoard:
         of = self._variants[variant]
         found = self._situation(of, image_id, now)
         ms = None if of.profile is None else expected(of.profile, found, prompts).total_ms
-        ticket = Ticket(variant, image_id, not found.resident, prompts, now, ms, found.resident)
+        ticket = Ticket(variant, image_id, not found.resident, prompts, now, ms, found.asleep)
         of.under_way.add(ticket)
         return ticket
 
-    def leave(self, ticket: Ticket, now: float, load: ReplicaLoad | None) -> None:
-        """A request has ended; ``load`` is what the replica told with its answer, if it did."""
+    def leave(self, ticket: Ticket, now: float, answer: Prediction | None) -> None:
+        """A request has ended; ``answer`` is the replica's, if there was one."""
         of = self._variants[ticket.variant]
         of.under_way.discard(ticket)
-        if load is None:
+        if answer is None:
             return
-        of.told[load.replica] = (now, load)
+        if answer.load is not None:
+            # Replicas come and go: those that told nothing for long are forgotten.
+            of.told = {name: told for name, told in of.told.items() if now - told[0] <= _FRESH_S}
+            of.told[answer.load.replica] = (now, answer.load)
         self._remember(of, ticket.image_id)
-        if ticket.expected_ms:
+        foreseen = ticket.new_image == (answer.cache is CacheTier.MISS) and not ticket.woken
+        if ticket.expected_ms and foreseen:
             seen = (now - ticket.started) * 1e3 / ticket.expected_ms
             usual = _faded(of, now)
             # The estimate was made with the slowdown of then: what is off is off by a factor.

@@ -8,7 +8,6 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
-from serve_app.domain.errors import SamServeError
 from serve_app.domain.ledger import Escalation, Form, Profile
 from serve_app.domain.settings import RouterSettings
 from serve_app.routing.board import Capacity, LoadBoard
@@ -96,5 +95,6 @@ class Dispatcher:
     async def _wake(self, variant: str) -> None:
         try:
             await self._wakers[variant]()
-        except SamServeError:
+        except Exception:
+            # Nobody waits for this: whatever is wrong, the next request meets it itself.
             log.warning("variant %s could not be woken", variant, exc_info=True)

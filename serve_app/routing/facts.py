@@ -52,6 +52,11 @@ class Situation:
     decoder_batch: int = 32
     slowdown: float = 1.0
 
+    @property
+    def asleep(self) -> bool:
+        """Whether a half that the request needs has no replica."""
+        return self.decoders == 0 or (self.encoders == 0 and not self.resident)
+
 
 @dataclass(frozen=True, slots=True)
 class Expected:
@@ -87,8 +92,7 @@ def expected(profile: Profile, now: Situation, prompts: int) -> Expected:
             now.encoders, 1
         )
     wait = max(queued * now.slowdown, now.oldest_ms)
-    asleep = now.decoders == 0 or (now.encoders == 0 and not now.resident)
-    if asleep:
+    if now.asleep:
         wait = max(wait, profile.cold_start_s * 1e3)
     return Expected(work * now.slowdown, wait)
 

@@ -5,6 +5,7 @@ The ingress and the simulator call the same `choose_variant`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -93,7 +94,7 @@ def choose_variant(
     reason = _hint_reason(ask, chosen, good[chosen], times[chosen])
     if named is not None:
         reason = f"{_named_reason(ask.variant, named)}; {reason}"
-    better = _kept_away(ask, chosen, good, variants, in_time) if named is None else None
+    better = _kept_away(ask, chosen, good, variants, in_time)
     if better is not None:
         reason += f"; {better} would be better, but its wait is too long now"
     return Choice(chosen, reason, times[chosen].total_ms, degraded=better is not None)
@@ -126,11 +127,12 @@ def _default(
     usual = router.default
     if usual not in known:
         return Choice(usual, "auto: the default variant")
-    least = known[usual].quality.get(ask.kind, 0.0)
+    # Without a measured quality nobody is known to be as good.
+    least = known[usual].quality.get(ask.kind, math.inf)
     times = {
         name: expected(profile, variants[name], ask.prompts).total_ms
         for name, profile in known.items()
-        if name == usual or profile.quality.get(ask.kind, 0.0) >= least
+        if name == usual or profile.quality.get(ask.kind, -math.inf) >= least
     }
     soonest = min(times, key=times.__getitem__)
     if soonest != usual and times[soonest] <= _WORTH_IT * times[usual]:
@@ -156,7 +158,8 @@ def _good_enough(ask: Ask, known: Mapping[str, Profile]) -> dict[str, Profile]:
     said = (
         f"no quality was measured for {ask.kind} prompts here"
         if most is None
-        else f"{most} reaches {measured[most]:.3f}"
+        # Rounded down: whoever asks for what is told gets it.
+        else f"{most} reaches {math.floor(measured[most] * 1e3) / 1e3:.3f}"
     )
     raise Refused(
         HintsUnmet(
@@ -186,20 +189,16 @@ def _in_time(
         raise Refused(
             HintsUnmet(
                 f"no variant that may answer takes at most {most:g} ms for this request; "
-                f"{quickest} takes about {alone[quickest]:.0f} ms",
+                f"{quickest} takes about {math.ceil(alone[quickest])} ms",
                 "max_latency_ms",
             )
         )
     soonest = min(times, key=lambda name: times[name].total_ms)
-    asleep = [
-        name
-        for name in good
-        if alone[name] <= most and not (variants[name].encoders and variants[name].decoders)
-    ]
+    asleep = [name for name in good if alone[name] <= most and variants[name].asleep]
     raise Refused(
         Overloaded(
             f"no variant that may answer does so within {most:g} ms at present; {soonest} would "
-            f"in about {times[soonest].total_ms:.0f} ms; try again later"
+            f"in about {math.ceil(times[soonest].total_ms)} ms; try again later"
         ),
         wake=min(asleep, key=alone.__getitem__, default=None),
     )

@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from serve_app.domain.errors import SamServeError
 from serve_app.domain.types import DecodeOptions, Mask, Prompt
 from serve_app.routing.cascade import second_is_better, worth_asking
 from serve_app.routing.dispatcher import Dispatcher
@@ -75,7 +74,7 @@ class CascadeStep:
         unsure = f"unsure of {len(picked)} of {len(prompts)} prompts"
         needed_ms = self._dispatcher.expected_ms(second, image.id, len(picked))
         if needed_ms > left_ms:
-            if router.cascade_wakes and not (now.encoders and now.decoders):
+            if router.cascade_wakes and now.asleep:
                 self._dispatcher.wake(second)
             note = f"{unsure}, but {second} would take {needed_ms:.0f} ms more"
             return Cascaded(answers, note=note, degraded=True)
@@ -85,8 +84,8 @@ class CascadeStep:
                 again = await self._second.predict(
                     image, [prompts[i] for i in picked], DecodeOptions()
                 )
-        except (SamServeError, TimeoutError):
-            log.info("the second variant did not answer", exc_info=True)
+        except Exception:
+            log.warning("the second variant did not answer", exc_info=True)
             note = f"{unsure}, but {second} did not answer in time"
             return Cascaded(answers, note=note, degraded=True)
         merged, kept = list(answers), set()

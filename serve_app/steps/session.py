@@ -13,7 +13,6 @@ from serve_app.domain.types import (
     Mask,
     Prediction,
     Prompt,
-    ReplicaLoad,
     RgbArray,
 )
 from serve_app.ports import Predictor
@@ -76,10 +75,9 @@ class Session:
     ) -> Prediction | None:
         """One call, counted as load from before it leaves until it has ended in any way."""
         ticket = self._board.enter(self.variant, image.id, len(prompts), time.monotonic())
-        load: ReplicaLoad | None = None
+        prediction: Prediction | None = None
         try:
             prediction = await self._predictor.predict(image.id, pixels, prompts, options)
-            load = prediction.load if prediction is not None else None
         finally:
-            self._board.leave(ticket, time.monotonic(), load)
+            self._board.leave(ticket, time.monotonic(), prediction)
         return prediction

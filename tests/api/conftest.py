@@ -61,6 +61,8 @@ class FakeService:
         requests: what arrived, in order.
         failure: raised instead of an answer.
         hook: awaited with each segment request before it is answered.
+        more: further members of each answer.
+        answered_by: the variant of a prompt's masks, where it is not the answer's.
     """
 
     def __init__(self) -> None:
@@ -71,6 +73,8 @@ class FakeService:
         self.is_ready = True
         self.score = 0.9
         self.array = ring_and_dot()
+        self.more: dict[str, Any] = {}
+        self.answered_by: str | None = None
 
     def _masks(self, count: int, request: SegmentRequest, **more: Any) -> tuple[Mask, ...]:
         if request.return_logits:
@@ -103,7 +107,10 @@ class FakeService:
             results = (PromptResult(masks=self._masks(2, request, **more)),)
         else:
             results = tuple(
-                PromptResult(masks=self._masks(3 if p.multimask_output else 1, request))
+                PromptResult(
+                    masks=self._masks(3 if p.multimask_output else 1, request),
+                    variant=self.answered_by,
+                )
                 for p in task
             )
         return SegmentResult(
@@ -117,6 +124,7 @@ class FakeService:
             cache=CacheTier.MISS,
             timings_ms={"embed": 12.5},
             **extra,
+            **self.more,
         )
 
     async def embed(self, image: bytes | RgbArray | str, variant: str) -> EmbedResult:

@@ -174,6 +174,23 @@ FAULTS: dict[str, tuple[Any, str, str | None]] = {
         "invalid_prompt",
         "prompts[0].box[0]",
     ),
+    **{
+        f"{name} of {value!r}": (
+            {"image_id": "a", "text": "a", name: value},
+            "invalid_request",
+            name,
+        )
+        for name, value in (
+            ("max_latency_ms", 0),
+            ("max_latency_ms", -5),
+            ("max_latency_ms", 1e10),
+            ("max_latency_ms", True),
+            ("max_latency_ms", S),
+            ("min_quality", 0),
+            ("min_quality", 1.01),
+            ("min_quality", [0.5]),
+        )
+    },
 }
 
 
@@ -243,6 +260,15 @@ FORMS: dict[str, tuple[dict[str, Any], str, str | None]] = {
     "deep": ({"everything": "[" * 120 + "]" * 120}, "invalid_request", "everything"),
     "box of two": ({"box": "[1,2]"}, "invalid_prompt", "box"),
     "outside": ({"box": "[9,9,1,1]"}, "invalid_prompt", "box"),
+    "a time of none": ({"text": "a", "max_latency_ms": "0"}, "invalid_request", "max_latency_ms"),
+    "a time in words": ({"text": "a", "max_latency_ms": S}, "invalid_request", "max_latency_ms"),
+    "a time twice": (
+        {"text": "a", "max_latency_ms": ["1", "2"]},
+        "invalid_request",
+        "max_latency_ms",
+    ),
+    "a quality of NaN": ({"text": "a", "min_quality": "NaN"}, "invalid_request", "min_quality"),
+    "a quality above one": ({"text": "a", "min_quality": "80"}, "invalid_request", "min_quality"),
 }
 
 

@@ -142,3 +142,25 @@ async def test_nan_of_a_model_never_appears(client, service, fmt):
     assert answer.status_code == 500
     assert answer.json()["error"]["code"] == "internal_error"
     assert "NaN" not in answer.text
+
+
+@pytest.mark.parametrize("fmt", ["rle", "geojson", "npz"])
+async def test_an_answer_tells_what_the_router_did(client, service, fmt):
+    service.more = {"expected_ms": 12.34, "degraded": True, "escalated": 1}
+    service.answered_by = "accurate"
+    answer = await ask(client, box=[1, 2, 3, 4], format=fmt)
+    if fmt == "npz":
+        with np.load(io.BytesIO(answer.content), allow_pickle=False) as archive:
+            told = json.loads(str(archive["answer"]))
+    else:
+        model = FeatureCollectionAnswer if fmt == "geojson" else SegmentAnswer
+        model.model_validate_json(answer.content)
+        told = answer.json()
+    assert (told["expected_ms"], told["degraded"], told["escalated"]) == (12.3, True, 1)
+    assert told["results"][0]["variant"] == "accurate"
+
+
+async def test_what_has_nothing_to_say_is_left_out(client):
+    told = (await ask(client, box=[1, 2, 3, 4])).json()
+    assert not {"expected_ms", "degraded", "escalated"} & told.keys()
+    assert "variant" not in told["results"][0]

@@ -57,6 +57,8 @@ bodies = st.fixed_dictionaries(
         "format": values,
         "return_logits": values,
         "max_masks": values,
+        "max_latency_ms": numbers | values,
+        "min_quality": numbers | values,
         MARK: values,
     },
 )
@@ -117,7 +119,9 @@ def test_any_bytes(post, body):
 
 @often
 @given(text=st.text(max_size=12) | values.map(lambda v: orjson.dumps(v).decode()))
-@pytest.mark.parametrize("field", ["box", "point_coords", "everything", "request", "max_masks"])
+@pytest.mark.parametrize(
+    "field", ["box", "point_coords", "everything", "request", "max_masks", "min_quality"]
+)
 def test_any_form_field(app, runner, field, text):
     async def send() -> httpx.Response:
         async with httpx.AsyncClient(

@@ -176,6 +176,50 @@ async def test_everything_keeps_to_the_limits_by_itself(app, service):
     assert [r.task.points_per_side for r in service.requests] == [12, 12]
 
 
+@pytest.mark.parametrize("form_fields", [True, False])
+async def test_hints_and_deadline(client, service, form_fields):
+    hints = {"max_latency_ms": 150, "min_quality": 0.75}
+    headers = {"x-request-timeout-seconds": "2.5"}
+    sent: dict[str, Any] = {"json": {"image_id": "a", "text": "dog", **hints}}
+    if form_fields:
+        sent = {
+            "files": {"file": ("x.jpg", FILE)},
+            "data": {"text": "dog", **{name: str(value) for name, value in hints.items()}},
+        }
+    answer = await client.post("/v1/segment", **sent, headers=headers)
+    assert answer.status_code == 200, answer.text
+    assert (await client.post("/v1/segment", **{**sent, "headers": {}})).status_code == 200
+    with_header, without = service.requests
+    assert (with_header.max_latency_ms, with_header.min_quality) == (150, 0.75)
+    assert (with_header.timeout_s, without.timeout_s) == (2.5, None)
+
+
+async def test_without_hints_there_are_none(client, service):
+    assert (await form(client, text="dog")).status_code == 200
+    body = {"image_id": "a", "text": "dog", "max_latency_ms": None, "min_quality": None}
+    assert (await client.post("/v1/segment", json=body)).status_code == 200
+    for request in service.requests:
+        hints = (request.max_latency_ms, request.min_quality, request.timeout_s)
+        assert hints == (None, None, None)
+
+
+@pytest.mark.parametrize("text", ["", "soon", "0", "-1", "nan", "inf", "-inf", "1,5", "1 2"])
+async def test_a_deadline_that_is_none_does_not_count(client, service, text):
+    body = {"image_id": "a", "text": "dog"}
+    headers = {"x-request-timeout-seconds": text}
+    assert (await client.post("/v1/segment", json=body, headers=headers)).status_code == 200
+    assert service.requests[0].timeout_s is None
+
+
+async def test_a_batchs_deadline_and_hints_are_those_of_its_items(client, service):
+    items = [{"image_id": "a", "text": "dog", "min_quality": 0.5}, {"image_id": "a", "text": "cat"}]
+    headers = {"x-request-timeout-seconds": "7"}
+    answer = await client.post("/v1/segment/batch", json={"items": items}, headers=headers)
+    assert answer.status_code == 200, answer.text
+    found = {r.task.texts[0]: (r.timeout_s, r.min_quality) for r in service.requests}
+    assert found == {"dog": (7, 0.5), "cat": (7, None)}
+
+
 async def test_embed(client, service):
     by_file = await client.post(
         "/v1/embed", files={"file": ("x", FILE)}, data={"variant": "accurate"}

@@ -11,7 +11,7 @@ import pytest
 from fastapi.openapi.models import OpenAPI
 
 from serve_app.domain.errors import InvalidRequest
-from serve_app.domain.types import Everything
+from serve_app.domain.types import Everything, SegmentRequest
 
 ROUTES = {
     "/v1/segment": "post",
@@ -85,6 +85,20 @@ async def test_the_openapi_document(client):
     assert segment["responses"]["200"]["content"].keys() == {
         *("application/json", "application/geo+json", "application/x-npz")
     }
+    told = segment["responses"]["422"]["description"]
+    assert "`hints_unmet`" in told
+    assert "`overloaded`" in segment["responses"]["503"]["description"]
+    for path in ("/v1/segment", "/v1/segment/batch"):
+        (header,) = document["paths"][path]["post"]["parameters"]
+        assert (header["name"], header["in"]) == ("x-request-timeout-seconds", "header")
+    for hint in ("max_latency_ms", "min_quality"):
+        assert schemas["SegmentBody"]["properties"][hint]["description"]
+        form = segment["requestBody"]["content"]["multipart/form-data"]["schema"]
+        assert hint in form["properties"]
+    for answer in ("SegmentAnswer", "FeatureCollectionAnswer", "NpzLine"):
+        assert {"expected_ms", "degraded", "escalated"} <= schemas[answer]["properties"].keys()
+    for result in ("ResultAnswer", "TextFacts"):
+        assert "variant" in schemas[result]["properties"]
     # The document is made once and stays the same.
     assert (await client.get("/openapi.json")).json() == document
 
@@ -123,4 +137,20 @@ def test_the_interface_imports_neither_torch_nor_ray():
 def test_everything_is_checked_for_python_callers_too(name, value):
     with pytest.raises(InvalidRequest) as caught:
         Everything(**{name: value})
+    assert caught.value.field == name
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, 0) for name in ("max_latency_ms", "min_quality", "timeout_s")),
+        *((name, float("nan")) for name in ("max_latency_ms", "min_quality", "timeout_s")),
+        ("max_latency_ms", float("inf")),
+        ("min_quality", 1.001),
+        ("timeout_s", -1),
+    ],
+)
+def test_hints_are_checked_for_python_callers_too(name, value):
+    with pytest.raises(InvalidRequest) as caught:
+        SegmentRequest(image="a", task=Everything(), **{name: value})
     assert caught.value.field == name

@@ -1,4 +1,4 @@
-"""Batches over `serve.batch`, outside a replica: order, size, and faults of one item."""
+"""The batcher outside a replica: order, size, faults of one item, and what it tells of itself."""
 
 from __future__ import annotations
 
@@ -8,20 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-import ray.serve.batching
 
-from serve_app.deployments.batching import Batcher
+from serve_app.deployments.batching import Batcher, BatcherLoad
 from serve_app.domain.errors import InvalidPrompt
 from serve_app.domain.settings import Batching
 
 BATCHING = Batching(max_batch_size=4, batch_wait_timeout_s=0.02)
-
-
-@pytest.fixture(autouse=True)
-def _outside_a_replica(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that `serve.batch` wants of its replica is a number to warn about."""
-    name = "_warn_if_max_batch_size_exceeds_max_ongoing_requests"
-    monkeypatch.setattr(ray.serve.batching._BatchQueue, name, lambda queue: None)
 
 
 class Engine:
@@ -95,3 +87,98 @@ async def test_batchers_do_not_mix() -> None:
     await asyncio.gather(first(1), second(2), first(3), second(4))
     assert sorted(i for b in one.batches for i in b) == [1, 3]
     assert sorted(i for b in two.batches for i in b) == [2, 4]
+
+
+class Gate:
+    """An engine whose passes last until they are let go."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.begun = threading.Semaphore(0)
+        self._go = threading.Semaphore(0)
+
+    def run(self, items: Sequence[int]) -> list[int]:
+        self.batches.append(list(items))
+        self.begun.release()
+        assert self._go.acquire(timeout=10)
+        return list(items)
+
+    async def wait_until_begun(self) -> None:
+        assert await asyncio.to_thread(self.begun.acquire, timeout=10)
+
+    def let_go(self, passes: int = 1) -> None:
+        self._go.release(passes)
+
+
+async def settle() -> None:
+    """Let every task that can go on do so."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_a_batch_is_sealed_when_its_pass_begins() -> None:
+    """Those who come while a pass runs share the next one, however far apart they came."""
+    gate = Gate()
+    batcher = Batcher(gate.run, Batching(max_batch_size=4, batch_wait_timeout_s=0.0))
+    callers = [asyncio.create_task(batcher(0))]
+    await gate.wait_until_begun()
+    for i in range(1, 7):
+        callers.append(asyncio.create_task(batcher(i)))
+        await settle()
+    gate.let_go(3)
+    assert await asyncio.gather(*callers) == list(range(7))
+    assert gate.batches == [[0], [1, 2, 3, 4], [5, 6]]
+
+
+async def test_passes_run_side_by_side_where_that_is_allowed() -> None:
+    gate = Gate()
+    batcher = Batcher(gate.run, Batching(max_batch_size=1, max_concurrent_batches=2))
+    callers = [asyncio.create_task(batcher(i)) for i in range(3)]
+    await gate.wait_until_begun()
+    await gate.wait_until_begun()
+    await settle()
+    assert (batcher.load().waiting, batcher.load().running) == (1, 2)
+    gate.let_go(3)
+    assert await asyncio.gather(*callers) == [0, 1, 2]
+
+
+async def test_whoever_comes_when_the_last_pass_ends_is_served() -> None:
+    """The worker leaves when nobody waits; nobody may wait for one that has left."""
+    batcher = Batcher(Engine().run, Batching(max_batch_size=2, batch_wait_timeout_s=0.0))
+    for i in range(200):
+        assert await asyncio.wait_for(batcher(i), 5) == 2 * i
+
+
+async def test_the_load_is_told() -> None:
+    gate = Gate()
+    batcher = Batcher(gate.run, Batching(max_batch_size=2, batch_wait_timeout_s=0.0))
+    assert batcher.load() == BatcherLoad(0, 0, 0.0)
+    callers = [asyncio.create_task(batcher(0))]
+    await gate.wait_until_begun()
+    callers += [asyncio.create_task(batcher(i)) for i in (1, 2, 3)]
+    await settle()
+    load = batcher.load()
+    assert (load.waiting, load.running) == (3, 1)
+    assert batcher.load().oldest_s > load.oldest_s > 0
+    told = batcher.report()
+    assert (told["waiting"], told["running"]) == (3.0, 1.0)
+    callers[1].cancel()
+    await settle()
+    assert batcher.load().waiting == 2  # and who left is not run
+    gate.let_go(2)
+    await asyncio.gather(*callers, return_exceptions=True)
+    assert gate.batches == [[0], [2, 3]]
+    assert batcher.load() == BatcherLoad(0, 0, 0.0)
+    told = batcher.report()
+    assert told["pass_items"] == pytest.approx(1.5, abs=0.1)
+    assert told["arrivals_per_s"] > 0
+    assert all(isinstance(value, float) for value in told.values())
+
+
+async def test_an_engine_that_loses_items_fails_them_and_hangs_nobody() -> None:
+    batcher = Batcher(lambda items: list(items)[1:], BATCHING)
+    outcomes = await asyncio.wait_for(
+        asyncio.gather(*(batcher(i) for i in range(3)), return_exceptions=True), 10
+    )
+    assert all(isinstance(outcome, RuntimeError) for outcome in outcomes)
+    assert batcher.load() == BatcherLoad(0, 0, 0.0)

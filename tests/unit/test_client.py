@@ -54,6 +54,8 @@ class Recorder:
     requests: list[SegmentRequest] = field(default_factory=list)
     error: Exception | None = None
     is_ready: bool = True
+    more: dict[str, Any] = field(default_factory=dict)
+    answered_by: str | None = None
 
     async def segment(self, request: SegmentRequest) -> SegmentResult:
         self.requests.append(request)
@@ -63,7 +65,15 @@ class Recorder:
             image_id="9-7-abc",
             width=9,
             height=7,
-            results=(PromptResult(masks=(MASK,), text="dog", present=True, best_score=0.25),),
+            results=(
+                PromptResult(
+                    masks=(MASK,),
+                    text="dog",
+                    present=True,
+                    best_score=0.25,
+                    variant=self.answered_by,
+                ),
+            ),
             variant="fast",
             model="vit_t",
             reason="asked for",
@@ -71,6 +81,7 @@ class Recorder:
             timings_ms={"embed": 1.5},
             text_engine="labels",
             threshold=0.125,
+            **self.more,
         )
 
     async def embed(self, image: bytes | RgbArray | str, variant: str) -> EmbedResult:
@@ -184,6 +195,30 @@ async def test_answer_comes_back_whole(sam: HttpService) -> None:
     for name in Mask.__slots__:
         if name != "low_res_logits":
             assert getattr(mask, name) == getattr(MASK, name), name
+
+
+@pytest.mark.parametrize("image", [b"file", "9-7-abc"], ids=["form", "json"])
+async def test_hints_and_deadline_arrive_as_they_were(
+    sam: HttpService, recorder: Recorder, image: bytes | str
+) -> None:
+    task = (Prompt(box=np.array([0, 1, 5, 6])),)
+    hints = {"max_latency_ms": 150.5, "min_quality": 0.75, "timeout_s": 2.5}
+    arrived = await asked(sam, recorder, SegmentRequest(image=image, task=task, **hints))
+    assert {name: getattr(arrived, name) for name in hints} == hints
+    arrived = await asked(sam, recorder, SegmentRequest(image=image, task=task))
+    assert {getattr(arrived, name) for name in hints} == {None}
+
+
+async def test_what_the_router_did_comes_back(sam: HttpService, recorder: Recorder) -> None:
+    request = SegmentRequest(image=b"file", task=TextQuery(texts=("dog",)))
+    result = await sam.segment(request)
+    assert (result.expected_ms, result.degraded, result.escalated) == (None, False, 0)
+    assert result.results[0].variant is None
+    recorder.more = {"expected_ms": 12.5, "degraded": True, "escalated": 3}
+    recorder.answered_by = "accurate"
+    result = await sam.segment(request)
+    assert (result.expected_ms, result.degraded, result.escalated) == (12.5, True, 3)
+    assert result.results[0].variant == "accurate"
 
 
 async def test_embed_models_and_ready(sam: HttpService, recorder: Recorder) -> None:

@@ -11,9 +11,13 @@ import pytest
 import yaml
 from pydantic import ValidationError
 from ray.autoscaler._private.util import fill_node_type_min_max_workers, validate_config
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.schema import ServeDeploySchema
 
+from graphs.nodes import deployed
 from serve_app.commands.configuration import used_models
+from serve_app.deployments.autoscaling import BudgetPolicy
+from serve_app.deployments.ingress import IngressReplica
 from serve_app.domain.registry import load_registry
 from serve_app.domain.settings import GraphSettings, Replicas
 
@@ -106,6 +110,50 @@ def test_the_least_replicas_of_the_gpu_config_fit_on_one_gpu() -> None:
     least = {name: r.autoscaling_config["min_replicas"] for name, r in on_gpu.items()}
     assert sum(placed[name] * least[name] for name in placed) <= 1
     assert sum((memory_fraction(on_gpu[name]) or 0) * least[name] for name in placed) <= 1
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_one_policy_shares_a_budget_that_holds_the_least_and_not_the_most(name: str) -> None:
+    (application,) = content(name)["applications"]
+    policy = AutoscalingPolicy(**application["autoscaling_policy"])
+    # The policy sees what the graph is built from.
+    assert policy.policy_kwargs["graph"] == application["args"]
+    assert policy.policy_function == "serve_app.deployments.autoscaling:BudgetPolicy"
+    assert BudgetPolicy(**policy.policy_kwargs)._halves.keys() == {
+        f"{variant}-{role}" for variant in ("fast", "accurate") for role in ("encoder", "decoder")
+    }
+    settings = settings_of(name)
+    budget, unit = settings.scaling.budget, "num_cpus" if name == "local" else "num_gpus"
+    assert budget is not None
+    least = most = 0.0
+    for variant in settings.variants.values():
+        for half in (variant.encoder, variant.decoder):
+            config = AutoscalingConfig(**half.autoscaling_config)
+            least += config.min_replicas * half.ray_actor_options[unit]
+            most += config.max_replicas * half.ray_actor_options[unit]
+            # Patience is the policy's, and its figures must be fresh.
+            assert (config.upscale_delay_s, config.downscale_delay_s) == (0, 0)
+            assert config.metrics_interval_s < config.look_back_period_s <= 2
+    assert least <= budget + 1e-9
+    assert budget < most or name == "local"  # there no half may have a second replica
+
+
+def test_budget_and_text_fit_on_the_gpus() -> None:
+    nodes = launcher_config()["available_node_types"]["gpu"]
+    for name, gpus in (("gpu", 1), ("cluster", nodes["max_workers"] * nodes["resources"]["GPU"])):
+        settings = settings_of(name)
+        assert settings.text is not None
+        text = settings.text.ray_actor_options["num_gpus"] * (
+            settings.text.max_replicas if name == "cluster" else 1
+        )
+        assert (settings.scaling.budget or 0) + text <= gpus + 1e-9
+
+
+def test_a_deployments_own_policy_is_passed_on() -> None:
+    path = "ray.serve.autoscaling_policy:replica_queue_length_autoscaling_policy"
+    replicas = Replicas(autoscaling_config={"max_replicas": 2, "policy": {"policy_function": path}})
+    config = deployed(IngressReplica, "x", replicas)._deployment_config.autoscaling_config
+    assert config.policy.policy_function == path
 
 
 @pytest.mark.parametrize("name", ["gpu", "cluster"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 
 from serve_app.domain.errors import (
     DeadlineExceeded,
+    HintsUnmet,
     InvalidImage,
     InvalidPrompt,
     InvalidRequest,
@@ -23,6 +25,7 @@ from serve_app.domain.errors import (
     UnknownVariant,
 )
 from serve_app.domain.image_id import image_id
+from serve_app.domain.ledger import Additive, Escalation, Point, Profile, Steps
 from serve_app.domain.limits import Limits
 from serve_app.domain.rle import encode_rle
 from serve_app.domain.settings import RouterSettings
@@ -45,6 +48,8 @@ from serve_app.domain.types import (
     VariantInfo,
 )
 from serve_app.flow import SegmentationFlow
+from serve_app.routing.board import Capacity
+from serve_app.routing.dispatcher import Dispatcher, Knowledge
 from serve_app.steps.images import ImageStore
 
 HEIGHT, WIDTH = 40, 60
@@ -73,6 +78,9 @@ class FakePredictor:
         self.options: list[DecodeOptions] = []
         self.known: set[str] = set()
         self.forgets = False
+        self.sure = 0.9
+        self.failure: Exception | None = None
+        self.woken = 0
 
     async def predict(
         self,
@@ -83,6 +91,8 @@ class FakePredictor:
     ) -> Prediction | None:
         self.calls.append((image_id, pixels is not None, len(prompts)))
         self.options.append(options)
+        if self.failure is not None:
+            raise self.failure
         if self.forgets or (pixels is None and image_id not in self.known):
             return None
         tier = CacheTier.MEMORY if image_id in self.known else CacheTier.MISS
@@ -91,11 +101,13 @@ class FakePredictor:
         masks = tuple(self._answer(prompt, (height, width)) for prompt in prompts)
         return Prediction(masks=masks, cache=tier, timings_ms={"decode_masks": 1.0})
 
-    @staticmethod
-    def _answer(prompt: Prompt, size: tuple[int, int]) -> tuple[Mask, ...]:
+    async def wake(self) -> None:
+        self.woken += 1
+
+    def _answer(self, prompt: Prompt, size: tuple[int, int]) -> tuple[Mask, ...]:
         if prompt.box is not None:
             x0, y0, x1, y1 = (int(v) for v in prompt.box.clip(0))
-            return (_mask(size, (x0, y0, x1 - x0, y1 - y0)),)
+            return (_mask(size, (x0, y0, x1 - x0, y1 - y0), self.sure),)
         assert prompt.point_coords is not None
         x, y = (int(v) for v in prompt.point_coords[0])
         masks = [_mask(size, (x, y, 4, 4), 0.8), _mask(size, (x, y, 3, 3), 0.7)]
@@ -169,10 +181,18 @@ class Graph:
         limits: Limits | None = None,
         timeout_s: float | None = None,
         checks: Sequence[Callable[[], Awaitable[bool]]] = (),
+        router: RouterSettings | None = None,
+        knowledge: Knowledge | None = None,
     ) -> None:
         limits = limits or Limits()
         self.fast, self.accurate = FakePredictor(), FakePredictor()
         self.proposer, self.scorer = FakeProposer(), scorer
+        self.dispatcher = Dispatcher(
+            router or RouterSettings(),
+            {"fast": Capacity(), "accurate": Capacity()},
+            knowledge or Knowledge(),
+            {"fast": self.fast.wake, "accurate": self.accurate.wake},
+        )
         self.flow = SegmentationFlow(
             images=ImageStore(limits, 2**20),
             variants={
@@ -182,7 +202,7 @@ class Graph:
             predictors={"fast": self.fast, "accurate": self.accurate},
             proposer=self.proposer,
             scorer=scorer,
-            router=RouterSettings(),
+            dispatcher=self.dispatcher,
             limits=limits,
             timeout_s=timeout_s,
             checks=checks,
@@ -482,8 +502,304 @@ async def test_logits_do_not_go_with_everything() -> None:
 
 async def test_models_tells_what_is_deployed() -> None:
     told = await Graph(FakeScorer(needs_masks=True)).flow.models()
-    assert told["default_variant"] == "fast"
+    assert (told["default_variant"], told["cascade_to"]) == ("fast", None)
     assert told["variants"]["accurate"]["model"] == "accurate_model"
     assert told["text"]["engine"] == "open_clip"
     assert told["limits"]["max_prompts"] == Limits().max_prompts
     assert (await Graph().flow.models())["text"] is None
+
+
+# Hints.
+
+FAST = Profile({1: 20.0}, {1: 5.0}, {"box": 0.8, "point": 0.6})
+ACCURATE = Profile({1: 900.0}, {1: 10.0}, {"box": 0.9, "point": 0.8})
+MEASURED = Knowledge({"fast": FAST, "accurate": ACCURATE})
+BOX = Prompt(box=[5, 5, 25, 15], multimask_output=False)
+OTHER = Prompt(box=[30, 5, 50, 15], multimask_output=False)
+
+
+def _request(task: Task = (BOX,), **more: object) -> SegmentRequest:
+    return SegmentRequest(image=PIXELS, task=task, **more)  # type: ignore[arg-type]
+
+
+async def test_hints_reach_the_router_and_the_answer_tells_what_it_expected() -> None:
+    graph = Graph(knowledge=MEASURED)
+    quick = await graph.flow.segment(_request(max_latency_ms=100))
+    assert (quick.variant, quick.expected_ms, quick.degraded) == ("fast", 25, False)
+    good = await graph.flow.segment(_request(min_quality=0.85))
+    assert (good.variant, good.expected_ms) == ("accurate", 910)
+    assert "min_quality 0.85" in good.reason
+    with pytest.raises(HintsUnmet):
+        await graph.flow.segment(_request([POINT], min_quality=0.85))
+    # What it was asked for is now in the cache of the other variant, too.
+    near = await graph.flow.segment(_request(max_latency_ms=12))
+    assert near.variant == "accurate"
+
+
+async def test_requests_under_way_are_load_for_those_that_come() -> None:
+    graph = Graph(knowledge=MEASURED)
+    image = await graph.flow.embed(PIXELS, "fast")
+    arrived, go_on = asyncio.Event(), asyncio.Event()
+    predict = graph.fast.predict
+
+    async def hang(*given: object) -> Prediction | None:
+        arrived.set()
+        await go_on.wait()
+        return await predict(*given)  # type: ignore[arg-type]
+
+    graph.fast.predict = hang  # type: ignore[method-assign,assignment]
+    async with asyncio.timeout(5):
+        first = asyncio.create_task(graph.flow.segment(_request([POINT] * 40)))
+        await arrived.wait()
+        assert graph.dispatcher.situation("fast", image.image_id).prompts == 40
+        with pytest.raises(Overloaded):
+            await graph.flow.segment(_request(max_latency_ms=8))
+        go_on.set()
+        await first
+    assert graph.dispatcher.situation("fast", image.image_id).prompts == 0
+
+
+async def test_a_request_that_fails_is_no_load_any_more() -> None:
+    graph = Graph(knowledge=MEASURED)
+    graph.fast.failure = Overloaded("full")
+    await _error(graph, [POINT])
+    now = graph.dispatcher.situation("fast", image_id(PIXELS))
+    assert (now.prompts, now.images, now.resident) == (0, 0, False)
+
+
+async def test_an_image_that_a_variant_has_lost_is_not_resident() -> None:
+    graph = Graph(knowledge=MEASURED)
+    await graph.flow.segment(_request())
+    assert graph.dispatcher.situation("fast", image_id(PIXELS)).resident
+    graph.fast.forgets = True
+    await _error(graph, [POINT])
+    assert not graph.dispatcher.situation("fast", image_id(PIXELS)).resident
+
+
+# The caller's deadline.
+
+
+@pytest.mark.parametrize(("service_s", "asked_s"), [(None, 0.2), (60.0, 0.2), (0.2, 60.0)])
+async def test_the_sooner_of_the_callers_and_the_services_time_ends_a_request(
+    service_s: float | None, asked_s: float
+) -> None:
+    graph = Graph(timeout_s=service_s)
+    stopped = asyncio.Event()
+
+    async def hang(*_: object) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    graph.fast.predict = hang  # type: ignore[method-assign,assignment]
+    async with asyncio.timeout(5):
+        with pytest.raises(DeadlineExceeded, match=r"0\.(2|19) s"):
+            await graph.flow.segment(_request(timeout_s=asked_s))
+        assert stopped.is_set()
+
+
+# The cascade.
+
+SURE = Additive(intercept=0, steps={"score": Steps(edges=(0.5,), values=(0.3, 0.9))})
+"""What both variants' answers are worth, by the predicted IoU."""
+
+RULE = Escalation(
+    gain=Additive(intercept=0, steps={"score": Steps(edges=(0.5,), values=(0.4, -0.02))}),
+    first=SURE,
+    second=SURE,
+    curve=(Point(threshold=0.1, share=0.3, gain=0.1),),
+    single=(Point(threshold=0.1, share=0.3, gain=0.1),),
+    first_iou=0.8,
+    second_iou=0.9,
+)
+CASCADE = RouterSettings(cascade_to="accurate")
+
+
+def _cascade(
+    router: RouterSettings = CASCADE,
+    accurate: Profile = ACCURATE,
+    timeout_s: float | None = None,
+) -> Graph:
+    """The fast variant is unsure of boxes on the left, and the accurate one sure of all."""
+    profiles = {"fast": FAST, "accurate": accurate}
+    knowledge = Knowledge(profiles, {"fast>accurate": {"box-1": RULE}})
+    graph = Graph(router=router, knowledge=knowledge, timeout_s=timeout_s)
+
+    def unsure(prompt: Prompt, size: tuple[int, int]) -> tuple[Mask, ...]:
+        (mask,) = FakePredictor()._answer(prompt, size)[:1]
+        return (replace(mask, score=0.2 if mask.bbox[0] < 30 else 0.9),)
+
+    graph.fast._answer = unsure  # type: ignore[method-assign]
+    graph.accurate.sure = 0.95
+    return graph
+
+
+async def test_only_what_is_worth_it_is_asked_again_and_better_answers_are_kept() -> None:
+    graph = _cascade()
+    result = await graph.flow.segment(_request([OTHER, BOX, OTHER]))
+    assert graph.fast.calls == [(image_id(PIXELS), True, 3)]
+    # The other variant did not know the image, either: its pixels go along.
+    assert graph.accurate.calls == [(image_id(PIXELS), True, 1)]
+    assert [r.masks[0].score for r in result.results] == [0.9, 0.95, 0.9]
+    assert [r.masks[0].bbox[0] for r in result.results] == [30, 5, 30]
+    assert [r.variant for r in result.results] == [None, "accurate", None]
+    assert (result.variant, result.model, result.escalated) == ("fast", "fast_model", 1)
+    assert result.reason == (
+        "auto: the default variant; "
+        "unsure of 1 of 3 prompts, accurate asked again, 1 of its answers kept"
+    )
+    assert not result.degraded
+    assert result.timings_ms["decode_masks"] == 2  # of both
+
+
+async def test_a_sure_answer_is_final() -> None:
+    graph = _cascade()
+    result = await graph.flow.segment(_request([OTHER, OTHER]))
+    assert graph.accurate.calls == []
+    assert (result.escalated, result.reason) == (0, "auto: the default variant")
+
+
+async def test_a_second_answer_that_is_no_better_is_not_kept() -> None:
+    graph = _cascade()
+    graph.accurate.sure = 0.3
+    result = await graph.flow.segment(_request())
+    assert (result.escalated, result.results[0].variant) == (1, None)
+    assert result.results[0].masks[0].score == 0.2
+    assert "0 of its answers kept" in result.reason
+
+
+async def test_logits_of_an_escalated_answer_are_the_second_ones() -> None:
+    graph = _cascade()
+    await graph.flow.segment(_request(return_logits=True))
+    assert [o.return_logits for o in (*graph.fast.options, *graph.accurate.options)] == [True, True]
+
+
+@pytest.mark.parametrize("hints", [{"variant": "fast"}, {"min_quality": 0.5}])
+async def test_who_names_a_variant_or_a_quality_has_said_what_suffices(
+    hints: dict[str, object],
+) -> None:
+    graph = _cascade()
+    result = await graph.flow.segment(_request(**hints))
+    assert (result.variant, result.escalated) == ("fast", 0)
+    assert graph.accurate.calls == []
+
+
+async def test_without_a_second_variant_or_for_other_tasks_there_is_no_cascade() -> None:
+    graph = _cascade(RouterSettings())
+    await graph.flow.segment(_request())
+    everything = Everything(proposals=ProposalSource.DETECTOR)
+    other = _cascade()
+    result = await other.flow.segment(_request(everything))
+    assert graph.accurate.calls == other.accurate.calls == []
+    assert result.escalated == 0
+
+
+async def test_prompts_of_a_form_without_rules_stay_as_they_are() -> None:
+    graph = _cascade()
+    result = await graph.flow.segment(_request([POINT, BOX]))
+    assert [r.variant for r in result.results] == [None, "accurate"]
+    assert graph.accurate.calls == [(image_id(PIXELS), True, 1)]
+
+
+@pytest.mark.parametrize("failure", [Overloaded("full"), RuntimeError("broken")])
+async def test_a_second_variant_that_fails_loses_nothing(failure: Exception) -> None:
+    graph = _cascade()
+    graph.accurate.failure = failure
+    result = await graph.flow.segment(_request([BOX, OTHER]))
+    assert [r.masks[0].score for r in result.results] == [0.2, 0.9]
+    assert [r.variant for r in result.results] == [None, None]
+    assert (result.degraded, result.escalated) == (True, 0)
+    assert "unsure of 1 of 2 prompts, but accurate did not answer in time" in result.reason
+
+
+@pytest.mark.parametrize(
+    ("limit", "more"),
+    [
+        ({"cascade_max_ms": 30}, {}),
+        ({}, {"max_latency_ms": 500}),
+        ({}, {"timeout_s": 0.5}),
+    ],
+    ids=["max_ms", "latency", "deadline"],
+)
+async def test_a_second_variant_that_hangs_loses_nothing(
+    limit: dict[str, float], more: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Far before the deadline, however busy this machine is.
+    monkeypatch.setattr("serve_app.flow._USABLE", 0.3)
+    quick = Profile({1: 1.0}, {1: 1.0}, {"box": 0.75})
+    graph = _cascade(CASCADE.model_copy(update=limit), quick)
+    stopped = asyncio.Event()
+
+    async def hang(*_: object) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    graph.accurate.predict = hang  # type: ignore[method-assign,assignment]
+    async with asyncio.timeout(5):
+        result = await graph.flow.segment(_request(**more))
+    assert stopped.is_set()
+    assert (result.results[0].masks[0].score, result.degraded) == (0.2, True)
+
+
+async def test_the_services_own_time_does_not_lose_the_first_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("serve_app.flow._USABLE", 0.3)
+    quick = Profile({1: 1.0}, {1: 1.0}, {"box": 0.75})
+    graph = _cascade(accurate=quick, timeout_s=0.5)
+
+    async def hang(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    graph.accurate.predict = hang  # type: ignore[method-assign,assignment]
+    async with asyncio.timeout(5):
+        assert (await graph.flow.segment(_request())).degraded
+
+
+@pytest.mark.parametrize(
+    ("limit", "more"),
+    [({"cascade_max_ms": 500}, {}), ({}, {"max_latency_ms": 600}), ({}, {"timeout_s": 0.6})],
+    ids=["max_ms", "latency", "deadline"],
+)
+async def test_where_there_is_no_time_nobody_is_asked_again(
+    limit: dict[str, float], more: dict[str, object]
+) -> None:
+    graph = _cascade(CASCADE.model_copy(update=limit))
+    result = await graph.flow.segment(_request(**more))
+    assert graph.accurate.calls == []
+    assert (result.variant, result.degraded, result.escalated) == ("fast", True, 0)
+    assert "unsure of 1 of 1 prompts, but accurate would take 910 ms more" in result.reason
+    assert graph.accurate.woken == 0  # it does not sleep
+
+
+async def test_within_the_callers_time_a_second_answer_is_worth_it() -> None:
+    # By its own quality it would not be chosen at once.
+    graph = _cascade(accurate=replace(ACCURATE, quality={"box": 0.75}))
+    for more in ({"max_latency_ms": 2000}, {"timeout_s": 2.0}):
+        assert (await graph.flow.segment(_request(**more))).escalated == 1
+
+
+@pytest.mark.parametrize("wakes", [True, False])
+async def test_a_sleeping_second_variant_is_woken_not_waited_for(wakes: bool) -> None:
+    graph = _cascade(CASCADE.model_copy(update={"cascade_wakes": wakes}))
+    graph.dispatcher.board.replicas("accurate", 0, 0)
+    graph.accurate.failure = AssertionError("asked while asleep")
+    # Its cold start takes 10 s, which is all that a second answer may.
+    result = await graph.flow.segment(_request())
+    await asyncio.sleep(0)
+    assert (result.degraded, result.escalated) == (True, 0)
+    assert "accurate would take 10910 ms more" in result.reason
+    assert graph.accurate.woken == int(wakes)
+    assert graph.accurate.calls == []
+
+
+async def test_where_the_second_has_the_image_asking_costs_no_encoder_pass() -> None:
+    strict = CASCADE.model_copy(update={"cascade_max_ms": 100})
+    graph = _cascade(strict, replace(ACCURATE, quality={"box": 0.75}))
+    assert (await graph.flow.segment(_request())).degraded
+    await graph.flow.embed(PIXELS, "accurate")
+    result = await graph.flow.segment(_request())
+    assert (result.escalated, result.degraded) == (1, False)

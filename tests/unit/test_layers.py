@@ -98,11 +98,37 @@ def test_compute_knows_neither_ray_nor_http() -> None:
     assert own == set()
 
 
-def test_cache_and_routing_know_the_domain_alone() -> None:
-    modules = _of("serve_app.cache", "serve_app.routing")
+@pytest.mark.parametrize("layer", ["serve_app.cache", "serve_app.routing"])
+def test_cache_and_routing_know_the_domain_alone(layer: str) -> None:
+    modules = _of(layer)
+    assert modules
     _check_reaches_not(modules, {"ray", *WEB, *HEAVY})
-    inside = ("serve_app.domain", "serve_app.cache", "serve_app.routing")
-    assert all(name.startswith(inside) for _, name in _own_imports(modules))
+    assert all(n.startswith(("serve_app.domain", layer)) for _, n in _own_imports(modules))
+
+
+def test_the_router_computes_with_the_standard_library() -> None:
+    """What it needs of numpy and pydantic is in the domain: a decision costs microseconds."""
+    for module in _of("serve_app.routing"):
+        foreign = {name.split(".")[0] for name in _imports(module)} - {"serve_app"}
+        assert foreign <= set(sys.stdlib_module_names), module
+
+
+def test_the_ingress_can_read_the_ledger() -> None:
+    """Measuring needs models; reading what was measured, and wiring the router, does not."""
+    modules = _of("serve_app.ledger.load", "serve_app.ledger.wiring")
+    assert len(modules) == 2
+    _check_reaches_not(modules, {"ray", *WEB, *HEAVY})
+
+
+def test_scaling_and_simulation_reach_no_model_cluster_or_web() -> None:
+    modules = _of("serve_app.scaling", "serve_app.simulation")
+    assert {"serve_app.scaling.policy", "serve_app.simulation"} <= set(modules)
+    _check_reaches_not(modules, {"ray", *WEB, *HEAVY})
+
+
+def test_the_scaling_policy_knows_the_domain_alone() -> None:
+    inside = ("serve_app.domain", "serve_app.scaling")
+    assert all(n.startswith(inside) for _, n in _own_imports(_of("serve_app.scaling")))
 
 
 def test_the_flow_reaches_no_model_cluster_or_web() -> None:

@@ -1,0 +1,70 @@
+"""One budget for all pools.  Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from serve_app.scaling.types import Pool
+
+_EPS = 1e-9
+CHEAP = 0.1
+"""Share of the budget in which a pool's spare replicas go before what others need."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a pool asks for, within its own bounds.
+
+    Attributes:
+        need: replicas below which it misses its goal.
+        firm: the same with a dead band: what it has, as long as that is not clearly too much.
+        want: with the replicas that it keeps for a while, or for a surge.
+        per_unit: items that a unit of the budget serves in a second.
+    """
+
+    need: int
+    firm: int
+    want: int
+    per_unit: float
+
+
+def share(
+    pools: Mapping[str, Pool],
+    targets: Mapping[str, int],
+    claims: Mapping[str, Claim],
+    budget: float | None,
+    reserve: float,
+) -> dict[str, int]:
+    """Replicas for each pool, together within ``budget`` (but never under their minima).
+
+    In turn: everyone's minimum; a first replica for who has none and is needed; spare ones that
+    cost next to nothing; what is needed, first where a unit of the budget keeps most items within
+    their goal; and up to the share ``reserve`` of the budget what is only wanted, in that order.
+    """
+    if budget is None:
+        return {name: claim.firm for name, claim in claims.items()}
+    order = sorted(pools, key=lambda name: (-claims[name].per_unit, name))
+    given = {name: pool.min_replicas for name, pool in pools.items()}
+    left = budget - sum(pool.cost * given[name] for name, pool in pools.items())
+
+    def give(name: str, replicas: int) -> None:
+        nonlocal left
+        more = replicas - given[name]
+        if more > 0:
+            more = min(more, max(0, math.floor(left / pools[name].cost + _EPS)))
+            given[name] += more
+            left -= more * pools[name].cost
+
+    for name in order:
+        give(name, min(1, claims[name].need))
+    for name in order:
+        cheap = math.floor(CHEAP * budget / pools[name].cost + _EPS)
+        give(name, min(claims[name].want, cheap))
+    for name in order:
+        give(name, claims[name].firm)
+    left -= (1.0 - reserve) * budget
+    for name in order:
+        give(name, claims[name].want)
+    return given

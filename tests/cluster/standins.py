@@ -1,0 +1,169 @@
+"""The graph's variants with stand-in models of fixed service time, for tests of scaling.
+
+    ingress ─┬─▶ fast-decoder ─────▶ fast-encoder
+             └─▶ accurate-decoder ─▶ accurate-encoder
+
+Replicas, batches, figures and policy are the real ones; a pass of a model is a sleep.
+"""
+
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ray.serve import Application
+
+import serve_app.deployments.decoder
+import serve_app.deployments.encoder
+from graphs.nodes import deployed
+from serve_app.compute.engines import ModelSource
+from serve_app.deployments.decoder import DecoderReplica
+from serve_app.deployments.encoder import EncoderReplica
+from serve_app.deployments.handles import RemotePredictor
+from serve_app.domain.settings import GraphSettings
+from serve_app.domain.types import DecodeJob, DecodeOptions, Embedding, Mask, Prompt, RgbArray
+
+ROOT = Path(__file__).resolve().parents[2]
+POLICY = "serve_app.deployments.autoscaling:BudgetPolicy"
+PASS_MS = {"fast": 400.0, "accurate": 800.0}
+"""Of an encoder, whatever is in it."""
+BATCH = {"fast": 2, "accurate": 4}
+"""So either variant's encoder embeds five images a second."""
+DECODE_MS = 5.0
+SLOT = 0.25
+"""CPUs, in Ray's bookkeeping, of an encoder or decoder."""
+QUICK = {
+    "upscale_delay_s": 0,
+    "downscale_delay_s": 0,
+    "look_back_period_s": 2,
+    "metrics_interval_s": 0.5,
+}
+_PIXELS = np.zeros((4, 4, 3), np.uint8)
+
+
+class SleepingEncoder:
+    def __init__(self, pass_ms: float) -> None:
+        self._pass_s = pass_ms / 1e3
+
+    def encode_batch(self, images: Sequence[RgbArray]) -> list[Embedding]:
+        time.sleep(self._pass_s)
+        tensors = {"image_embed": np.zeros(4, np.float32)}
+        return [Embedding(tensors, height=4, width=4) for _ in images]
+
+
+class SleepingDecoder:
+    def decode_batch(self, jobs: Sequence[DecodeJob]) -> list[tuple[Mask, ...]]:
+        time.sleep(DECODE_MS / 1e3)
+        return [() for _ in jobs]
+
+
+class StandInEncoder(EncoderReplica):
+    def __init__(self, pass_ms: float, *rest: Any) -> None:
+        serve_app.deployments.encoder.load_encoder = lambda *_: SleepingEncoder(pass_ms)
+        super().__init__(*rest)
+
+
+class StandInDecoder(DecoderReplica):
+    def __init__(self, *rest: Any) -> None:
+        serve_app.deployments.decoder.load_decoder = lambda *_: SleepingDecoder()
+        super().__init__(*rest)
+
+
+class GarbageEncoder(StandInEncoder):
+    """Answers as the others do; what it tells of itself is nonsense, and more so each time."""
+
+    def record_autoscaling_stats(self) -> dict[str, Any]:
+        self.calls = getattr(self, "calls", 0) + 1
+        nan, inf = float("nan"), float("inf")
+        names = ("arrivals_per_s", "oldest_s", "batch_fill", "pass_ms", "pass_items", "hit_rate")
+        odd: list[Any] = [nan, inf, -inf, -1e30, 1e300, 10**400]
+        if self.calls > 2:  # Serve looks at the types of the first answer alone
+            odd += ["many", None, [1.0]]
+        return {name: odd[(i + self.calls) % len(odd)] for i, name in enumerate(names)}
+
+
+class Ingress:
+    """Each request is a new image with one prompt."""
+
+    def __init__(self, decoders: dict[str, Any]) -> None:
+        self._predictors = {name: RemotePredictor(handle) for name, handle in decoders.items()}
+
+    async def ask(self, variant: str) -> None:
+        prompts = (Prompt(point_coords=[[1, 1]], point_labels=[1]),)
+        image_id = f"4x4-{uuid.uuid4().hex * 2}"
+        await self._predictors[variant].predict(image_id, _PIXELS, prompts, DecodeOptions())
+
+
+def graph(
+    scaling: dict[str, Any], autoscaling: dict[str, Any], slot: float = SLOT
+) -> dict[str, Any]:
+    """Settings: up to three encoders of either variant; *accurate* sleeps until it is asked."""
+
+    def half(least: int, most: int, batch: int) -> dict[str, Any]:
+        return {
+            "ray_actor_options": {"num_cpus": slot},
+            "autoscaling_config": {"min_replicas": least, "max_replicas": most, **autoscaling},
+            "batching": {"max_batch_size": batch, "batch_wait_timeout_s": 0.01},
+        }
+
+    variants = {
+        name: {
+            "model": "vit_t",
+            "encoder": half(least, 3, BATCH[name]),
+            "decoder": half(least, 1, 16),
+        }
+        for name, least in (("fast", 1), ("accurate", 0))
+    }
+    small = {"min_replicas": 1, "max_replicas": 1}
+    return {
+        "variants": variants,
+        "ingress": {"ray_actor_options": {"num_cpus": 0.05}, "autoscaling_config": small},
+        # Nobody measured sleeping: the policy goes by what replicas tell.
+        "ledger": {"path": "/nonexistent/ledger.json"},
+        "scaling": scaling,
+    }
+
+
+def application(
+    name: str, settings: dict[str, Any], policy: bool, garbage: bool = False
+) -> dict[str, Any]:
+    """An application of a Serve config."""
+    config: dict[str, Any] = {
+        "name": name,
+        "route_prefix": f"/{name}",
+        "import_path": f"{__name__}:{'build_garbage' if garbage else 'build'}",
+        "runtime_env": {"env_vars": {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}},
+        "args": settings,
+    }
+    if policy:
+        config["autoscaling_policy"] = {
+            "policy_function": POLICY,
+            "policy_kwargs": {"graph": settings},
+        }
+    return config
+
+
+def build(settings: GraphSettings) -> Application:
+    """The application builder."""
+    return _build(settings, StandInEncoder)
+
+
+def build_garbage(settings: GraphSettings) -> Application:
+    """The same with encoders that talk nonsense."""
+    return _build(settings, GarbageEncoder)
+
+
+def _build(settings: GraphSettings, encoder: type[StandInEncoder]) -> Application:
+    source = ModelSource.of(settings)
+    decoders = {}
+    for name, variant in settings.variants.items():
+        images = deployed(encoder, f"{name}-encoder", variant.encoder).bind(
+            PASS_MS[name], variant.model, variant.encoder, source
+        )
+        decoders[name] = deployed(StandInDecoder, f"{name}-decoder", variant.decoder).bind(
+            variant, settings.cache, source, images
+        )
+    application: Application = deployed(Ingress, "ingress", settings.ingress).bind(decoders)
+    return application

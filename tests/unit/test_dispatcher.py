@@ -1,0 +1,124 @@
+"""The router at work: ledger, load and hints together, and variants that are woken."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from serve_app.domain.errors import HintsUnmet, Overloaded, UnknownVariant
+from serve_app.domain.ledger import Additive, Escalation, Point, Profile
+from serve_app.domain.settings import RouterSettings
+from serve_app.routing.board import Capacity
+from serve_app.routing.dispatcher import Dispatcher, Knowledge
+from serve_app.routing.facts import Ask
+
+FAST = Profile({1: 90.0}, {1: 10.0}, {"box": 0.8}, cold_start_s=3)
+ACCURATE = Profile({1: 980.0}, {1: 20.0}, {"box": 0.9})
+FLAT = Additive(intercept=0.1)
+RULE = Escalation(
+    gain=FLAT,
+    first=FLAT,
+    second=FLAT,
+    curve=(Point(threshold=0, share=1, gain=0.1),),
+    single=(Point(threshold=0, share=1, gain=0.1),),
+    first_iou=0.8,
+    second_iou=0.9,
+)
+
+
+class Waker:
+    """Counts how often it is asked, and answers when it is let."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.failure: Exception | None = None
+        self.awake = asyncio.Event()
+
+    async def __call__(self) -> None:
+        self.asked += 1
+        await self.awake.wait()
+        if self.failure is not None:
+            raise self.failure
+
+
+def dispatcher(
+    fast: Capacity | None = None,
+    wakers: dict[str, Callable[[], Awaitable[None]]] | None = None,
+    knowledge: Knowledge | None = None,
+) -> Dispatcher:
+    capacities = {"fast": fast or Capacity(), "accurate": Capacity()}
+    measured = Knowledge({"fast": FAST, "accurate": ACCURATE}, {"fast>accurate": {"box-1": RULE}})
+    return Dispatcher(RouterSettings(), capacities, knowledge or measured, wakers or {})
+
+
+def test_it_chooses_by_ledger_and_load_of_the_moment() -> None:
+    of = dispatcher()
+    assert of.choose(Ask(max_latency_ms=500), "image").variant == "fast"
+    ticket = of.board.enter("accurate", "image", 1, 0.0)
+    of.board.forget("accurate", "image")
+    assert of.situation("accurate", "image").images == 1
+    assert of.expected_ms("fast", "image", 2) == 110
+    of.board.leave(ticket, 0.0, None)
+    assert of.choose(Ask(max_latency_ms=1500), "image").variant == "accurate"
+
+
+def test_refusals_come_out_as_the_callers_errors() -> None:
+    of = dispatcher()
+    with pytest.raises(UnknownVariant):
+        of.choose(Ask(variant="x"), "image")
+    with pytest.raises(HintsUnmet) as caught:
+        of.choose(Ask(max_latency_ms=1), "image")
+    # The router's own exception holds nothing for a log.
+    assert caught.value.__suppress_context__
+
+
+async def test_a_refusal_wakes_who_could_answer_once_however_often_it_is_asked() -> None:
+    waker = Waker()
+    of = dispatcher(Capacity(encoders=0, decoders=0), {"fast": waker})
+    for _ in range(3):
+        with pytest.raises(Overloaded):
+            of.choose(Ask(max_latency_ms=200), "image")
+        await asyncio.sleep(0)
+    assert waker.asked == 1
+    waker.awake.set()
+    await asyncio.gather(*of._waking.values())
+    # It has gone to sleep again: it is woken again.
+    with pytest.raises(Overloaded):
+        of.choose(Ask(max_latency_ms=200), "image")
+    await asyncio.gather(*of._waking.values())
+    assert waker.asked == 2
+
+
+async def test_who_cannot_help_is_not_woken() -> None:
+    of = dispatcher(Capacity(encoders=0, decoders=0))
+    with pytest.raises(HintsUnmet):
+        of.choose(Ask(max_latency_ms=50), "image")
+    assert of._waking == {}
+
+
+@pytest.mark.parametrize("failure", [Overloaded("no room"), RuntimeError("broken")])
+async def test_a_variant_that_does_not_wake_is_logged_and_asked_again(
+    failure: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    waker = Waker()
+    waker.failure = failure
+    waker.awake.set()
+    of = dispatcher(wakers={"fast": waker})
+    with caplog.at_level(logging.WARNING):
+        of.wake("fast")
+        await asyncio.gather(*of._waking.values())
+    assert "variant fast could not be woken" in caplog.text
+    of.wake("fast")
+    await asyncio.gather(*of._waking.values())
+    assert waker.asked == 2
+
+
+def test_the_cascades_rules_are_those_of_the_pair_and_need_a_measured_second() -> None:
+    of = dispatcher()
+    assert of.escalation("fast", "accurate") == {"box-1": RULE}
+    assert of.escalation("accurate", "fast") == {}
+    unmeasured = Knowledge({"fast": FAST}, {"fast>accurate": {"box-1": RULE}})
+    assert dispatcher(knowledge=unmeasured).escalation("fast", "accurate") == {}
