@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 UV_VERSION := 0.13.9
 
-.PHONY: help install serve test test-quick lint format lock models measure clean
+.PHONY: help install serve test test-quick lint format lock models measure bench-reaction clean
 
 help:  ## this list
-	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "%-12s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "%-16s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED)  ## a virtual environment with the locked versions
 
@@ -50,6 +50,9 @@ measure: $(INSTALLED)  ## what each variant costs and how good it is here; CONFI
 lock: $(INSTALLED)  ## compile requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
 		--extra dev --extra redis --generate-hashes --output-file requirements.lock pyproject.toml
+
+bench-reaction: $(INSTALLED)  ## how fast replicas follow a load that moves between variants (9 minutes)
+	$(BIN)/python -m tests.cluster.reaction
 
 clean:  ## remove what was installed and made here
 	rm -rf $(VENV) out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

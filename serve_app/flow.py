@@ -27,9 +27,11 @@ from serve_app.domain.types import (
     Everything,
     Prompt,
     PromptResult,
+    ProposalSource,
     RgbArray,
     SegmentRequest,
     SegmentResult,
+    Task,
     TextQuery,
     TextScores,
     VariantInfo,
@@ -103,7 +105,8 @@ class SegmentationFlow:
         if request.return_logits and isinstance(request.task, Everything):
             raise InvalidRequest("return_logits does not go with everything", "return_logits")
         image = await self._open(request.image, timings)
-        choice = self._dispatcher.choose(ask_of(request, image), image.id)
+        source = await self._text_source(request.task)
+        choice = self._dispatcher.choose(ask_of(request, image, source), image.id)
         session = self._session(choice.variant, timings, request.return_logits)
 
         scored: TextScores | None = None
@@ -213,15 +216,8 @@ class SegmentationFlow:
 
     @asynccontextmanager
     async def _deadline(self, asked_s: float | None) -> AsyncIterator[None]:
-        """Bounds a request by the service's time and the caller's; what it waits for is cancelled.
-
-        The caller's own clock is ahead of ours by the way here and back: we stop a little sooner,
-        so that it hears why.
-        """
-        timeout_s = self._timeout_s
-        if asked_s is not None:
-            asked_s -= min(_WAY_S, asked_s * _WAY_SHARE)
-            timeout_s = asked_s if timeout_s is None else min(timeout_s, asked_s)
+        """Ends a request, and what it waits for, at the service's time or the caller's."""
+        timeout_s = _sooner(self._timeout_s, _without_way(asked_s))
         try:
             async with asyncio.timeout(timeout_s):
                 yield
@@ -231,6 +227,12 @@ class SegmentationFlow:
     def _session(self, variant: str, timings: Timings, return_logits: bool = False) -> Session:
         predictor = self._predictors[variant]
         return Session(variant, predictor, self._dispatcher.board, timings, return_logits)
+
+    async def _text_source(self, task: Task) -> ProposalSource | None:
+        """Where a text's candidates will come from, which decides how much work it is."""
+        if not isinstance(task, TextQuery) or self._scorer is None:
+            return None
+        return task.proposals or (await self._scorer.info()).proposals
 
     def _second(self, request: SegmentRequest, choice: Choice) -> str | None:
         """Who is asked what the chosen variant is unsure of; None: nobody.
@@ -256,17 +258,22 @@ def _check_inside(prompts: Sequence[Prompt], image: OpenImage) -> None:
             raise exc.at(f"prompts[{i}]") from None
 
 
+def _without_way(asked_s: float | None) -> float | None:
+    """The caller's time less the way here and back.
+
+    Its clock is ahead of ours by that: we stop a little sooner, so that it hears why.
+    """
+    return None if asked_s is None else asked_s - min(_WAY_S, asked_s * _WAY_SHARE)
+
+
+def _sooner(*seconds: float | None) -> float | None:
+    return min((s for s in seconds if s is not None), default=None)
+
+
 def _latest(
     request: SegmentRequest, started: float, service_timeout_s: float | None
 ) -> float | None:
-    """When the answer must be there, as an instant of ``time.monotonic``."""
-    wanted = [
-        seconds
-        for seconds in (
-            service_timeout_s,
-            request.timeout_s,
-            None if request.max_latency_ms is None else request.max_latency_ms / 1e3,
-        )
-        if seconds is not None
-    ]
-    return started + min(wanted) * _USABLE if wanted else None
+    """When a second answer must be there, as an instant of ``time.monotonic``."""
+    wanted_s = None if request.max_latency_ms is None else request.max_latency_ms / 1e3
+    end_s = _sooner(service_timeout_s, _without_way(request.timeout_s), wanted_s)
+    return None if end_s is None else started + end_s * _USABLE

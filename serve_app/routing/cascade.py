@@ -28,8 +28,8 @@ def worth_asking(
     """Indices of the prompts to ask the second variant.
 
     All prompts that should gain by it, if the request's prompts on average gain as much as the
-    threshold for ``share`` asks; if the second variant has the image's embedding already, which
-    makes it cheap, the threshold is nought.
+    threshold for ``share`` asks, or the second variant has the image's embedding already: then a
+    prompt costs hardly anything.
 
     Args:
         prompts, answers: of one image; the masks of each prompt.
@@ -47,8 +47,8 @@ def worth_asking(
         if math.isinf(threshold):
             continue
         gains[index] = rule.gain(features(prompt, masks))
-        margin += gains[index] - (0.0 if resident else threshold)
-    if margin < 0:
+        margin += gains[index] - threshold
+    if margin < 0 and not resident:
         return []
     return [index for index, gain in gains.items() if gain > 0]
 

@@ -60,12 +60,15 @@ class Dispatcher:
             UnknownVariant, HintsUnmet, Overloaded: no variant may answer.
         """
         try:
-            return choose_variant(
+            choice = choose_variant(
                 ask,
                 self.board.situations(image_id, time.monotonic()),
                 self._knowledge.profiles,
                 self.router,
             )
+            if choice.wake is not None:
+                self.wake(choice.wake)
+            return choice
         except Refused as refused:
             if refused.wake is not None:
                 self.wake(refused.wake)

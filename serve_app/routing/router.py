@@ -28,12 +28,14 @@ class Choice:
     Attributes:
         expected_ms: how long it should take, waiting included; None: not measured here.
         degraded: a better variant would have been taken but for the load.
+        wake: that variant, if it sleeps: the next request could have it.
     """
 
     variant: str
     reason: str
     expected_ms: float | None = None
     degraded: bool = False
+    wake: str | None = None
 
 
 class Refused(Exception):
@@ -97,7 +99,8 @@ def choose_variant(
     better = _kept_away(ask, chosen, good, variants, in_time)
     if better is not None:
         reason += f"; {better} would be better, but its wait is too long now"
-    return Choice(chosen, reason, times[chosen].total_ms, degraded=better is not None)
+    wake = better if better is not None and variants[better].asleep else None
+    return Choice(chosen, reason, times[chosen].total_ms, better is not None, wake)
 
 
 def _named(asked: str, variants: Mapping[str, Situation], router: RouterSettings) -> str | None:

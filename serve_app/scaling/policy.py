@@ -75,18 +75,21 @@ def _decide(
     for name, pool in pools.items():
         need, target = needs[name], targets[name]
         if need is None or time is None:
-            claims[name] = Claim(target, target, target, 0.0)
+            claims[name] = Claim(target, target, target, target, 0.0)
             states[name] = dict(_json(found[name]))
             continue
         least, usual, most = (_bounded(n, pool) for n in need.now)
         low, spare, high = (_bounded(n, pool) for n in need.surge)
         own, kept = found[name], {}
         kept["idle"] = _peak(own.get("idle"), most, target, pool.cold_start_s, time)
-        kept["rest"] = _peak(own.get("rest"), high, target, settings.hold_s, time)
-        firm = usual if least > target else min(target, max(kept["idle"][1:]))
-        want = spare if low > target else min(target, max(kept["rest"][1:]))
-        firm, want = (_bounded(math.ceil(n), pool) for n in (firm, max(firm, want)))
-        claims[name] = Claim(least, firm, want, need.per_unit)
+        kept["held"] = _peak(own.get("held"), usual, target, settings.hold_s, time)
+        kept["spare"] = _peak(own.get("spare"), high, target, settings.hold_s, time)
+        firm = usual if least > target else min(target, _whole(kept["idle"]))
+        held = max(firm, min(target, _whole(kept["held"])))
+        want = max(held, spare if low > target else min(target, _whole(kept["spare"])))
+        claims[name] = Claim(
+            least, _bounded(firm, pool), _bounded(held, pool), _bounded(want, pool), need.per_unit
+        )
         states[name] = {**need.state, **kept}
     replicas = share(pools, targets, claims, settings.budget, settings.reserve)
     for name in pools:
@@ -178,6 +181,10 @@ def _peak(peak: Any, value: int, target: int, span_s: float, now: float) -> list
                 return [now, most, float(value)]
             return [start, before, max(most, float(value))]
     return [now, float(target), float(value)]
+
+
+def _whole(peak: list[float]) -> int:
+    return math.ceil(max(peak[1:]))
 
 
 def _json(state: Mapping[str, Any]) -> Mapping[str, Any]:

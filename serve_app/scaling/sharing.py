@@ -20,12 +20,14 @@ class Claim:
     Attributes:
         need: replicas below which it misses its goal.
         firm: the same with a dead band: what it has, as long as that is not clearly too much.
-        want: with the replicas that it keeps for a while, or for a surge.
+        held: with what it needed a while ago.
+        want: with what it would need in a surge.
         per_unit: items that a unit of the budget serves in a second.
     """
 
     need: int
     firm: int
+    held: int
     want: int
     per_unit: float
 
@@ -41,7 +43,8 @@ def share(
 
     In turn: everyone's minimum; a first replica for who has none and is needed; spare ones that
     cost next to nothing; what is needed, first where a unit of the budget keeps most items within
-    their goal; and up to the share ``reserve`` of the budget what is only wanted, in that order.
+    their goal; what was needed, in the same order; and up to the share ``reserve`` of the budget
+    what is only wanted.
     """
     if budget is None:
         return {name: claim.firm for name, claim in claims.items()}
@@ -64,6 +67,8 @@ def share(
         give(name, min(claims[name].want, cheap))
     for name in order:
         give(name, claims[name].firm)
+    for name in order:
+        give(name, claims[name].held)
     left -= (1.0 - reserve) * budget
     for name in order:
         give(name, claims[name].want)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from serve_app.domain.ledger import QualityKind
 from serve_app.domain.types import (
@@ -21,22 +22,29 @@ _DETECTIONS = 10
 """Boxes that a detector usually proposes: how many is known only after it has run."""
 
 
-def ask_of(request: SegmentRequest, image: OpenImage) -> Ask:
-    """The request's hints, and how much work it is."""
+def ask_of(
+    request: SegmentRequest, image: OpenImage, text_source: ProposalSource | None = None
+) -> Ask:
+    """The request's hints, and how much work it is.
+
+    Args:
+        text_source: where a text's candidates come from; None: no text.
+    """
+    task = request.task
+    if isinstance(task, TextQuery) and text_source is not None:
+        task = replace(task, proposals=text_source)
     return Ask(
         variant=request.variant,
         max_latency_ms=request.max_latency_ms,
         min_quality=request.min_quality,
-        kind=_kind(request.task),
-        prompts=_prompts(request.task, image),
+        kind=_kind(task),
+        prompts=_prompts(task, image),
     )
 
 
 def _kind(task: Task) -> QualityKind:
     """The ledger's column that fits: by far most prompts of the task are of that kind."""
-    if isinstance(task, TextQuery):
-        return "point" if task.proposals is ProposalSource.GRID else "box"
-    if isinstance(task, Everything):
+    if isinstance(task, TextQuery | Everything):
         return "point" if task.proposals is ProposalSource.GRID else "box"
     return "box" if _boxes(task) * 2 >= len(task) else "point"
 

@@ -172,3 +172,9 @@ def test_estimates_add_up_and_a_missing_feature_counts_as_the_middle() -> None:
     both = Additive(intercept=100, steps={"a": one, "b": one})
     assert both({"a": -1, "b": 5, "unknown": 9}) == 105
     assert both({"a": -1}) == 103
+
+
+def test_with_the_embedding_at_hand_no_prompt_vetoes_another() -> None:
+    scores = [0.2, 0.9, 0.9, 0.9, 0.9, 0.9]
+    assert ask(*scores) == []
+    assert ask(*scores, resident=True) == [0]

@@ -122,3 +122,14 @@ def test_the_cascades_rules_are_those_of_the_pair_and_need_a_measured_second() -
     assert of.escalation("accurate", "fast") == {}
     unmeasured = Knowledge({"fast": FAST}, {"fast>accurate": {"box-1": RULE}})
     assert dispatcher(knowledge=unmeasured).escalation("fast", "accurate") == {}
+
+
+async def test_a_better_variant_that_was_asleep_is_there_for_the_next() -> None:
+    waker = Waker()
+    of = dispatcher(wakers={"accurate": waker})
+    of.board.replicas("accurate", 0, 0)
+    choice = of.choose(Ask(max_latency_ms=2000), "image")
+    assert (choice.variant, choice.degraded) == ("fast", True)
+    await asyncio.sleep(0)
+    assert waker.asked == 1
+    waker.awake.set()

@@ -47,7 +47,7 @@ from serve_app.domain.types import (
     TextScores,
     VariantInfo,
 )
-from serve_app.flow import SegmentationFlow
+from serve_app.flow import SegmentationFlow, _latest, _without_way
 from serve_app.routing.board import Capacity
 from serve_app.routing.dispatcher import Dispatcher, Knowledge
 from serve_app.steps.images import ImageStore
@@ -594,7 +594,7 @@ async def test_the_sooner_of_the_callers_and_the_services_time_ends_a_request(
 
     graph.fast.predict = hang  # type: ignore[method-assign,assignment]
     async with asyncio.timeout(5):
-        with pytest.raises(DeadlineExceeded, match=r"0\.(2|19) s"):
+        with pytest.raises(DeadlineExceeded, match=r"0\.(2|16) s"):
             await graph.flow.segment(_request(timeout_s=asked_s))
         assert stopped.is_set()
 
@@ -742,6 +742,20 @@ async def test_a_second_variant_that_hangs_loses_nothing(
         result = await graph.flow.segment(_request(**more))
     assert stopped.is_set()
     assert (result.results[0].masks[0].score, result.degraded) == (0.2, True)
+
+
+@pytest.mark.parametrize("seconds", [0.01, 0.5, 1.0, 60.0])
+def test_a_second_answer_must_come_before_the_request_ends(seconds: float) -> None:
+    end = _without_way(seconds)
+    assert end is not None
+    assert end < seconds
+    by_caller = _latest(_request(timeout_s=seconds), 100.0, None)
+    by_service = _latest(_request(), 100.0, seconds)
+    by_hint = _latest(_request(max_latency_ms=seconds * 1e3, timeout_s=90.0), 100.0, 90.0)
+    assert by_caller is not None
+    assert by_caller - 100 <= 0.95 * end
+    assert by_service == by_hint == pytest.approx(100 + 0.9 * seconds)
+    assert _latest(_request(), 100.0, None) is None
 
 
 async def test_the_services_own_time_does_not_lose_the_first_answer(

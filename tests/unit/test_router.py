@@ -231,6 +231,7 @@ def test_an_embedding_that_is_there_makes_a_variant_cheap() -> None:
 def test_load_degrades_to_fast_before_it_refuses_and_says_so(load: Situation) -> None:
     choice = choose({"fast": IDLE, "accurate": load}, max_latency_ms=1300)
     assert (choice.variant, choice.degraded) == ("fast", True)
+    assert choice.wake == ("accurate" if load.asleep else None)
     assert "accurate would be better, but its wait is too long now" in choice.reason
     error, wake = refusal(variants={"fast": load, "accurate": load}, max_latency_ms=120)
     assert isinstance(error, Overloaded)
