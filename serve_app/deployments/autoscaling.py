@@ -43,6 +43,8 @@ COLD_START_S = 10.0
 """Of a variant that was not measured."""
 GUESSED_MS: Mapping[Role, float] = {"encoder": 250.0, "decoder": 25.0}
 """A pass of one item, until a replica of an unmeasured variant has told."""
+SILENCE_S = 5.0
+"""New replicas tell their figures within a second; who is silent for longer never will."""
 _LEAST_COST = 1e-6
 _HUGE = 1e15
 _COMPLAIN_EVERY_S = 60.0
@@ -73,6 +75,7 @@ class BudgetPolicy:
         self._halves: dict[str, _Half] = {}
         self._seen_ms: dict[str, dict[int, float]] = {}
         self._own: dict[str, tuple[Any, Callable[..., Any]]] = {}
+        self._silent_since: dict[str, float] = {}
         self._told: dict[str, int] = {}
         self._quiet_until = -math.inf
         try:
@@ -101,7 +104,7 @@ class BudgetPolicy:
             context = contexts[by_name[name]]
             reported = _reported(context)
             pools[name] = self._pool(name, context, reported, by_name)
-            loads[name] = _load(context, reported)
+            loads[name] = self._heard(name, _load(context, reported))
             before = before or states.get(by_name[name], {}).get(STATE_KEY)
         plan = decide(pools, loads, before or {}, self._scaling, time.monotonic())
         for name, key in by_name.items():
@@ -142,6 +145,18 @@ class BudgetPolicy:
         least = pool.min_replicas if least is None else least
         most = pool.max_replicas if most is None else most
         return replace(pool, min_replicas=least, max_replicas=max(least, most))
+
+    def _heard(self, name: str, load: Load) -> Load:
+        """Until the first replicas tell of items, requests alone do not make any.
+
+        The questions whether they are ready, which wait while weights load, are requests, too.
+        """
+        now = time.monotonic()
+        if load.arrivals_per_s is not None or not load.running:
+            self._silent_since.pop(name, None)
+        elif now - self._silent_since.setdefault(name, now) < SILENCE_S:
+            return replace(load, arrivals_per_s=0.0)
+        return load
 
     def _observed(self, pool: Pool, reported: Mapping[str, list[float]]) -> Mapping[int, float]:
         """What replicas tell of their passes, remembered while there is no replica."""

@@ -1,8 +1,9 @@
 """A blocking, batched engine behind an awaitable call for one item.
 
-`serve.batch` is not used: it seals a batch when its wait is over although no pass can begin, so
-under load, when batches should be full, each has the few items that came within the wait.  Here
-a batch is sealed when its pass begins.
+`serve.batch` collects items of all requests, for a short while.  Alone it would also say which
+items share a pass, and seal a batch while the engine is still busy, so that under load, when
+batches should be full, each had the few items that came within the wait.  So what it collects
+joins a queue, and a batch is sealed when its pass begins.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass
 from itertools import islice
 from typing import Generic, TypeVar
+
+from ray import serve
 
 from serve_app.deployments.replica import EngineThread
 from serve_app.deployments.stats import BatchStats
@@ -42,16 +44,17 @@ class BatcherLoad:
     oldest_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Waiting(Generic[I]):
+@dataclass(frozen=True, slots=True, eq=False)
+class _Waiting(Generic[I, O]):
     item: I
     since: float
+    outcome: asyncio.Future[O]
 
 
 class Batcher(Generic[I, O]):
     """Collects items of all requests and runs them in the engine's thread, first come first served.
 
-    A pass begins when a slot is free and the batch is full, or its oldest item has waited
+    A pass begins when a slot is free and somebody waits, who was collected for at most
     ``batch_wait_timeout_s``.
 
     Attributes:
@@ -65,34 +68,48 @@ class Batcher(Generic[I, O]):
         slots = batching.max_concurrent_batches
         self.thread = EngineThread(slots)
         self.stats = BatchStats(batching.max_batch_size, slots)
-        self._waiting: dict[asyncio.Future[O], _Waiting[I]] = {}  # in order of arrival
-        self._full = asyncio.Event()
+        self._waiting: dict[_Waiting[I, O], None] = {}  # in order of arrival
         self._running = 0
         self._slots_taken = 0
         self._workers: set[asyncio.Task[None]] = set()  # the loop itself keeps none alive
+        collect = serve.batch(
+            max_batch_size=batching.max_batch_size,
+            batch_wait_timeout_s=batching.batch_wait_timeout_s,
+        )
+
+        # serve.batch looks at the function's signature: it must be a plain coroutine function.
+        async def collected(items: list[_Waiting[I, O]]) -> list[None]:
+            self._join(items)
+            return [None] * len(items)
+
+        self._collected: Callable[[_Waiting[I, O]], Awaitable[None]] = collect(collected)
 
     async def __call__(self, item: I) -> O:
         """The outcome of one item, run together with whatever else is waiting."""
         now = time.monotonic()
         self.stats.arrived(now)
-        future: asyncio.Future[O] = asyncio.get_running_loop().create_future()
-        self._waiting[future] = _Waiting(item, now)
-        if len(self._waiting) >= self._batching.max_batch_size:
-            self._full.set()
-        if self._slots_taken < self._batching.max_concurrent_batches:
+        outcome: asyncio.Future[O] = asyncio.get_running_loop().create_future()
+        waiting = _Waiting(item, now, outcome)
+        try:
+            await self._collected(waiting)
+            return await outcome
+        finally:
+            outcome.cancel()
+            self._waiting.pop(waiting, None)  # whoever leaves early takes the item along
+
+    def _join(self, items: Sequence[_Waiting[I, O]]) -> None:
+        """Items join the queue, and a worker comes if a slot is free."""
+        self._waiting.update((item, None) for item in items if not item.outcome.done())
+        if self._waiting and self._slots_taken < self._batching.max_concurrent_batches:
             self._slots_taken += 1
             # In a context of its own: it works for others than who started it, too.
             worker = asyncio.create_task(self._work(), context=Context())
             self._workers.add(worker)
             worker.add_done_callback(self._workers.discard)
-        try:
-            return await future
-        finally:
-            self._waiting.pop(future, None)  # whoever leaves early takes the item along
 
     def load(self) -> BatcherLoad:
         """What waits and runs now."""
-        first = next(iter(self._waiting.values()), None)
+        first = next(iter(self._waiting), None)
         oldest = 0.0 if first is None else time.monotonic() - first.since
         return BatcherLoad(len(self._waiting), self._running, oldest)
 
@@ -110,39 +127,27 @@ class Batcher(Generic[I, O]):
         """One pass after the other, as long as anybody waits."""
         try:
             while self._waiting:
-                await self._fill()
-                batch = list(islice(self._waiting.items(), self._batching.max_batch_size))
-                for future, _ in batch:
-                    del self._waiting[future]
-                if len(self._waiting) < self._batching.max_batch_size:
-                    self._full.clear()
-                if batch:
-                    await self._pass(batch)
+                batch = list(islice(self._waiting, self._batching.max_batch_size))
+                for waiting in batch:
+                    del self._waiting[waiting]
+                await self._pass(batch)
         finally:
             # At once, not when the task is told to be over: who comes in between would wait.
             self._slots_taken -= 1
 
-    async def _fill(self) -> None:
-        first = next(iter(self._waiting.values()))
-        left = first.since + self._batching.batch_wait_timeout_s - time.monotonic()
-        if left > 0 and not self._full.is_set():
-            with suppress(TimeoutError):
-                async with asyncio.timeout(left):
-                    await self._full.wait()
-
-    async def _pass(self, batch: Sequence[tuple[asyncio.Future[O], _Waiting[I]]]) -> None:
+    async def _pass(self, batch: Sequence[_Waiting[I, O]]) -> None:
         self._running += len(batch)
         try:
-            outcomes = await self._run_all([waited.item for _, waited in batch])
+            outcomes = await self._run_all([waiting.item for waiting in batch])
         finally:
             self._running -= len(batch)
-        for (future, _), outcome in zip(batch, outcomes, strict=True):
-            if future.done():  # its caller has left
+        for waiting, outcome in zip(batch, outcomes, strict=True):
+            if waiting.outcome.done():  # its caller has left
                 continue
             if isinstance(outcome, Exception):
-                future.set_exception(outcome)
+                waiting.outcome.set_exception(outcome)
             else:
-                future.set_result(outcome)
+                waiting.outcome.set_result(outcome)
 
     async def _run_all(self, items: Sequence[I]) -> Sequence[O | Exception]:
         try:

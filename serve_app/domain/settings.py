@@ -189,14 +189,14 @@ class ScalingSettings(Strict):
         0.9,
         ge=0,
         le=1,
-        description="share of the budget that may be filled with replicas for a surge or not yet "
-        "given up; 0: none beyond the present need, for clusters that pay by use",
+        description="share of the budget that may be filled with replicas for a surge; 0: none, "
+        "for clusters that pay by use",
     )
     hold_s: float = Field(
         300.0,
         gt=0,
-        description="seconds for which more must not have been needed before replicas are "
-        "stopped; where the budget is short, those idle for a cold start give way",
+        description="seconds for which fewer replicas must have sufficed before any is stopped; "
+        "where the budget is short, those idle for half a minute give way",
     )
 
 

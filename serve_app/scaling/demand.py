@@ -126,7 +126,12 @@ def demand(
     ahead = (level + _growth(state) * pool.cold_start_s) / (rate * settings.utilisation)
     target = measured(load.target) or 0.0
     full = running and arrivals >= FULL * rate * running
-    if full and pool.role == "decoder" and target <= running and 1e3 * excess > settings.goal_ms * rate * running:
+    if (
+        full
+        and pool.role == "decoder"
+        and target <= running
+        and 1e3 * excess > settings.goal_ms * rate * running
+    ):
         # How many prompts wait is not known, only how many requests: take one step at a time.
         ahead = max(ahead, 2.0 * running)
     # A backlog adds little: most of what waits will be late before another replica is there.

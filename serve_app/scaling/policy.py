@@ -17,6 +17,9 @@ from serve_app.scaling.demand import LATEST, Demand, demand, measured
 from serve_app.scaling.sharing import Claim, share
 from serve_app.scaling.types import Load, Plan, Pool
 
+IDLE_S = 30.0
+"""A replica that was idle for so long, and a cold start, gives way where the budget is short."""
+
 _NOTHING = Load()
 
 
@@ -81,7 +84,7 @@ def _decide(
         least, usual, most = (_bounded(n, pool) for n in need.now)
         low, spare, high = (_bounded(n, pool) for n in need.surge)
         own, kept = found[name], {}
-        kept["idle"] = _peak(own.get("idle"), most, target, pool.cold_start_s, time)
+        kept["idle"] = _peak(own.get("idle"), most, target, max(IDLE_S, pool.cold_start_s), time)
         kept["held"] = _peak(own.get("held"), usual, target, settings.hold_s, time)
         kept["spare"] = _peak(own.get("spare"), high, target, settings.hold_s, time)
         firm = usual if least > target else min(target, _whole(kept["idle"]))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from serve_app.scaling.types import Pool
 
 _EPS = 1e-9
-CHEAP = 0.1
+CHEAP = 0.05
 """Share of the budget in which a pool's spare replicas go before what others need."""
 
 
@@ -44,10 +44,10 @@ def share(
     In turn: everyone's minimum; a first replica for who has none and is needed; spare ones that
     cost next to nothing; what is needed, first where a unit of the budget keeps most items within
     their goal; what was needed, in the same order; and up to the share ``reserve`` of the budget
-    what is only wanted.
+    what is only wanted: what is there already, then more for all alike.
     """
     if budget is None:
-        return {name: claim.firm for name, claim in claims.items()}
+        return {name: claim.held for name, claim in claims.items()}
     order = sorted(pools, key=lambda name: (-claims[name].per_unit, name))
     given = {name: pool.min_replicas for name, pool in pools.items()}
     left = budget - sum(pool.cost * given[name] for name, pool in pools.items())
@@ -71,5 +71,10 @@ def share(
         give(name, claims[name].held)
     left -= (1.0 - reserve) * budget
     for name in order:
-        give(name, claims[name].want)
+        give(name, min(targets[name], claims[name].want))
+    spare = {name: claims[name].want - given[name] for name in order}
+    cost = sum(pools[name].cost * more for name, more in spare.items() if more > 0)
+    part = min(1.0, max(0.0, left) / cost) if cost > 0 else 0.0
+    for name in order:
+        give(name, given[name] + math.floor(part * spare[name] + _EPS))
     return given

@@ -54,7 +54,7 @@ class Request:
         goal_s: until when they want an answer.
         row: where its outcome is noted.
         slots: how many pools hold a slot for it: the decoder's, then the encoder's too.
-        left, flying: items of the present stage that wait, and that are in passes.
+        items, left, flying: of the present stage: all, those that wait, those in passes.
         since: when they began to wait for a pass.
         encodes: others with the same image wait for its embedding.
     """
@@ -68,6 +68,7 @@ class Request:
     row: int
     variant: str = ""
     slots: int = 0
+    items: int = 0
     left: int = 0
     flying: int = 0
     since: float = 0.0
@@ -257,7 +258,8 @@ class Replicas:
 
     def push(self, request: Request, items: int) -> None:
         """Items of a request wait for a pass."""
-        request.left, request.flying, request.since = items, 0, self.clock.now
+        request.items = request.left = items
+        request.flying, request.since = 0, self.clock.now
         self.queue.append(request)
         self.waiting += items
         self.items_in += items
@@ -284,7 +286,10 @@ class Replicas:
         self._dispatching = False
 
     def _collect(self) -> tuple[list[tuple[Request, int]], int]:
-        queue, room = self.queue, self.spec.max_batch
+        queue, most = self.queue, self.spec.max_batch
+        # Requests that one row stands for come one after the other: to all who are free.
+        unit = queue[0].items // queue[0].weight
+        room = most = min(most, max(unit, -(-self.waiting // (len(self.idle) * unit)) * unit))
         batch: list[tuple[Request, int]] = []
         while queue and room:
             request = queue[0]
@@ -303,7 +308,7 @@ class Replicas:
             batch.append((request, k))
             if not request.left:
                 queue.popleft()
-        return batch, self.spec.max_batch - room
+        return batch, most - room
 
     def _drop(self, request: Request, why: str) -> None:
         self.waiting -= request.left

@@ -16,7 +16,7 @@ from serve_app.routing.router import Refused, choose_variant
 from serve_app.simulation.cluster import Clock, Cluster, Device, Noise, Replicas, Request
 from serve_app.simulation.policies import OngoingWindow, Scaler
 from serve_app.simulation.scenario import ACCURATE, FAST, Scale
-from serve_app.simulation.traces import NEW, PROMPTS, Trace, arrivals, requests_per_s
+from serve_app.simulation.traces import Trace, arrivals, requests_per_s
 
 KINDS = ("plain", "insisting", "bounded")
 """No hint; ``min_quality`` that only the accurate variant reaches; the best within a time."""
@@ -114,8 +114,7 @@ class Simulation:
         self._scale, self._trace, self._scaler, self._options = scale, trace, scaler, options
         rng = np.random.default_rng(options.seed)
         peak = max(
-            requests_per_s(scale, trace.load(t), trace.mix(t), trace.hot(t))
-            for t in np.linspace(0, trace.seconds - 1, 200).tolist()
+            requests_per_s(scale, trace, t) for t in np.linspace(0, trace.seconds - 1, 200).tolist()
         )
         weight = max(1, round(peak / options.rows_per_s))
         self._arrivals = arrivals(trace, scale, rng, warm_s=options.warm_s, weight=weight)
@@ -175,12 +174,13 @@ class Simulation:
     # -- what repeats
 
     def _begin(self) -> None:
-        load, mix = self._trace.load(0), self._trace.mix(0)
-        rate = requests_per_s(self._scale, load, mix, 0)
+        trace, mix = self._trace, self._trace.mix(0)
+        rate = requests_per_s(self._scale, trace, 0)
+        prompts = sum(trace.prompts) / len(trace.prompts)
         for pool in sorted(self._pools.values(), key=lambda pool: pool.spec.cost):
             spec = pool.spec
             part = rate * (mix if spec.variant == ACCURATE else 1 - mix)
-            items = part * (NEW if spec.role == "encoder" else sum(PROMPTS) / len(PROMPTS))
+            items = part * (trace.new if spec.role == "encoder" else prompts)
             best = best_ms_per_item(spec.pass_ms, spec.max_batch) / 1e3
             needed = max(math.ceil(items * best / _WARM_UTILISATION), spec.min_replicas)
             room = math.floor((self._scale.budget - self._cluster.used) / spec.cost + 1e-9)
@@ -357,7 +357,7 @@ class Simulation:
                 max_latency_ms=most if name == "bounded" else None,
             )
             for kind, name in enumerate(KINDS)
-            for n in set(PROMPTS)
+            for n in set(self._trace.prompts)
         }
 
     def _report(

@@ -14,6 +14,7 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 from serve_app.domain.settings import ScalingSettings
@@ -61,12 +62,12 @@ class OngoingWindow:
         if not points:
             return
         self._start, (self._last, self._value) = points[0][0], points[-1]
-        pairs = zip(points, points[1:], strict=False)
+        pairs = pairwise(points)
         self._area = sum(v * (after - t) for (t, v), (after, _) in pairs)
 
     def push_asleep(self, now: float, ongoing: float) -> None:
         """What waits for a pool without replicas is told at once."""
-        self._start, self._last, self._value, self._area = now - 1e-3, now, ongoing, 0.0
+        self._start, self._last, self._value, self._area = now, now, ongoing, 0.0
 
     def mean(self, now: float) -> float:
         """The time-weighted mean, as the controller computes it at ``now``."""
@@ -143,6 +144,20 @@ class RayDefault:
         return desired if sign > 0 or target == 1 else max(1, desired)
 
 
+class Fixed:
+    """Keeps what there is at the beginning."""
+
+    config = RayConfig()
+
+    def sample(self, pools: Mapping[str, Replicas], now: float) -> None:
+        """It looks at nothing."""
+
+    def tick(
+        self, pools: Mapping[str, Replicas], ongoing: Mapping[str, float], now: float
+    ) -> dict[str, int]:
+        return {}
+
+
 class Shared:
     """The application's policy behind its adapter: a look-back of 2 s, no delays of Ray's."""
 
@@ -168,7 +183,9 @@ class Shared:
             if not pool.running or last[0] <= first[0]:
                 self._metrics[name] = {}
                 continue
-            came, passes, passed, lookups, hits = (b - a for a, b in zip(first[1:], last[1:], strict=True))
+            came, passes, passed, lookups, hits = (
+                b - a for a, b in zip(first[1:], last[1:], strict=True)
+            )
             metrics = {
                 "arrivals_per_s": came / (last[0] - first[0]),
                 "oldest_s": pool.oldest_s(),

@@ -31,6 +31,9 @@ class Trace:
         mix: share of requests that ask for quality, by second.
         hot: share of the requests that are for one image, known after the first of them.
         deaths: seconds and the pool of which a replica dies.
+        new: share of requests with an image nobody has asked about.
+        prompts: of a request, equally likely.
+        rate: requests a second, instead of ``load``.
     """
 
     name: str
@@ -39,6 +42,9 @@ class Trace:
     mix: Curve
     hot: Curve
     deaths: tuple[tuple[float, str], ...] = ()
+    new: float = NEW
+    prompts: tuple[int, ...] = PROMPTS
+    rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +131,14 @@ def traces() -> dict[str, Trace]:
     return {trace.name: trace for trace in made}
 
 
-def requests_per_s(scale: Scale, load: float, mix: float, hot: float) -> float:
-    """Requests a second that make ``load``.  Hot requests come on top: they cost no encoder."""
-    prompts = sum(PROMPTS) / len(PROMPTS)
-    usual = (1 - mix) * scale.units_per_request(FAST, NEW, prompts)
-    usual += mix * scale.units_per_request(ACCURATE, NEW, prompts)
-    return load * scale.budget / usual / (1 - hot)
+def requests_per_s(scale: Scale, trace: Trace, t: float) -> float:
+    """Requests a second that make the load.  Hot requests come on top: they cost no encoder."""
+    if trace.rate is not None:
+        return trace.rate
+    prompts, mix = sum(trace.prompts) / len(trace.prompts), trace.mix(t)
+    each = (1 - mix) * scale.units_per_request(FAST, trace.new, prompts)
+    each += mix * scale.units_per_request(ACCURATE, trace.new, prompts)
+    return trace.load(t) * scale.budget / each / (1 - trace.hot(t))
 
 
 def arrivals(
@@ -147,9 +155,9 @@ def arrivals(
     for second in range(int(warm_s + trace.seconds)):
         at = max(0.0, second - warm_s)
         mix, hot = trace.mix(at), trace.hot(at)
-        rate = requests_per_s(scale, trace.load(at), mix, hot)
+        rate = requests_per_s(scale, trace, at)
         rates = [
-            rate * (1 - hot) * (mix if q else 1 - mix) / 2 * (NEW if new else 1 - NEW)
+            rate * (1 - hot) * (mix if q else 1 - mix) / 2 * (trace.new if new else 1 - trace.new)
             for q, _, new in kinds
         ]
         carried += rng.poisson([*rates, rate * hot])
@@ -171,7 +179,7 @@ def arrivals(
         t=t[order],
         quality=column(1) == 1,
         bounded=column(2) == 1,
-        prompts=rng.choice(np.array(PROMPTS), n),
+        prompts=rng.choice(np.array(trace.prompts), n),
         image=np.where(source == 2, HOT, image),
         weight=weight,
     )

@@ -190,6 +190,20 @@ def test_the_first_request_wakes_a_variant(monkeypatch: pytest.MonkeyPatch) -> N
     assert controller.tick()["accurate-encoder"] >= 1
 
 
+@pytest.mark.usefixtures("measured")
+def test_requests_alone_are_no_load_until_replicas_had_time_to_tell(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Readiness is asked for while weights load: those requests are no images and no prompts."""
+    asked = Seen(running=0, target=1, requests=6.0)
+    controller = Controller(monkeypatch, BudgetPolicy(graph()), fast_decoder=asked)
+    assert controller.run(2.0)["fast-decoder"] == 1
+    asked.running = 1
+    assert controller.run(3.0)["fast-decoder"] == 1
+    asked.requests = 40.0
+    assert controller.run(10.0)["fast-decoder"] > 1  # this one never tells: go by its requests
+
+
 def test_other_deployments_scale_as_rays_default_does(monkeypatch: pytest.MonkeyPatch) -> None:
     ingress = Seen(requests=12.0)
     ingress.config["target_ongoing_requests"] = 4

@@ -8,12 +8,20 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import ray.serve.batching
 
 from serve_app.deployments.batching import Batcher, BatcherLoad
 from serve_app.domain.errors import InvalidPrompt
 from serve_app.domain.settings import Batching
 
 BATCHING = Batching(max_batch_size=4, batch_wait_timeout_s=0.02)
+
+
+@pytest.fixture(autouse=True)
+def _outside_a_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that `serve.batch` wants of its replica is a number to warn about."""
+    name = "_warn_if_max_batch_size_exceeds_max_ongoing_requests"
+    monkeypatch.setattr(ray.serve.batching._BatchQueue, name, lambda queue: None)
 
 
 class Engine:
@@ -111,8 +119,8 @@ class Gate:
 
 
 async def settle() -> None:
-    """Let every task that can go on do so."""
-    for _ in range(5):
+    """Let every task that can go on do so, `serve.batch`'s too."""
+    for _ in range(50):
         await asyncio.sleep(0)
 
 
