@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,6 +84,8 @@ def run(args: argparse.Namespace) -> int:
     profiles = _profiles(args.ledger) if args.ledger else {}
     if args.shared_device:
         return _shared_device(args, profiles)
+    if args.out is not None and importlib.util.find_spec("matplotlib") is None:
+        raise CommandError("plots need matplotlib; install it, or leave out --out")
     table: list[Row] = []
     for scale in _scales(args, profiles):
         for trace in _traces(args):

@@ -64,8 +64,8 @@ def choose_variant(
       stands for; hints then only decide whether it may answer.
     * ``max_latency_ms`` alone: the best variant that is expected to answer in time.
     * ``min_quality``: of those whose mean IoU reaches it (and that are in time), the soonest.
-    * no hints: the default, unless a variant at least as good answers clearly sooner (its queue
-      is shorter, or it has the image's embedding).
+    * no hints: the default, unless a variant at least as good is awake and answers clearly sooner
+      (its queue is shorter, or it has the image's embedding).
 
     Raises:
         Refused: with `UnknownVariant`; `HintsUnmet` if the hints could not be met even without
@@ -135,7 +135,9 @@ def _default(
     times = {
         name: expected(profile, variants[name], ask.prompts).total_ms
         for name, profile in known.items()
-        if name == usual or profile.quality.get(ask.kind, -math.inf) >= least
+        # Nobody is woken by those who did not ask for it.
+        if name == usual
+        or (profile.quality.get(ask.kind, -math.inf) >= least and not variants[name].asleep)
     }
     soonest = min(times, key=times.__getitem__)
     if soonest != usual and times[soonest] <= _WORTH_IT * times[usual]:

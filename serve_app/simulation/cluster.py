@@ -2,45 +2,16 @@
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
-
-import numpy as np
+from typing import Literal
 
 from serve_app.domain.ledger import pass_ms
+from serve_app.simulation.clock import Clock, Device, Noise
 from serve_app.simulation.scenario import Deployment
 
 Phase = Literal["pending", "starting", "running", "draining", "gone"]
-
-
-class Clock:
-    """Time, and what happens at which time."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self._events: list[tuple[float, int, Callable[[Any], None], Any]] = []
-        self._count = 0
-
-    def at(self, t: float, call: Callable[[Any], None], argument: Any = None) -> None:
-        """Call ``call(argument)`` at ``t``; what is due at the same time, in order of asking."""
-        self._count += 1
-        heapq.heappush(self._events, (t, self._count, call, argument))
-
-    def run_until(self, t: float) -> None:
-        """All that is due by ``t``."""
-        events = self._events
-        while events and events[0][0] <= t:
-            self.now, _, call, argument = heapq.heappop(events)
-            call(argument)
-        self.now = t
-
-    def run_out(self) -> None:
-        """All that is left; whatever repeats must have stopped."""
-        while self._events:
-            self.run_until(self._events[0][0])
 
 
 @dataclass(slots=True, eq=False)
@@ -82,55 +53,6 @@ class Replica:
     phase: Phase = "pending"
     started: float = 0.0
     batch: list[tuple[Request, int]] = field(default_factory=list)
-
-
-class Noise:
-    """Log-normal factors with mean 1, drawn in advance."""
-
-    def __init__(self, rng: np.random.Generator, sigma: float, count: int = 65536) -> None:
-        self._factors = np.exp(rng.normal(-(sigma**2) / 2, sigma, count)).tolist()
-        self._i = 0
-
-    def __call__(self) -> float:
-        self._i = (self._i + 1) % len(self._factors)
-        return float(self._factors[self._i])
-
-
-class Device:
-    """One device that all passes share evenly, as replicas do whose threads use all its cores."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._active: list[tuple[float, int, Callable[[Any], None], Any]] = []
-        self._count = self._plan = 0
-        self._work, self._at = 0.0, 0.0
-
-    def start(self, seconds: float, call: Callable[[Any], None], argument: Any) -> None:
-        """Call ``call(argument)`` when ``seconds`` of the device were spent on this."""
-        self._advance()
-        self._count += 1
-        heapq.heappush(self._active, (self._work + seconds, self._count, call, argument))
-        self._schedule()
-
-    def _advance(self) -> None:
-        """``_work``: what each pass has got that is here from the beginning."""
-        if self._active:
-            self._work += (self._clock.now - self._at) / len(self._active)
-        self._at = self._clock.now
-
-    def _schedule(self) -> None:
-        self._plan += 1
-        if self._active:
-            left = max(0.0, self._active[0][0] - self._work) * len(self._active)
-            self._clock.at(self._clock.now + left, self._due, self._plan)
-
-    def _due(self, plan: int) -> None:
-        if plan != self._plan:
-            return
-        self._advance()
-        _, _, call, argument = heapq.heappop(self._active)
-        self._schedule()
-        call(argument)
 
 
 class Cluster:
@@ -429,6 +351,3 @@ class Replicas:
     def oldest_s(self) -> float:
         """Age of what waits longest for a pass."""
         return self.clock.now - self.queue[0].since if self.queue else 0.0
-
-
-Pools = Mapping[str, Replicas]

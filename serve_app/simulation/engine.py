@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from serve_app.domain.ledger import best_ms_per_item
 from serve_app.routing.facts import Ask, Situation
 from serve_app.routing.router import Refused, choose_variant
-from serve_app.simulation.cluster import Clock, Cluster, Device, Noise, Replicas, Request
+from serve_app.simulation.clock import Clock, Device, Noise
+from serve_app.simulation.cluster import Cluster, Replicas, Request
 from serve_app.simulation.policies import OngoingWindow, Scaler
 from serve_app.simulation.scenario import ACCURATE, FAST, Scale
 from serve_app.simulation.traces import Trace, arrivals, requests_per_s

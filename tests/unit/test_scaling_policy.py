@@ -143,8 +143,8 @@ def test_requests_that_wait_for_the_encoder_do_not_scale_the_decoder() -> None:
     both = pools("fast-encoder", "fast-decoder")
     drive = Drive(both, PLAIN, fast_encoder=2, fast_decoder=1)
     course = {
-        "fast-encoder": Load(ongoing=500, arrivals_per_s=120, oldest_s=3.0),
-        "fast-decoder": Load(ongoing=505, arrivals_per_s=120, oldest_s=0.0, hit_rate=0.0),
+        "fast-encoder": Load(ongoing=50_000, arrivals_per_s=120, oldest_s=3.0),
+        "fast-decoder": Load(ongoing=50_005, arrivals_per_s=120, oldest_s=0.0, hit_rate=0.0),
     }
     found = drive.run(10, lambda t: course)
     assert found["fast-decoder"] == 1

@@ -19,7 +19,8 @@ from ray.serve.config import AutoscalingConfig
 
 from serve_app.domain.ledger import Profile
 from serve_app.scaling.types import Pool
-from serve_app.simulation.cluster import Clock, Cluster, Device, Noise, Replicas, Request
+from serve_app.simulation.clock import Clock, Device, Noise
+from serve_app.simulation.cluster import Cluster, Replicas, Request
 from serve_app.simulation.comparison import DEFAULT, OURS, TUNED, Row, shortfalls, simulate
 from serve_app.simulation.engine import OUTCOMES, Options, Simulation
 from serve_app.simulation.live import predict
@@ -75,9 +76,9 @@ def test_every_request_ends_once_and_nothing_is_left_over(name: str, policy: str
 def test_capacity_bounds_what_runs_and_what_is_paid() -> None:
     for policy in (OURS, DEFAULT, TUNED):
         trace = replace(short("step", 8), load=lambda t: 1.5)
-        found, run = simulate(SMALL, trace, policy, Options())
+        _, run = simulate(SMALL, trace, policy, Options())
         assert max(run.course.units) <= SMALL.budget + 1e-9
-        assert found.unit_hours <= SMALL.budget * 8 / 60 + 1e-6
+        assert run.unit_hours <= SMALL.budget * 8 / 60 + 1e-6
 
 
 def one_pool(
