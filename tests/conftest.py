@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import pytest
 
 from serve_app.compute.weights import WeightStore
 from serve_app.domain.registry import load_registry
+
+# What was measured on this machine must not decide what tests see; replicas inherit this too.
+os.environ["SAM_SERVE_LEDGER"] = str(Path(__file__).with_name("no-ledger.json"))
 
 
 @pytest.fixture(scope="session")

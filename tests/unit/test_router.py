@@ -83,6 +83,9 @@ def test_auto_leaves_a_queue_for_a_better_variant_that_is_idle() -> None:
     busy = {"fast": Situation(images=20), "accurate": IDLE}
     assert choose(busy).variant == "accurate"
     assert choose({"fast": Situation(images=5), "accurate": IDLE}).variant == "fast"
+    # Waking one is for those who ask for it, however long the queue.
+    asleep = Situation(encoders=0, decoders=0)
+    assert choose({"fast": Situation(images=10_000), "accurate": asleep}).variant == "fast"
 
 
 def test_auto_takes_the_variant_that_has_the_image() -> None:
