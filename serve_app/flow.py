@@ -13,12 +13,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
-from serve_app.domain.errors import DeadlineExceeded, InvalidPrompt, InvalidRequest, TextUnavailable
+from serve_app.domain.errors import (
+    DeadlineExceeded,
+    InvalidPrompt,
+    InvalidRequest,
+    Overloaded,
+    TextUnavailable,
+    WeightsUnavailable,
+)
 from serve_app.domain.limits import Limits
 from serve_app.domain.types import (
     CacheTier,
@@ -55,6 +64,16 @@ _USABLE = 0.9
 """Share of the caller's time that a second answer may plan with."""
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """What a variant made of a task, and where its embedding was."""
+
+    results: tuple[PromptResult, ...]
+    cache: CacheTier | None
+    scored: TextScores | None = None
+    cascaded: Cascaded = field(default_factory=lambda: Cascaded(()))
 
 
 class SegmentationFlow:
@@ -106,55 +125,70 @@ class SegmentationFlow:
             raise InvalidRequest("return_logits does not go with everything", "return_logits")
         image = await self._open(request.image, timings)
         source = await self._text_source(request.task)
-        choice = self._dispatcher.choose(ask_of(request, image, source), image.id)
-        session = self._session(choice.variant, timings, request.return_logits)
-
-        scored: TextScores | None = None
-        cascaded = Cascaded(())
-        results: tuple[PromptResult, ...]
-        task = request.task
-        if isinstance(task, Everything):
-            step = EverythingStep(self._proposer, timings)
-            results = (PromptResult(masks=await step.run(image, task, session)),)
-        elif isinstance(task, TextQuery):
-            if self._scorer is None:
-                raise TextUnavailable("this graph is deployed without text scoring", "text")
-            text = TextStep(self._proposer, self._scorer, timings)
-            results, scored = await text.run(image, task, session)
-        else:
-            _check_inside(task, image)
-            masks = await session.predict(image, task, DecodeOptions())
-            cascaded = Cascaded(masks)
-            second = self._second(request, choice)
-            if second is not None:
-                step_two = CascadeStep(
-                    self._dispatcher,
-                    choice.variant,
-                    self._session(second, timings, request.return_logits),
-                )
-                until = _latest(request, started, self._timeout_s)
-                cascaded = await step_two.run(image, task, masks, until)
-            results = tuple(
-                PromptResult(masks=of_prompt, variant=second if i in cascaded.kept else None)
-                for i, of_prompt in enumerate(cascaded.answers)
-            )
-
+        ask = ask_of(request, image, source, (time.monotonic() - started) * 1e3)
+        choice = self._dispatcher.choose(ask, image.id)
+        try:
+            done = await self._answer(request, image, choice, timings, started)
+        except (Overloaded, WeightsUnavailable):
+            other = self._dispatcher.instead(ask, image.id, choice)
+            if other is None:
+                raise
+            choice = other
+            done = await self._answer(request, image, choice, timings, started)
+        scored = done.scored
         return SegmentResult(
             image_id=image.id,
             width=image.width,
             height=image.height,
-            results=results,
+            results=done.results,
             variant=choice.variant,
             model=self._variants[choice.variant].model,
-            reason="; ".join(filter(None, (choice.reason, cascaded.note))),
-            cache=session.cache or CacheTier.MISS,
+            reason="; ".join(filter(None, (choice.reason, done.cascaded.note))),
+            cache=done.cache or CacheTier.MISS,
             timings_ms=timings.ms,
             text_engine=scored.engine if scored else None,
             threshold=scored.threshold if scored else None,
             expected_ms=choice.expected_ms,
-            degraded=choice.degraded or cascaded.degraded,
-            escalated=cascaded.asked,
+            degraded=choice.degraded or done.cascaded.degraded,
+            escalated=done.cascaded.asked,
         )
+
+    async def _answer(
+        self,
+        request: SegmentRequest,
+        image: OpenImage,
+        choice: Choice,
+        timings: Timings,
+        started: float,
+    ) -> _Answered:
+        """The request's task, by the chosen variant."""
+        session = self._session(choice.variant, timings, request.return_logits)
+        task = request.task
+        results: tuple[PromptResult, ...]
+        if isinstance(task, Everything):
+            step = EverythingStep(self._proposer, timings)
+            results = (PromptResult(masks=await step.run(image, task, session)),)
+            return _Answered(results, session.cache)
+        if isinstance(task, TextQuery):
+            if self._scorer is None:
+                raise TextUnavailable("this graph is deployed without text scoring", "text")
+            text = TextStep(self._proposer, self._scorer, timings)
+            results, scored = await text.run(image, task, session)
+            return _Answered(results, session.cache, scored=scored)
+        _check_inside(task, image)
+        cascaded = Cascaded(await session.predict(image, task, DecodeOptions()))
+        second = self._second(request, choice)
+        if second is not None:
+            again = self._session(second, timings, request.return_logits)
+            patience_s = self._dispatcher.router.cascade_max_ms / 1e3
+            until = _latest(request, started, self._timeout_s, patience_s)
+            step_two = CascadeStep(self._dispatcher, choice.variant, again)
+            cascaded = await step_two.run(image, task, cascaded.answers, until)
+        results = tuple(
+            PromptResult(masks=of_prompt, variant=second if i in cascaded.kept else None)
+            for i, of_prompt in enumerate(cascaded.answers)
+        )
+        return _Answered(results, session.cache, cascaded=cascaded)
 
     async def embed(self, image: bytes | RgbArray | str, variant: str) -> EmbedResult:
         """Embed an image, so that later prompts on its id need no encoder."""
@@ -219,9 +253,11 @@ class SegmentationFlow:
         """Ends a request, and what it waits for, at the service's time or the caller's."""
         timeout_s = _sooner(self._timeout_s, _without_way(asked_s))
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(timeout_s) as deadline:
                 yield
         except TimeoutError:
+            if not deadline.expired():
+                raise
             raise DeadlineExceeded(f"the answer was not ready within {timeout_s:.3g} s") from None
 
     def _session(self, variant: str, timings: Timings, return_logits: bool = False) -> Session:
@@ -271,9 +307,16 @@ def _sooner(*seconds: float | None) -> float | None:
 
 
 def _latest(
-    request: SegmentRequest, started: float, service_timeout_s: float | None
-) -> float | None:
-    """When a second answer must be there, as an instant of ``time.monotonic``."""
+    request: SegmentRequest, started: float, service_timeout_s: float | None, patience_s: float
+) -> float:
+    """When an answer must go out, as an instant of ``time.monotonic``.
+
+    Args:
+        started: the instant at which the request came in.
+        patience_s: how long from now where the caller does not say.
+    """
     wanted_s = None if request.max_latency_ms is None else request.max_latency_ms / 1e3
-    end_s = _sooner(service_timeout_s, _without_way(request.timeout_s), wanted_s)
-    return None if end_s is None else started + end_s * _USABLE
+    said_s = _sooner(_without_way(request.timeout_s), wanted_s)
+    end_s = _sooner(service_timeout_s, said_s)
+    end = math.inf if end_s is None else started + end_s * _USABLE
+    return end if said_s is not None else min(end, time.monotonic() + patience_s)

@@ -180,7 +180,7 @@ class ScalingSettings(Strict):
         0.75, gt=0, le=1, description="share of its best rate at which a replica should run"
     )
     surge: float = Field(
-        3.0,
+        2.0,
         ge=1,
         description="times the present load that running replicas should bear, as far as the "
         "reserve goes: what comes suddenly comes before any cold start is over",

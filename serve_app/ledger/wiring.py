@@ -33,6 +33,7 @@ def capacities(settings: GraphSettings, *, awake: bool) -> dict[str, Capacity]:
             encoder_batch=variant.encoder.batching.max_batch_size,
             decoder_batch=variant.decoder.batching.max_batch_size,
             embeddings=settings.cache.embedding_bytes,
+            shared=settings.cache.redis_url is not None,
         )
     return found
 

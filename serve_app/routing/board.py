@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from serve_app.domain.ledger import Profile
 from serve_app.domain.types import CacheTier, Prediction, ReplicaLoad
@@ -27,6 +27,9 @@ _QUICKEST, _SLOWEST = 0.5, 8.0
 """Bounds of the factor.  Quicker than half was hardly its own work: it joined another's pass."""
 
 
+_MAX_NAMES = 65_536
+
+
 @dataclass(frozen=True, slots=True)
 class Capacity:
     """How a variant is deployed.
@@ -35,6 +38,7 @@ class Capacity:
         encoders, decoders: replicas that run now.
         encoder_batch, decoder_batch: most items in one pass.
         embeddings: bytes of the embedding cache of one decoder replica.
+        shared: decoder replicas have a common tier of embeddings as well.
     """
 
     encoders: int = 1
@@ -42,6 +46,7 @@ class Capacity:
     encoder_batch: int = 1
     decoder_batch: int = 32
     embeddings: int = 512 * 2**20
+    shared: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -84,10 +89,7 @@ class LoadBoard:
     def replicas(self, variant: str, encoders: int, decoders: int) -> None:
         """Note how many replicas run now."""
         of = self._variants[variant]
-        old = of.capacity
-        of.capacity = Capacity(
-            encoders, decoders, old.encoder_batch, old.decoder_batch, old.embeddings
-        )
+        of.capacity = replace(of.capacity, encoders=encoders, decoders=decoders)
         if decoders == 0:
             of.resident.clear()
 
@@ -132,23 +134,23 @@ class LoadBoard:
         self._variants[variant].resident.pop(image_id, None)
 
     def _situation(self, of: _Variant, image_id: str, now: float) -> Situation:
+        capacity = of.capacity
         images = len({t.image_id for t in of.under_way if t.new_image})
         prompts = sum(t.prompts for t in of.under_way)
         overdue = [(now - t.started) * 1e3 - t.expected_ms for t in of.under_way if t.expected_ms]
-        told = [load for at, load in of.told.values() if now - at <= _FRESH_S]
-        if told:
-            # Other ingress replicas have requests there as well.
-            images = max(images, sum(load.images for load in told))
-            prompts = max(prompts, sum(load.prompts for load in told))
+        told = [(max(0.0, now - at), load) for at, load in of.told.values()]
+        # Other ingress replicas have requests there as well.  What was told fades: queues drain.
+        fresh = [(1.0 - age / _FRESH_S, load) for age, load in told if age < _FRESH_S]
         return Situation(
-            encoders=of.capacity.encoders,
-            decoders=of.capacity.decoders,
-            images=images,
-            prompts=prompts,
-            oldest_ms=max([0.0, *overdue, *(load.oldest_ms for load in told)]),
-            resident=image_id in of.resident,
-            encoder_batch=of.capacity.encoder_batch,
-            decoder_batch=of.capacity.decoder_batch,
+            encoders=capacity.encoders,
+            decoders=capacity.decoders,
+            images=max(images, sum(part * load.images for part, load in fresh)),
+            prompts=max(prompts, sum(part * load.prompts for part, load in fresh)),
+            oldest_ms=max([0.0, *overdue, *(part * load.oldest_ms for part, load in fresh)]),
+            # Of several replicas without a common tier any may be asked, not the one that has it.
+            resident=image_id in of.resident and (capacity.decoders <= 1 or capacity.shared),
+            encoder_batch=capacity.encoder_batch,
+            decoder_batch=capacity.decoder_batch,
             slowdown=_faded(of, now),
         )
 
@@ -157,7 +159,7 @@ class LoadBoard:
         of.resident.move_to_end(image_id)
         size = of.profile.embedding_bytes if of.profile is not None else 4 * 2**20
         room = of.capacity.embeddings // size * max(of.capacity.decoders, 1)
-        while len(of.resident) > room:
+        while len(of.resident) > min(room, _MAX_NAMES):
             of.resident.popitem(last=False)
 
 

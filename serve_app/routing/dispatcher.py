@@ -6,12 +6,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from serve_app.domain.ledger import Escalation, Form, Profile
 from serve_app.domain.settings import RouterSettings
 from serve_app.routing.board import Capacity, LoadBoard
-from serve_app.routing.facts import Ask, Situation, expected
+from serve_app.routing.facts import AUTO, Ask, Situation, expected
 from serve_app.routing.router import Choice, Refused, choose_variant
 
 log = logging.getLogger(__name__)
@@ -73,6 +73,30 @@ class Dispatcher:
             if refused.wake is not None:
                 self.wake(refused.wake)
             raise refused.error from None
+
+    def instead(self, ask: Ask, image_id: str, failed: Choice) -> Choice | None:
+        """Who answers when the chosen variant cannot take the request after all.
+
+        None where nobody may: the caller named a variant or a quality, or nobody else is awake.
+        """
+        if ask.variant != AUTO or ask.min_quality is not None:
+            return None
+        situations = self.board.situations(image_id, time.monotonic())
+        others = {
+            name: now
+            for name, now in situations.items()
+            if name != failed.variant and not now.asleep
+        }
+        if not others:
+            return None
+        try:
+            choice = choose_variant(
+                ask, others, self._knowledge.profiles, self.router.among(list(others))
+            )
+        except Refused:
+            return None
+        reason = f"{failed.variant} cannot take it now; {choice.reason}"
+        return replace(choice, reason=reason, degraded=True)
 
     def situation(self, variant: str, image_id: str) -> Situation:
         """A variant as a request on the image would find it now."""

@@ -18,14 +18,26 @@ class Ask:
         max_latency_ms: longest time the caller wants to wait.
         min_quality: least mean IoU, as the ledger has it for this kind of prompt.
         kind: the ledger's column that fits the request's prompts.
+        mixed: there are prompts of both kinds; the worse of the two columns counts.
         prompts: how many masks are to be decoded.
+        images: how many images are to be embedded: the request's, and its crops.
+        spent_ms: how much of ``max_latency_ms`` has passed.
     """
 
     variant: str = AUTO
     max_latency_ms: float | None = None
     min_quality: float | None = None
     kind: QualityKind = "box"
+    mixed: bool = False
     prompts: int = 1
+    images: int = 1
+    spent_ms: float = 0.0
+
+    def quality(self, profile: Profile) -> float | None:
+        """A variant's mean IoU for this request's prompts; None: not measured."""
+        kinds = ("box", "point") if self.mixed else (self.kind,)
+        found = [profile.quality[kind] for kind in kinds if kind in profile.quality]
+        return min(found) if len(found) == len(kinds) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +87,8 @@ class Expected:
         return self.work_ms + self.wait_ms
 
 
-def expected(profile: Profile, now: Situation, prompts: int) -> Expected:
-    """How long a request of ``prompts`` on one image would take from now.
+def expected(profile: Profile, now: Situation, prompts: int, images: int = 1) -> Expected:
+    """How long a request of ``prompts`` on ``images`` would take from now.
 
     Waiting is the larger of two estimates: the work that is queued, at the best rate of the
     running replicas, and the age of the oldest waiting item, which also sees what the ledger
@@ -86,8 +98,8 @@ def expected(profile: Profile, now: Situation, prompts: int) -> Expected:
     queued = (
         now.prompts * best_ms_per_item(profile.decode_ms, now.decoder_batch) / max(now.decoders, 1)
     )
-    if not now.resident:
-        work += pass_ms(profile.encode_ms, 1)
+    work += (images - now.resident) * pass_ms(profile.encode_ms, 1)
+    if images > now.resident:
         queued += (now.images * best_ms_per_item(profile.encode_ms, now.encoder_batch)) / max(
             now.encoders, 1
         )
@@ -97,12 +109,12 @@ def expected(profile: Profile, now: Situation, prompts: int) -> Expected:
     return Expected(work * now.slowdown, wait)
 
 
-def idle_ms(profile: Profile, now: Situation, prompts: int) -> float:
+def idle_ms(profile: Profile, now: Situation, prompts: int, images: int = 1) -> float:
     """How long a request would take if the variant were awake and had nothing else to do."""
     alone = Situation(
         resident=now.resident, encoder_batch=now.encoder_batch, decoder_batch=now.decoder_batch
     )
-    return expected(profile, alone, prompts).total_ms
+    return expected(profile, alone, prompts, images).total_ms
 
 
 def _passes_ms(profile: Profile, prompts: int, batch: int) -> float:

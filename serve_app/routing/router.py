@@ -90,7 +90,7 @@ def choose_variant(
             )
         )
     good = _good_enough(ask, known)
-    times = {name: expected(good[name], variants[name], ask.prompts) for name in good}
+    times = {name: expected(good[name], variants[name], ask.prompts, ask.images) for name in good}
     in_time = _in_time(ask, good, variants, times)
     chosen = _best(ask, in_time, good, times)
     reason = _hint_reason(ask, chosen, good[chosen], times[chosen])
@@ -131,13 +131,13 @@ def _default(
     if usual not in known:
         return Choice(usual, "auto: the default variant")
     # Without a measured quality nobody is known to be as good.
-    least = known[usual].quality.get(ask.kind, math.inf)
+    least = _quality(ask, known[usual], math.inf)
     times = {
-        name: expected(profile, variants[name], ask.prompts).total_ms
+        name: expected(profile, variants[name], ask.prompts, ask.images).total_ms
         for name, profile in known.items()
         # Nobody is woken by those who did not ask for it.
         if name == usual
-        or (profile.quality.get(ask.kind, -math.inf) >= least and not variants[name].asleep)
+        or (_quality(ask, profile, -math.inf) >= least and not variants[name].asleep)
     }
     soonest = min(times, key=times.__getitem__)
     if soonest != usual and times[soonest] <= _WORTH_IT * times[usual]:
@@ -155,21 +155,22 @@ def _good_enough(ask: Ask, known: Mapping[str, Profile]) -> dict[str, Profile]:
     least = ask.min_quality
     if least is None:
         return dict(known)
-    good = {n: p for n, p in known.items() if p.quality.get(ask.kind, -1.0) >= least}
+    good = {n: p for n, p in known.items() if _quality(ask, p, -1.0) >= least}
     if good:
         return good
-    measured = {n: p.quality[ask.kind] for n, p in known.items() if ask.kind in p.quality}
+    found = {n: ask.quality(p) for n, p in known.items()}
+    measured = {n: iou for n, iou in found.items() if iou is not None}
+    kind = "mixed" if ask.mixed else ask.kind
     most = max(measured, key=measured.__getitem__, default=None)
     said = (
-        f"no quality was measured for {ask.kind} prompts here"
+        f"no quality was measured for {kind} prompts here"
         if most is None
         # Rounded down: whoever asks for what is told gets it.
         else f"{most} reaches {math.floor(measured[most] * 1e3) / 1e3:.3f}"
     )
     raise Refused(
         HintsUnmet(
-            f"no variant that may answer has a mean IoU of {least:g} for {ask.kind} prompts; "
-            f"{said}",
+            f"no variant that may answer has a mean IoU of {least:g} for {kind} prompts; {said}",
             "min_quality",
         )
     )
@@ -185,10 +186,10 @@ def _in_time(
     most = ask.max_latency_ms
     if most is None:
         return list(good)
-    found = [name for name in good if times[name].total_ms <= most]
+    found = [name for name in good if times[name].total_ms + ask.spent_ms <= most]
     if found:
         return found
-    alone = {name: idle_ms(good[name], variants[name], ask.prompts) for name in good}
+    alone = {name: idle_ms(good[name], variants[name], ask.prompts, ask.images) for name in good}
     quickest = min(alone, key=alone.__getitem__)
     if alone[quickest] > most:
         raise Refused(
@@ -214,10 +215,8 @@ def _best(
 ) -> str:
     """With ``min_quality`` the soonest; else the best, and the soonest of equals."""
     if ask.min_quality is None:
-        most = max(good[name].quality.get(ask.kind, 0.0) for name in names)
-        names = [
-            name for name in names if good[name].quality.get(ask.kind, 0.0) >= most - _SAME_QUALITY
-        ]
+        most = max(_quality(ask, good[name], 0.0) for name in names)
+        names = [n for n in names if _quality(ask, good[n], 0.0) >= most - _SAME_QUALITY]
     return min(names, key=lambda name: times[name].total_ms)
 
 
@@ -231,23 +230,28 @@ def _kept_away(
     """A better variant that the load alone keeps from answering in time."""
     if ask.max_latency_ms is None or ask.min_quality is not None:
         return None
-    mine = good[chosen].quality.get(ask.kind, 0.0)
-    for name, profile in good.items():
-        if (
-            name not in in_time
-            and profile.quality.get(ask.kind, 0.0) > mine + _SAME_QUALITY
-            and idle_ms(profile, variants[name], ask.prompts) <= ask.max_latency_ms
-        ):
-            return name
-    return None
+    mine = _quality(ask, good[chosen], 0.0)
+    better = {
+        name: _quality(ask, profile, 0.0)
+        for name, profile in good.items()
+        if name not in in_time
+        and _quality(ask, profile, 0.0) > mine + _SAME_QUALITY
+        and idle_ms(profile, variants[name], ask.prompts, ask.images) <= ask.max_latency_ms
+    }
+    return max(better, key=better.__getitem__, default=None)
 
 
 def _hint_reason(ask: Ask, chosen: str, profile: Profile, time: Expected) -> str:
     parts = []
     if ask.min_quality is not None:
         parts.append(
-            f"mean IoU {profile.quality[ask.kind]:.3f} reaches min_quality {ask.min_quality:g}"
+            f"mean IoU {_quality(ask, profile, 0.0):.3f} reaches min_quality {ask.min_quality:g}"
         )
     if ask.max_latency_ms is not None:
         parts.append(f"expected in {time.total_ms:.0f} ms of the {ask.max_latency_ms:g} ms allowed")
     return f"{chosen}: " + ", ".join(parts)
+
+
+def _quality(ask: Ask, profile: Profile, unknown: float) -> float:
+    quality = ask.quality(profile)
+    return unknown if quality is None else quality

@@ -23,22 +23,30 @@ _DETECTIONS = 10
 
 
 def ask_of(
-    request: SegmentRequest, image: OpenImage, text_source: ProposalSource | None = None
+    request: SegmentRequest,
+    image: OpenImage,
+    text_source: ProposalSource | None = None,
+    spent_ms: float = 0.0,
 ) -> Ask:
     """The request's hints, and how much work it is.
 
     Args:
         text_source: where a text's candidates come from; None: no text.
+        spent_ms: since the request came in.
     """
     task = request.task
     if isinstance(task, TextQuery) and text_source is not None:
         task = replace(task, proposals=text_source)
+    prompts = _prompts(task, image)
     return Ask(
         variant=request.variant,
         max_latency_ms=request.max_latency_ms,
         min_quality=request.min_quality,
         kind=_kind(task),
-        prompts=_prompts(task, image),
+        mixed=not isinstance(task, TextQuery | Everything) and 0 < _boxes(task) < len(task),
+        prompts=sum(prompts),
+        images=len(prompts),
+        spent_ms=spent_ms,
     )
 
 
@@ -53,13 +61,15 @@ def _boxes(prompts: Sequence[Prompt]) -> int:
     return sum(prompt.box is not None for prompt in prompts)
 
 
-def _prompts(task: Task, image: OpenImage) -> int:
+def _prompts(task: Task, image: OpenImage) -> list[int]:
+    """How many prompts there will be, of the image and of each of its crops."""
     if isinstance(task, TextQuery):
-        return task.points_per_side**2 if task.proposals is ProposalSource.GRID else _DETECTIONS
+        grid = task.proposals is ProposalSource.GRID
+        return [task.points_per_side**2 if grid else _DETECTIONS]
     if not isinstance(task, Everything):
-        return len(task)
+        return [len(task)]
     if task.proposals is not ProposalSource.GRID:
-        return _DETECTIONS
+        return [_DETECTIONS]
     crops = crops_of(image.width, image.height, task.crop_n_layers, task.crop_overlap_ratio)
     shrink = task.crop_n_points_downscale_factor
-    return sum(max(1, task.points_per_side // shrink**crop.layer) ** 2 for crop in crops)
+    return [max(1, task.points_per_side // shrink**crop.layer) ** 2 for crop in crops]

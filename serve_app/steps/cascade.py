@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from serve_app.domain.errors import UnknownImage
 from serve_app.domain.types import DecodeOptions, Mask, Prompt
 from serve_app.routing.cascade import second_is_better, worth_asking
 from serve_app.routing.dispatcher import Dispatcher
@@ -51,13 +52,12 @@ class CascadeStep:
         image: OpenImage,
         prompts: Sequence[Prompt],
         answers: Answers,
-        until: float | None,
+        until: float,
     ) -> Cascaded:
         """Improve ``answers`` to ``prompts``.
 
         Args:
-            until: instant of ``time.monotonic`` at which the caller wants its answer; None: as
-                long as the router's ``cascade_max_ms``.
+            until: instant of ``time.monotonic`` at which the answer goes out.
         """
         second = self._second.variant
         rules = self._dispatcher.escalation(self._first, second)
@@ -68,9 +68,7 @@ class CascadeStep:
         )
         if not picked:
             return Cascaded(answers)
-        left_ms = router.cascade_max_ms
-        if until is not None:
-            left_ms = min(left_ms, (until - time.monotonic()) * 1e3)
+        left_ms = (until - time.monotonic()) * 1e3
         unsure = f"unsure of {len(picked)} of {len(prompts)} prompts"
         needed_ms = self._dispatcher.expected_ms(second, image.id, len(picked))
         if needed_ms > left_ms:
@@ -84,10 +82,13 @@ class CascadeStep:
                 again = await self._second.predict(
                     image, [prompts[i] for i in picked], DecodeOptions()
                 )
+        except UnknownImage:
+            note = f"{unsure}, but the image is no longer kept for {second}"
+            return Cascaded(answers, note=note)
         except Exception:
             log.warning("the second variant did not answer", exc_info=True)
             note = f"{unsure}, but {second} did not answer in time"
-            return Cascaded(answers, note=note, degraded=True)
+            return Cascaded(answers, asked=len(picked), note=note, degraded=True)
         merged, kept = list(answers), set()
         for index, masks in zip(picked, again, strict=True):
             if second_is_better(prompts[index], answers[index], masks, rules):

@@ -30,38 +30,42 @@ async def image() -> OpenImage:
 
 
 @pytest.mark.parametrize(
-    ("task", "kind", "prompts"),
+    ("task", "kind", "prompts", "images"),
     [
-        ([BOX], "box", 1),
-        ([POINT] * 3, "point", 3),
-        ([BOX, POINT], "box", 2),
-        ([BOX, POINT, POINT], "point", 3),
-        ([BOTH], "box", 1),
-        ([Prompt(mask_input=np.zeros((256, 256)))], "point", 1),
-        (TextQuery(texts=("a", "b"), proposals=GRID, points_per_side=8), "point", 64),
-        (TextQuery(texts=("a",), proposals=DETECTOR), "box", 10),
-        (TextQuery(texts=("a",)), "box", 10),
-        (Everything(points_per_side=8), "point", 64),
-        (Everything(proposals=DETECTOR, crop_n_layers=1), "box", 10),
+        ([BOX], "box", 1, 1),
+        ([POINT] * 3, "point", 3, 1),
+        ([BOX, POINT], "box", 2, 1),
+        ([BOX, POINT, POINT], "point", 3, 1),
+        ([BOTH], "box", 1, 1),
+        ([Prompt(mask_input=np.zeros((256, 256)))], "point", 1, 1),
+        (TextQuery(texts=("a", "b"), proposals=GRID, points_per_side=8), "point", 64, 1),
+        (TextQuery(texts=("a",), proposals=DETECTOR), "box", 10, 1),
+        (TextQuery(texts=("a",)), "box", 10, 1),
+        (Everything(points_per_side=8), "point", 64, 1),
+        (Everything(proposals=DETECTOR, crop_n_layers=1), "box", 10, 1),
         # The whole image, and four crops.
-        (Everything(points_per_side=8, crop_n_layers=1), "point", 5 * 64),
+        (Everything(points_per_side=8, crop_n_layers=1), "point", 5 * 64, 5),
         (
             Everything(points_per_side=8, crop_n_layers=1, crop_n_points_downscale_factor=2),
             "point",
             64 + 4 * 16,
+            5,
         ),
         (
             Everything(points_per_side=2, crop_n_layers=2, crop_n_points_downscale_factor=4),
             "point",
             4 + 4 + 16,
+            21,
         ),
     ],
 )
 async def test_the_kind_and_number_of_prompts(
-    image: OpenImage, task: Task, kind: str, prompts: int
+    image: OpenImage, task: Task, kind: str, prompts: int, images: int
 ) -> None:
     ask = ask_of(SegmentRequest(image="x", task=task), image)
-    assert ask == Ask(kind=kind, prompts=prompts)  # type: ignore[arg-type]
+    mixed = task in ([BOX, POINT], [BOX, POINT, POINT])
+    wanted = Ask(kind=kind, mixed=mixed, prompts=prompts, images=images)  # type: ignore[arg-type]
+    assert ask == wanted
 
 
 async def test_hints_are_handed_on(image: OpenImage) -> None:

@@ -66,8 +66,11 @@ def test_what_replicas_tell_counts_while_it_is_fresh() -> None:
     for replica in ("a", "b", "a"):  # the second word of a replaces its first
         ticket = of.enter("fast", "one", 1, 10.0)
         of.leave(ticket, 10.0, told(replica, images=2, prompts=30, oldest_ms=400.0))
-    now = of.situation("fast", "two", 11.9)
+    now = of.situation("fast", "two", 10.0)
     assert (now.images, now.prompts, now.oldest_ms) == (4, 60, 400)
+    # It fades: queues drain, and an idle service must not seem busy.
+    half = of.situation("fast", "two", 11.0)
+    assert (half.images, half.prompts, half.oldest_ms) == (2, 30, 200)
     later = of.situation("fast", "two", 12.1)
     assert (later.images, later.prompts, later.oldest_ms) == (0, 0, 0)
 
@@ -123,10 +126,16 @@ def test_an_answered_image_is_resident_and_the_oldest_goes_first() -> None:
 
 
 def test_each_decoder_replica_has_a_cache() -> None:
-    of = board(Capacity(embeddings=100, decoders=3))
+    of = board(Capacity(embeddings=100, decoders=3, shared=True))
     for image in "abcd":
         request(of, image, 0.1, 0.0)
     assert [i for i in "abcd" if of.situation("fast", i, 0.0).resident] == ["b", "c", "d"]
+
+
+def test_with_several_caches_of_their_own_nobody_knows_which_has_an_image() -> None:
+    of = board(Capacity(decoders=3))
+    request(of, "a", 0.1, 0.0)
+    assert not of.situation("fast", "a", 0.0).resident
 
 
 def test_an_image_is_resident_only_once_it_has_been_answered() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
@@ -23,6 +24,7 @@ from serve_app.domain.errors import (
     TooManyPrompts,
     UnknownImage,
     UnknownVariant,
+    WeightsUnavailable,
 )
 from serve_app.domain.image_id import image_id
 from serve_app.domain.ledger import Additive, Escalation, Point, Profile, Steps
@@ -562,7 +564,8 @@ async def test_requests_under_way_are_load_for_those_that_come() -> None:
 async def test_a_request_that_fails_is_no_load_any_more() -> None:
     graph = Graph(knowledge=MEASURED)
     graph.fast.failure = Overloaded("full")
-    await _error(graph, [POINT])
+    with pytest.raises(Overloaded):
+        await graph.flow.segment(_request([POINT], variant="fast"))
     now = graph.dispatcher.situation("fast", image_id(PIXELS))
     assert (now.prompts, now.images, now.resident) == (0, 0, False)
 
@@ -709,7 +712,7 @@ async def test_a_second_variant_that_fails_loses_nothing(failure: Exception) -> 
     result = await graph.flow.segment(_request([BOX, OTHER]))
     assert [r.masks[0].score for r in result.results] == [0.2, 0.9]
     assert [r.variant for r in result.results] == [None, None]
-    assert (result.degraded, result.escalated) == (True, 0)
+    assert (result.degraded, result.escalated) == (True, 1)
     assert "unsure of 1 of 2 prompts, but accurate did not answer in time" in result.reason
 
 
@@ -749,13 +752,31 @@ def test_a_second_answer_must_come_before_the_request_ends(seconds: float) -> No
     end = _without_way(seconds)
     assert end is not None
     assert end < seconds
-    by_caller = _latest(_request(timeout_s=seconds), 100.0, None)
-    by_service = _latest(_request(), 100.0, seconds)
-    by_hint = _latest(_request(max_latency_ms=seconds * 1e3, timeout_s=90.0), 100.0, 90.0)
-    assert by_caller is not None
-    assert by_caller - 100 <= 0.95 * end
-    assert by_service == by_hint == pytest.approx(100 + 0.9 * seconds)
-    assert _latest(_request(), 100.0, None) is None
+    now = time.monotonic()
+    by_caller = _latest(_request(timeout_s=seconds), now, None, 1.0)
+    by_service = _latest(_request(), now, seconds, 900.0)
+    by_hint = _latest(_request(max_latency_ms=seconds * 1e3, timeout_s=90.0), now, 90.0, 1.0)
+    assert by_caller - now <= 0.95 * end
+    assert by_service == by_hint == pytest.approx(now + 0.9 * seconds)
+
+
+def test_who_says_nothing_waits_for_a_second_answer_as_long_as_configured() -> None:
+    started = time.monotonic() - 5.0  # the first answer took that long
+    assert _latest(_request(), started, None, 2.0) == pytest.approx(started + 7.0, abs=0.5)
+    # Who allows more has it.
+    assert _latest(_request(max_latency_ms=60_000), started, None, 2.0) == started + 54.0
+
+
+@pytest.mark.parametrize("failure", [Overloaded("full"), WeightsUnavailable("none")])
+async def test_a_full_variant_is_answered_for_by_another(failure: Exception) -> None:
+    graph = Graph(knowledge=MEASURED)
+    graph.accurate.failure = failure
+    hinted = await graph.flow.segment(_request(max_latency_ms=5000))
+    assert (hinted.variant, hinted.degraded) == ("fast", True)
+    assert hinted.reason.startswith("accurate cannot take it now")
+    for asked in ({"variant": "accurate"}, {"min_quality": 0.9}):
+        with pytest.raises(type(failure)):
+            await graph.flow.segment(_request(**asked))
 
 
 async def test_the_services_own_time_does_not_lose_the_first_answer(

@@ -449,3 +449,24 @@ def test_a_variant_tells_its_model_and_where_its_encoder_runs() -> None:
 def test_a_model_that_does_not_segment_is_no_variant() -> None:
     with pytest.raises(ValueError, match="does not segment"):
         variant_info("fast", VariantSettings(model="efficientdet_lite2"), load_registry())
+
+
+def test_of_mixed_prompts_the_worse_kind_counts() -> None:
+    profiles = {"accurate": replace(ACCURATE, quality={"box": 0.9, "point": 0.8})}
+    alone = {"accurate": IDLE}
+    assert choose(alone, profiles, min_quality=0.8, mixed=True).variant == "accurate"
+    error, _ = refusal(variants=alone, profiles=profiles, min_quality=0.85, mixed=True)
+    assert "0.800" in error.message
+
+
+def test_crops_are_images_of_their_own() -> None:
+    one = choose(max_latency_ms=1200, images=1)
+    assert one.variant == "accurate"
+    several = choose(max_latency_ms=1200, images=5)
+    assert several.variant == "fast"
+    assert several.expected_ms == 5 * 90 + 10
+
+
+def test_time_already_spent_counts() -> None:
+    assert choose(max_latency_ms=1200, spent_ms=150).variant == "accurate"
+    assert choose(max_latency_ms=1200, spent_ms=250).variant == "fast"
