@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def measure_once(config: Path | None) -> None:
-    """Measure quickly what was never measured on this host; no failure of it is fatal."""
+    """Measure quickly if nothing was ever measured on this host; no failure of it is fatal."""
     from serve_app.commands.configuration import load_settings
     from serve_app.commands.models import open_models
     from serve_app.ledger.load import LedgerError, ledger_path, load_ledger
@@ -101,11 +101,16 @@ def measure_once(config: Path | None) -> None:
 
     settings = load_settings(config)[0]
     registry, _ = open_models(settings)
-    missing = list(load_ledger(settings, registry).ignored)
-    if not missing:
+    known = load_ledger(settings, registry)
+    if known.entries:
+        # Somebody has measured with care: a quick look must not take the place of that.
+        for warning in known.warnings:
+            _say(f"note: {warning}")
         return
+    missing = list(settings.variants)
     names = ", ".join(missing)
-    _say(f"measuring {names} on this host, once: a minute or two (--no-measure leaves it out)")
+    _say(f"measuring {names} on this host, once: a minute or two (--no-measure leaves it out);")
+    _say("make measure does it thoroughly, and fits the cascade")
     measured = measure(settings, registry, missing, QUICK, lambda text: None)
     for name, reason in measured.failures.items():
         _say(f"warning: {name} was not measured: {reason}")

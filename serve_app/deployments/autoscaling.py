@@ -28,7 +28,7 @@ from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
 from serve_app.deployments.replica import join_serve_log
 from serve_app.domain.ledger import Profile, pass_ms
 from serve_app.domain.registry import load_registry
-from serve_app.domain.settings import GraphSettings, Replicas, ScalingSettings
+from serve_app.domain.settings import GraphSettings, ScalingSettings
 from serve_app.ledger.load import load_ledger
 from serve_app.scaling.policy import decide
 from serve_app.scaling.types import Load, Pool, Role
@@ -45,7 +45,6 @@ GUESSED_MS: Mapping[Role, float] = {"encoder": 250.0, "decoder": 25.0}
 """A pass of one item, until a replica of an unmeasured variant has told."""
 SILENCE_S = 5.0
 """New replicas tell their figures within a second; who is silent for longer never will."""
-_LEAST_COST = 1e-6
 _HUGE = 1e15
 _COMPLAIN_EVERY_S = 60.0
 
@@ -204,7 +203,6 @@ def _halves(settings: GraphSettings, profiles: Mapping[str, Profile]) -> dict[st
         for name, variant in settings.variants.items()
         for side in (variant.encoder, variant.decoder)
     ]
-    on_gpus = any(float(side.ray_actor_options.get("num_gpus") or 0) > 0 for *_, side in sides)
     for name, variant, side in sides:
         role: Role = "encoder" if side is variant.encoder else "decoder"
         if role == "encoder" and variant.layout == "fused":
@@ -220,7 +218,7 @@ def _halves(settings: GraphSettings, profiles: Mapping[str, Profile]) -> dict[st
             name=f"{name}-{role}",
             variant=name,
             role=role,
-            cost=_cost(side, on_gpus),
+            cost=side.cost(settings.on_gpus),
             min_replicas=int(side.autoscaling_config.get("min_replicas", 1)),
             max_replicas=side.max_replicas,
             max_batch=side.batching.max_batch_size,
@@ -230,12 +228,6 @@ def _halves(settings: GraphSettings, profiles: Mapping[str, Profile]) -> dict[st
         encoder = f"{name}-encoder" if role == "decoder" else None
         halves[pool.name] = _Half(pool, encoder, fused, profile is not None)
     return halves
-
-
-def _cost(replicas: Replicas, on_gpus: bool) -> float:
-    options = replicas.ray_actor_options
-    asked = options.get("num_gpus") if on_gpus else options.get("num_cpus", 1)
-    return max(float(asked or 0), _LEAST_COST)
 
 
 def _profiles(settings: GraphSettings) -> Mapping[str, Profile]:

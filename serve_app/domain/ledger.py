@@ -39,7 +39,7 @@ class Figure(Strict):
 class Duration(Figure):
     """A positive time; the unit is in the field's name."""
 
-    value: float = Field(gt=0, allow_inf_nan=False)
+    value: float = Field(gt=0, le=1e9, allow_inf_nan=False)
 
 
 class Share(Figure):
@@ -233,7 +233,10 @@ class Ledger(Strict):
     def _names(self) -> Ledger:
         import re
 
-        for name in self.entries:
+        pairs = [pair.split(">") for pair in self.escalation]
+        if any(len(pair) != 2 for pair in pairs):
+            raise ValueError("escalation is keyed by 'first>second'")
+        for name in (*self.entries, *(name for pair in pairs for name in pair)):
             if not re.match(VARIANT_NAME, name):
                 raise ValueError(f"{name!r} is no name for a variant")
         return self

@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from serve_app.domain.limits import Limits
 from serve_app.domain.types import ProposalSource
 
+_LEAST_COST = 1e-6
+
 VARIANT_NAME = r"^[a-z0-9][a-z0-9_.-]{0,31}$"
 
 
@@ -70,6 +72,12 @@ class Replicas(Strict):
         """Whether there may be no replica, until somebody asks."""
         return int(self.autoscaling_config.get("min_replicas", 1)) == 0
 
+    def cost(self, on_gpus: bool) -> float:
+        """Units of `ScalingSettings.budget` that one replica takes: GPUs, or CPU slots."""
+        options = self.ray_actor_options
+        asked = options.get("num_gpus") if on_gpus else options.get("num_cpus", 1)
+        return max(float(asked or 0), _LEAST_COST)
+
     @property
     def initial_replicas(self) -> int:
         """How many there are before anybody has asked."""
@@ -110,6 +118,11 @@ class VariantSettings(Strict):
     decoder: DecoderSettings = DecoderSettings()
 
     @property
+    def halves(self) -> tuple[Replicas, ...]:
+        """What is deployed of it."""
+        return (self.decoder,) if self.layout == "fused" else (self.encoder, self.decoder)
+
+    @property
     def sleeps(self) -> bool:
         """Whether a half of it may have no replica, until somebody asks."""
         return self.decoder.sleeps or (self.layout == "split" and self.encoder.sleeps)
@@ -127,7 +140,10 @@ class RouterSettings(Strict):
         description="the variant that answers again what the default was unsure of; null: none",
     )
     cascade_share: float = Field(
-        0.4, gt=0, le=1, description="share of images that the cascade may encode a second time"
+        0.4,
+        gt=0,
+        le=1,
+        description="share of images to be encoded a second time, on images like the ledger's",
     )
     cascade_max_ms: float = Field(
         10_000.0,
@@ -290,6 +306,30 @@ class GraphSettings(Strict):
     scaling: ScalingSettings = ScalingSettings()
     limits: Limits = Limits()
 
+    @property
+    def on_gpus(self) -> bool:
+        """Whether the budget is in GPUs: some half of a variant asks for one."""
+        return any(
+            float(half.ray_actor_options.get("num_gpus") or 0) > 0
+            for variant in self.variants.values()
+            for half in variant.halves
+        )
+
+    def _check_budget(self) -> None:
+        """Everyone's minimum and one sleeping variant must fit: else it could never answer."""
+        budget = self.scaling.budget
+        if budget is None:
+            return
+        least, woken = 0.0, [0.0]
+        for variant in self.variants.values():
+            least += sum(half.cost(self.on_gpus) * half.initial_replicas for half in variant.halves)
+            woken.append(sum(half.cost(self.on_gpus) for half in variant.halves if half.sleeps))
+        if least + max(woken) > budget + 1e-9:
+            raise ValueError(
+                f"scaling.budget {budget:g} does not hold the least replicas and a woken variant: "
+                f"that is {least + max(woken):g}"
+            )
+
     @model_validator(mode="after")
     def _consistent(self) -> GraphSettings:
         import re
@@ -307,6 +347,7 @@ class GraphSettings(Strict):
             or self.router.cascade_to == self.router.default
         ):
             raise ValueError("router.cascade_to must name a variant other than the default")
+        self._check_budget()
         for name, described in self.variants.items():
             reference = described.reference
             if reference is not None and (reference not in self.variants or reference == name):

@@ -55,7 +55,7 @@ def _asked_for_names() -> tuple[str, ...]:
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
         done = subprocess.run(  # noqa: S603
-            command, capture_output=True, text=True, timeout=20, check=True
+            command, capture_output=True, text=True, timeout=2, check=True
         )
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return ()

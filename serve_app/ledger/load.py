@@ -115,7 +115,7 @@ def load_ledger(settings: GraphSettings, registry: Registry) -> LoadedLedger:
         return _nothing(settings, "not measured", text)
     if (other := _other_host(ledger, settings)) is not None:
         text = f"the ledger is of another host ({other}) and is ignored; {_COMMAND} here"
-        return _nothing(settings, f"of another host ({other})", text, ledger)
+        return _nothing(settings, "measured on another host", text, ledger)
     entries: dict[str, LedgerEntry] = {}
     ignored: dict[str, str] = {}
     warnings = []
@@ -129,6 +129,10 @@ def load_ledger(settings: GraphSettings, registry: Registry) -> LoadedLedger:
             warnings.append(f"the ledger's figures for {name} are ignored: {reason}; {_COMMAND}")
         else:
             entries[name] = entry
+    router = settings.router
+    pair = f"{router.default}>{router.cascade_to}"
+    if entries.keys() >= _ends(pair) and not ledger.escalation.get(pair):
+        warnings.append(f"the ledger has no rules for the cascade {pair}: it is off; {_COMMAND}")
     profiles = {name: entry.profile for name, entry in entries.items()}
     return LoadedLedger(
         profiles=profiles,

@@ -17,9 +17,9 @@ from .test_http import png, prompt_fields
 pytestmark = [pytest.mark.cluster, pytest.mark.weights]
 
 ON_GPU = {
-    "fast-encoder": 0.25,
+    "fast-encoder": 0.2,
     "fast-decoder": 0.1,
-    "accurate-encoder": 0.25,
+    "accurate-encoder": 0.2,
     "accurate-decoder": 0.1,
 }
 

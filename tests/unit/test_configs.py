@@ -101,9 +101,9 @@ def test_the_least_replicas_of_the_gpu_config_fit_on_one_gpu() -> None:
     }
     placed = {name: r.ray_actor_options["num_gpus"] for name, r in on_gpu.items()}
     assert placed == {
-        "fast-encoder": 0.25,
+        "fast-encoder": 0.2,
         "fast-decoder": 0.1,
-        "accurate-encoder": 0.25,
+        "accurate-encoder": 0.2,
         "accurate-decoder": 0.1,
         "text": 0.1,
     }
@@ -136,6 +136,23 @@ def test_one_policy_shares_a_budget_that_holds_the_least_and_not_the_most(name: 
             assert config.metrics_interval_s < config.look_back_period_s <= 2
     assert least <= budget + 1e-9
     assert budget < most or name == "local"  # there no half may have a second replica
+
+
+@pytest.mark.parametrize("name", ["gpu", "cluster"])
+def test_the_budget_lets_each_half_have_one_more_replica(name: str) -> None:
+    settings = settings_of(name)
+    halves = [half for variant in settings.variants.values() for half in variant.halves]
+    least = sum(half.cost(on_gpus=True) * half.initial_replicas for half in halves)
+    for half in halves:
+        assert half.max_replicas > half.initial_replicas
+        assert least + half.cost(on_gpus=True) <= (settings.scaling.budget or 0) + 1e-9
+
+
+def test_a_budget_in_which_a_sleeper_could_never_wake_is_refused() -> None:
+    arguments = content("local")["applications"][0]["args"]
+    arguments["scaling"]["budget"] = 0.3
+    with pytest.raises(ValidationError, match=r"budget 0\.3 does not hold"):
+        GraphSettings.model_validate(arguments)
 
 
 def test_budget_and_text_fit_on_the_gpus() -> None:
