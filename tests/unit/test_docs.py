@@ -44,3 +44,17 @@ def test_relative_links_of_the_documents_lead_somewhere() -> None:
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_links_to_sections_lead_somewhere_and_nothing_is_left_to_fill_in() -> None:
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        text = page.read_text(encoding="utf-8")
+        assert "@@" not in text, page.name
+        for target, section in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", text):
+            there = (page.parent / target if target else page).read_text(encoding="utf-8")
+            slugs = {
+                re.sub(r"[^a-z0-9 -]", "", line.lstrip("# ").lower()).strip().replace(" ", "-")
+                for line in there.splitlines()
+                if line.startswith("#")
+            }
+            assert section in slugs, f"{page.name}: {target}#{section}"
