@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 UV_VERSION := 0.13.9
 
-.PHONY: help install serve test test-quick lint format lock models measure bench-reaction clean
+.PHONY: help install serve test test-quick lint format lock models measure bench-reaction bench-prediction \
+	bench-simulation clean
 
 help:  ## this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "%-16s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +54,12 @@ lock: $(INSTALLED)  ## compile requirements.lock anew from pyproject.toml
 
 bench-reaction: $(INSTALLED)  ## how fast replicas follow a load that moves between variants (9 minutes)
 	$(BIN)/python -m tests.cluster.reaction
+
+bench-prediction: $(INSTALLED)  ## the simulator's service times against the real service (6 minutes)
+	$(BIN)/python -m tests.cluster.prediction
+
+bench-simulation: $(INSTALLED)  ## router and scaling policy over all simulated traces (40 minutes)
+	$(BIN)/python -m serve_app simulate --out out/simulation --json out/simulation.json
 
 clean:  ## remove what was installed and made here
 	rm -rf $(VENV) out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

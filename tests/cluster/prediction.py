@@ -1,0 +1,120 @@
+"""The simulator's service times against the real service, on one machine in one run.
+
+    python -m tests.cluster.prediction
+
+measures *fast* on this host, serves ``configs/local.yaml`` on a Ray of its own, sends Poisson
+arrivals over HTTP, and prints the medians that the simulator predicts and that were measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import time
+from dataclasses import dataclass
+
+import httpx
+import numpy as np
+import yaml
+
+from serve_app.domain.ledger import Profile
+from serve_app.domain.registry import load_registry
+from serve_app.domain.settings import GraphSettings
+from serve_app.ledger.protocol import QUICK
+from serve_app.ledger.runner import measure
+from serve_app.simulation.live import predict
+from serve_app.simulation.scenario import scales, with_profiles
+
+from ..golden.cases import photo
+from .conftest import CONFIGS, wait_until_ready
+from .ray_cluster import RayCluster, free_ports
+from .test_http import new_photo, png
+
+EFFORT = QUICK.model_copy(update={"images": 2, "forms": ("point-3",), "repeats": 9, "budget_s": 15})
+POINT = {"point_coords": [[200, 120]], "point_labels": [1]}
+
+
+@dataclass(frozen=True)
+class Load:
+    """Requests a second, and the share of them with an image that nobody has seen."""
+
+    rate: float
+    new: float
+
+
+LOADS = (Load(0.2, 1.0), Load(0.5, 0.8), Load(0.8, 0.7), Load(5.0, 0.0))
+
+
+async def median_ms(url: str, load: Load, seconds: float, seed: int) -> float:
+    """Median over HTTP of requests that do not wait for each other."""
+    rng = np.random.default_rng(seed)
+    async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False) as client:
+        answer = await client.post("/v1/embed", files={"file": png(photo("chelsea"))})
+        known = answer.raise_for_status().json()["image_id"]
+        calls, began = [], time.monotonic()
+        due = 0.0
+        while (due := due + rng.exponential(1 / load.rate)) < seconds:
+            image = png(new_photo()) if rng.random() < load.new else None
+            await asyncio.sleep(max(0.0, began + due - time.monotonic()))
+            calls.append(asyncio.create_task(_ask(client, image, known)))
+        return 1e3 * float(np.median(await asyncio.gather(*calls)))
+
+
+async def _ask(client: httpx.AsyncClient, image: bytes | None, known: str | None) -> float:
+    began = time.monotonic()
+    request = {"prompts": [POINT], "variant": "fast"}
+    if image is None:
+        answer = await client.post("/v1/segment", json={**request, "image_id": known})
+    else:
+        form = {"request": json.dumps(request)}
+        answer = await client.post("/v1/segment", files={"file": image}, data=form)
+    answer.raise_for_status()
+    return time.monotonic() - began
+
+
+def profile_of(settings: GraphSettings) -> Profile:
+    """What *fast* costs here, now."""
+    print("measuring fast on this host ...", flush=True)
+    found = measure(settings, load_registry(), ["fast"], EFFORT, lambda text: None)
+    if found.ledger is None:
+        raise SystemExit(f"fast could not be measured: {found.failures}")
+    return found.ledger.entries["fast"].profile
+
+
+def main() -> None:
+    """Measure, serve, load, predict, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each load")
+    args = parser.parse_args()
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    config = yaml.safe_load((CONFIGS / "local.yaml").read_text("utf-8"))
+    config["applications"][0]["args"]["text"] = None
+    profile = profile_of(GraphSettings.model_validate(config["applications"][0]["args"]))
+    (port,) = free_ports(1)
+    config["http_options"]["port"] = port
+    url = f"http://127.0.0.1:{port}"
+    cluster = RayCluster(num_gpus=0)
+    rows = []
+    try:
+        cluster.wait_until_up()
+        cluster.deploy(config)
+        wait_until_ready(url)
+        for seed, load in enumerate(LOADS):
+            measured = asyncio.run(median_ms(url, load, args.seconds, seed))
+            scale = with_profiles(scales()["2-cores"], {"fast": profile})
+            told = predict(scale, rate=load.rate, new=load.new, seed=seed)["p50_ms"]
+            rows.append((load, told, measured))
+    finally:
+        cluster.stop()
+    print(f"\nfast: encode {profile.encode_ms}, decode {profile.decode_ms} ms\n")
+    print("| requests/s | new images | predicted p50 ms | measured p50 ms | ratio |")
+    print("|--:|--:|--:|--:|--:|")
+    for load, told, measured in rows:
+        ratio = told / measured
+        print(f"| {load.rate:g} | {load.new:.0%} | {told:,.0f} | {measured:,.0f} | {ratio:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
