@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
     from serve_app.ledger.report import markdown
     from serve_app.ledger.runner import measure
 
+    # Its processes must not outlive this one.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     settings = load_settings(args.config)[0]
     names = _names(args.variant, settings)
     effort = _effort(args, settings)
