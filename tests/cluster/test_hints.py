@@ -13,6 +13,7 @@ import pytest
 
 from ..golden.cases import photo
 from .conftest import Served
+from .ray_cluster import wait_until
 from .test_http import new_photo, png, segment
 
 pytestmark = [pytest.mark.cluster, pytest.mark.weights]
@@ -101,11 +102,18 @@ def test_a_new_image_goes_by_time(http: httpx.Client, known: str) -> None:
 
 
 def test_the_cascade_answers_by_the_second_variant(http: httpx.Client, known: str) -> None:
-    answer = segment(http, new_photo(), prompts=[ONE_MASK])
+    answer: dict[str, Any] = {}
+
+    def asked_again() -> bool:
+        nonlocal answer
+        answer = segment(http, new_photo(), prompts=[ONE_MASK])
+        return "degraded" not in answer
+
+    # A machine that is too busy for a second answer says so; it remembers that for half a minute.
+    wait_until(asked_again, "there is time for a second answer", 90.0)
     assert answer["variant"] == "fast"
-    if "degraded" not in answer:  # else the machine was too busy for a second answer
-        assert answer["escalated"] == 1
-        assert answer["results"][0]["variant"] == "accurate"
+    assert answer["escalated"] == 1
+    assert answer["results"][0]["variant"] == "accurate"
     plain = segment(http, new_photo(), prompts=[ONE_MASK], variant="fast")
     assert "escalated" not in plain
     assert "variant" not in plain["results"][0]

@@ -161,7 +161,7 @@ def test_the_last_good_answer_holds_while_figures_are_absurd(absurd: Any) -> Non
     ],
     ids=repr,
 )
-def test_a_pool_with_senseless_figures_keeps_what_it_has(broken: dict[str, Any]) -> None:
+def test_a_pool_with_senseless_figures_stays_within_its_bounds(broken: dict[str, Any]) -> None:
     pool = Pool("d", "fast", "decoder", 1, 0, 10, 8, {1: 10, 8: 40}, 5)
     load = Load(running=3, target=3, ongoing=4, arrivals_per_s=100)
     for budget in (None, 5):
