@@ -21,6 +21,10 @@ COUNTED: dict[QualityKind, Form] = {"box": "box-1", "point": "point-3"}
 """The form of prompt that is behind each figure of quality, as in `serve_app.evaluation`."""
 
 
+_IN_A_PASS = 32
+"""Prompts, as a replica would take: the masks of hundreds would fill the memory."""
+
+
 @dataclass(frozen=True, slots=True)
 class QualityRecord:
     """One object under one prompt and variant.
@@ -78,7 +82,12 @@ def answer_sample(
         for mask in exact
     ]
     jobs = [DecodeJob(embedding, prompt, DecodeOptions()) for prompt in prompts]
-    return Answered(sample, tuple(forms), prompts, embedding, decoder.decode_batch(jobs))
+    masks = [
+        answer
+        for start in range(0, len(jobs), _IN_A_PASS)
+        for answer in decoder.decode_batch(jobs[start : start + _IN_A_PASS])
+    ]
+    return Answered(sample, tuple(forms), prompts, embedding, masks)
 
 
 def records_of(variant: str, answered: Answered) -> list[QualityRecord]:
