@@ -32,7 +32,9 @@ from .conftest import CONFIGS, wait_until_ready
 from .ray_cluster import RayCluster, free_ports
 from .test_http import new_photo, png
 
-EFFORT = QUICK.model_copy(update={"images": 2, "forms": ("point-3",), "repeats": 9, "budget_s": 15})
+EFFORT = QUICK.model_copy(
+    update={"images": 2, "forms": ("box-1", "point-3"), "repeats": 9, "budget_s": 15}
+)
 POINT = {"point_coords": [[200, 120]], "point_labels": [1]}
 
 
