@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from serve_app.commands import CommandError
+from serve_app.commands import CommandError, natural, positive
 from serve_app.evaluation.kinds import Multimask, PromptKind
 
 if TYPE_CHECKING:
@@ -53,13 +53,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--config", type=Path, metavar="FILE",
         help="Serve config that says what the variants are (default: configs/local.yaml)",
     )  # fmt: skip
-    add("--limit-images", type=_positive, metavar="N", help="at most N images, drawn at random")
-    add("--max-objects", type=_positive, metavar="N", help="at most N objects of each image")
+    add("--limit-images", type=positive, metavar="N", help="at most N images, drawn at random")
+    add("--max-objects", type=positive, metavar="N", help="at most N objects of each image")
     add(
-        "--absent-texts", type=_natural, default=2, metavar="N",
+        "--absent-texts", type=natural, default=2, metavar="N",
         help="text: categories asked for that an image does not show (default: %(default)s)",
     )  # fmt: skip
-    add("--seed", type=_natural, default=0, help="of drawings and intervals (default: %(default)s)")
+    add("--seed", type=natural, default=0, help="of drawings and intervals (default: %(default)s)")
     add(
         "--multimask", type=Multimask, choices=list(Multimask),
         help="ask for three masks and count the best by its own score or by the truth "
@@ -67,20 +67,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="write all figures there as well")
     parser.set_defaults(run=run)
-
-
-def _natural(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise ValueError(text)
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
 
 
 def run(args: argparse.Namespace) -> int:

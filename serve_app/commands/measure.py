@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from serve_app.commands import CommandError
+from serve_app.commands import CommandError, natural, positive
 
 if TYPE_CHECKING:
     from serve_app.domain.ledger import Ledger
@@ -42,27 +42,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--variant", action="append", metavar="NAME", help="only this one; may be given again")
     add("--images", type=Path, metavar="DIR", help="folder of your images (default: drawn ones)")
     add("--annotations", type=Path, metavar="FILE", help="their COCO instances, JSON")
-    add("--limit-images", type=_positive, metavar="N", help="at most N images, drawn at random")
-    add("--max-objects", type=_positive, metavar="N", help="at most N objects of each image")
+    add("--limit-images", type=positive, metavar="N", help="at most N images, drawn at random")
+    add("--max-objects", type=positive, metavar="N", help="at most N objects of each image")
     add("--out", type=Path, metavar="FILE", help="write there instead of where graphs look")
     add("--quick", action="store_true", help="only what routing needs, with few repeats")
-    add("--repeats", type=_positive, metavar="N", help="passes of each size")
-    add("--seed", type=_natural, default=0, help="of drawings and intervals (default: %(default)s)")
+    add("--repeats", type=positive, metavar="N", help="passes of each size")
+    add("--seed", type=natural, default=0, help="of drawings and intervals (default: %(default)s)")
     parser.set_defaults(run=run)
-
-
-def _natural(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise ValueError(text)
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
 
 
 def run(args: argparse.Namespace) -> int:
