@@ -36,7 +36,7 @@ class ReplicaWatch:
                 self._note(await asyncio.to_thread(running_replicas, self._application))
             except Exception:
                 # The controller is away for a moment: what was last known holds.
-                log.debug("no replica counts", exc_info=True)
+                log.warning("no replica counts", exc_info=True)
             await asyncio.sleep(_PERIOD_S)
 
     def _note(self, running: dict[str, int]) -> None:
@@ -50,6 +50,6 @@ def running_replicas(application: str) -> dict[str, int]:
     """Running replicas by deployment; blocks for a call to the controller."""
     found = serve.status().applications[application].deployments
     return {
-        name: sum(n for state, n in told.replica_states.items() if state.value == "RUNNING")
+        name: sum(n for state, n in told.replica_states.items() if state == "RUNNING")
         for name, told in found.items()
     }
