@@ -27,16 +27,20 @@ class ReplicaWatch:
         self._fused = {name: v.layout == "fused" for name, v in settings.variants.items()}
         self._board = board
         self._application = serve.get_replica_context().app_name
-        # Serve constructs replicas inside their event loop, which keeps tasks weakly alone.
+        # Serve constructs replicas inside their event loop; the loop alone would not keep the task.
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def _run(self) -> None:
+        blind = False
         while True:
             try:
                 self._note(await asyncio.to_thread(running_replicas, self._application))
+                blind = False
             except Exception:
                 # The controller is away for a moment: what was last known holds.
-                log.warning("no replica counts", exc_info=True)
+                if not blind:
+                    log.warning("no replica counts", exc_info=True)
+                blind = True
             await asyncio.sleep(_PERIOD_S)
 
     def _note(self, running: dict[str, int]) -> None:

@@ -1,4 +1,4 @@
-"""Step 4 of ``auto``: prompts of which the first variant was unsure go to a second one."""
+"""Step 5: prompts of which the first variant was unsure go to a second one."""
 
 from __future__ import annotations
 
