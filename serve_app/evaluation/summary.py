@@ -54,7 +54,7 @@ def summarise(
             "resamples": RESAMPLES,
             "found_iou": FOUND_IOU,
         },
-        "versions": _versions(_PACKAGES + (_COMPUTE_PACKAGES if in_process else ())),
+        "versions": versions_of(_PACKAGES + (_COMPUTE_PACKAGES if in_process else ())),
         "models": dict(evaluation.models),
         "text_engines": sorted(evaluation.text_engines),
         "service": _of_variants(models or {}, plan.variants),
@@ -69,7 +69,8 @@ def summarise(
     }
 
 
-def _versions(packages: Iterable[str]) -> dict[str, str]:
+def versions_of(packages: Iterable[str]) -> dict[str, str]:
+    """Of Python, and of those packages that are installed."""
     versions = {"python": platform.python_version()}
     for package in packages:
         try:

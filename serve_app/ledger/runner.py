@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import subprocess
 import sys
 import tempfile
@@ -10,13 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 
 from pydantic import ValidationError
 
 from serve_app.domain.ledger import Data, Escalation, Form, Ledger, LedgerEntry
 from serve_app.domain.registry import Registry
 from serve_app.domain.settings import GraphSettings
+from serve_app.evaluation.summary import versions_of
 from serve_app.ledger.cascade import fit_rules
 from serve_app.ledger.host import this_host
 from serve_app.ledger.protocol import Answer, Effort, Event, Request
@@ -85,7 +84,7 @@ def measure(
     ledger = Ledger(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         host=this_host(gpus),
-        versions=_versions(),
+        versions=versions_of(_PACKAGES),
         data=data,
         entries=entries,
         escalation=_escalation(settings, records, effort.seed),
@@ -188,13 +187,3 @@ def _event(line: bytes) -> Event:
         return Event.model_validate_json(line)
     except ValidationError as exc:
         raise ProbeFailed("its process answered what is no event") from exc
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions

@@ -211,6 +211,20 @@ class Graph:
         )
 
 
+def _hang(predictor: FakePredictor) -> asyncio.Event:
+    """Let a predictor answer no more; the event is set when its caller has given up."""
+    stopped = asyncio.Event()
+
+    async def hang(*_: object) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    predictor.predict = hang  # type: ignore[method-assign,assignment]
+    return stopped
+
+
 async def _error(graph: Graph, task: Task, image: bytes | str | RgbArray = PIXELS) -> SamServeError:
     with pytest.raises(SamServeError) as caught:
         await graph.flow.segment(SegmentRequest(image=image, task=task))
@@ -479,15 +493,7 @@ async def test_ready_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> 
 
 async def test_a_request_that_takes_too_long_is_told_so_and_stopped() -> None:
     graph = Graph(timeout_s=0.01)
-    stopped = asyncio.Event()
-
-    async def hang(*_: object) -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            stopped.set()
-
-    graph.fast.predict = hang  # type: ignore[method-assign,assignment]
+    stopped = _hang(graph.fast)
     async with asyncio.timeout(5):
         assert isinstance(await _error(graph, [POINT]), DeadlineExceeded)
         assert stopped.is_set()
@@ -587,15 +593,7 @@ async def test_the_sooner_of_the_callers_and_the_services_time_ends_a_request(
     service_s: float | None, asked_s: float
 ) -> None:
     graph = Graph(timeout_s=service_s)
-    stopped = asyncio.Event()
-
-    async def hang(*_: object) -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            stopped.set()
-
-    graph.fast.predict = hang  # type: ignore[method-assign,assignment]
+    stopped = _hang(graph.fast)
     async with asyncio.timeout(5):
         with pytest.raises(DeadlineExceeded, match=r"0\.(2|16) s"):
             await graph.flow.segment(_request(timeout_s=asked_s))
@@ -732,15 +730,7 @@ async def test_a_second_variant_that_hangs_loses_nothing(
     monkeypatch.setattr("serve_app.flow._USABLE", 0.3)
     quick = Profile({1: 1.0}, {1: 1.0}, {"box": 0.75})
     graph = _cascade(CASCADE.model_copy(update=limit), quick)
-    stopped = asyncio.Event()
-
-    async def hang(*_: object) -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            stopped.set()
-
-    graph.accurate.predict = hang  # type: ignore[method-assign,assignment]
+    stopped = _hang(graph.accurate)
     async with asyncio.timeout(5):
         result = await graph.flow.segment(_request(**more))
     assert stopped.is_set()
