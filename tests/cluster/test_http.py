@@ -61,7 +61,8 @@ async def test_served_masks_equal_sam_predictors(served: Served, sam: Sam, name:
     """Ten prompts of all kinds in one request, through proxy, ingress, decoder and encoder."""
     prompts = [case.prompt for case in cases_of(name)]
     async with HttpService(served.url) as service:
-        result = await service.segment(SegmentRequest(image=photo(name), task=prompts))
+        request = SegmentRequest(image=photo(name), task=prompts, variant="fast")
+        result = await service.segment(request)
     assert (result.variant, result.model) == ("fast", "vit_t")
     references = reference_answers(sam, photo(name), prompts)
     for answer, reference in zip(result.results, references, strict=True):
@@ -104,10 +105,14 @@ def test_accurate_sleeps_until_it_is_asked_for(served: Served, http: httpx.Clien
 def test_twenty_identical_requests_at_once_encode_once(http: httpx.Client) -> None:
     pixels, prompt = new_photo(), {"point_coords": [[200, 120]], "point_labels": [1]}
     encoded = encode_calls(http)
+
+    def ask(_: int) -> dict[str, Any]:
+        return segment(http, pixels, prompts=[prompt], variant="fast")
+
     with ThreadPoolExecutor(20) as pool:
-        answers = list(pool.map(lambda _: segment(http, pixels, prompts=[prompt]), range(20)))
+        answers = list(pool.map(ask, range(20)))
     assert len({json.dumps(answer["results"]) for answer in answers}) == 1
-    assert segment(http, pixels, prompts=[prompt])["cache"] == "memory"
+    assert ask(20)["cache"] == "memory"
     # The encoder's own count: the metrics reach the page some seconds later.
     wait_until(lambda: encode_calls(http) > encoded, "the encoder's count arrives", 30.0)
     assert encode_calls(http) == encoded + 1
@@ -133,7 +138,7 @@ def test_mixed_requests_at_once_equal_the_same_ones_alone(http: httpx.Client) ->
     ]
 
     def ask(request: tuple[str, list[dict[str, Any]]]) -> dict[str, Any]:
-        return segment(http, photo(request[0]), prompts=request[1])
+        return segment(http, photo(request[0]), prompts=request[1], variant="fast")
 
     alone = [ask(request) for request in requests]
     with ThreadPoolExecutor(len(requests)) as pool:

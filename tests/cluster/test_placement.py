@@ -24,7 +24,7 @@ ON_GPU = {
 }
 
 
-def ask(served: Served, prefix: str, variant: str = "auto") -> list[Any]:
+def ask(served: Served, prefix: str, variant: str = "fast") -> list[Any]:
     prompts = [prompt_fields(case.prompt) for case in cases_of("chelsea")[:8]]
     answer = httpx.post(
         f"{served.url}{prefix}/v1/segment",
