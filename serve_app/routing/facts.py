@@ -22,6 +22,8 @@ class Ask:
         prompts: how many masks are to be decoded.
         images: how many images are to be embedded: the request's, and its crops.
         spent_ms: how much of ``max_latency_ms`` has passed.
+        filtered: masks are kept or dropped by their scores, which mean something else with each
+            model: the thresholds are made for the default variant's.
     """
 
     variant: str = AUTO
@@ -32,6 +34,7 @@ class Ask:
     prompts: int = 1
     images: int = 1
     spent_ms: float = 0.0
+    filtered: bool = False
 
     def quality(self, profile: Profile) -> float | None:
         """A variant's mean IoU for this request's prompts; None: not measured."""

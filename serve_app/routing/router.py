@@ -65,7 +65,7 @@ def choose_variant(
     * ``max_latency_ms`` alone: the best variant that is expected to answer in time.
     * ``min_quality``: of those whose mean IoU reaches it (and that are in time), the soonest.
     * no hints: the default, unless a variant at least as good is awake and answers clearly sooner
-      (its queue is shorter, or it has the image's embedding).
+      (its queue is shorter, or it has the image's embedding), and scores need not be comparable.
 
     Raises:
         Refused: with `UnknownVariant`; `HintsUnmet` if the hints could not be met even without
@@ -137,7 +137,11 @@ def _default(
         for name, profile in known.items()
         # Nobody is woken by those who did not ask for it.
         if name == usual
-        or (_quality(ask, profile, -math.inf) >= least and not variants[name].asleep)
+        or (
+            not ask.filtered
+            and _quality(ask, profile, -math.inf) >= least
+            and not variants[name].asleep
+        )
     }
     soonest = min(times, key=times.__getitem__)
     if soonest != usual and times[soonest] <= _WORTH_IT * times[usual]:

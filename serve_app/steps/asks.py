@@ -47,6 +47,7 @@ def ask_of(
         prompts=sum(prompts),
         images=len(prompts),
         spent_ms=spent_ms,
+        filtered=isinstance(task, Everything),
     )
 
 

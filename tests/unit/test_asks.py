@@ -64,7 +64,14 @@ async def test_the_kind_and_number_of_prompts(
 ) -> None:
     ask = ask_of(SegmentRequest(image="x", task=task), image)
     mixed = task in ([BOX, POINT], [BOX, POINT, POINT])
-    wanted = Ask(kind=kind, mixed=mixed, prompts=prompts, images=images)  # type: ignore[arg-type]
+    filtered = isinstance(task, Everything)
+    wanted = Ask(
+        kind=kind,  # type: ignore[arg-type]
+        mixed=mixed,
+        prompts=prompts,
+        images=images,
+        filtered=filtered,
+    )
     assert ask == wanted
 
 

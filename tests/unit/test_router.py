@@ -97,6 +97,12 @@ def test_auto_takes_the_variant_that_has_the_image() -> None:
     )
 
 
+def test_scores_that_thresholds_are_made_for_stay_the_defaults() -> None:
+    known = {"fast": IDLE, "accurate": Situation(resident=True)}
+    assert choose(known, filtered=True).variant == "fast"
+    assert choose(known, filtered=True, variant="accurate").variant == "accurate"
+
+
 def test_without_a_measured_quality_nobody_is_as_good_as_the_default() -> None:
     profiles = {"fast": replace(ACCURATE, quality={}), "accurate": replace(FAST, quality={})}
     assert choose(profiles=profiles).variant == "fast"
