@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from segment_anything.modeling import Sam
@@ -12,85 +12,111 @@ from torch import Tensor
 from serve_app.compute.devices import as_tensor, torch_dtype
 from serve_app.compute.sam.finish import choose, finish_masks
 from serve_app.compute.sam.frame import Frame
+from serve_app.compute.sam.stages import MASKS, OpenVinoStages, Stages, TorchStages
 from serve_app.compute.sam.tokens import pad_tokens, prompt_tokens
-from serve_app.compute.sam.two_way import ImageSide, RaggedMaskDecoder
+from serve_app.compute.sam.two_way import ImageSide
+from serve_app.compute.traced import Graphs
 from serve_app.domain.settings import Compute
 from serve_app.domain.types import DecodeJob, Embedding, Mask
-
-_CPU_CHUNK = 4
-_GPU_CHUNK = 64
 
 # The decoder's mask tokens: the first is for one unambiguous mask, three are for ambiguity.
 _SINGLE, _MULTI = (0,), (1, 2, 3)
 
-
-@dataclass(slots=True)
-class _LastImage:
-    """The image side computed last; prompts come sorted by image."""
-
-    embedding: Embedding | None = None
-    side: ImageSide | None = None
+_SIDES = 8
+"""Images whose first layer is kept, 10 MB each in single precision."""
 
 
 class SamDecoder:
-    """Decodes prompts of different images and users together.
+    """Decodes prompts of different images and users together."""
 
-    On a CPU prompts go through in chunks whose activations (4 MiB a prompt) stay in the cache.
-    """
+    def __init__(self, sam: Sam, compute: Compute, graphs: Graphs | None = None) -> None:
+        """Put it on its device.
 
-    def __init__(self, sam: Sam, compute: Compute) -> None:
+        Args:
+            sam: with or without its encoder.
+            compute: on what it runs.
+            graphs: where traced graphs are kept; None: not at all.
+        """
         self._device = torch.device(compute.device)
         self._dtype = torch_dtype(compute.dtype)
         # Prompts are encoded in single precision: coordinates do not fit into half of it.
         self._prompts = sam.prompt_encoder.to(self._device)
         pe = self._prompts.get_dense_pe().to(self._dtype)
-        self._decoder = RaggedMaskDecoder(sam.mask_decoder.to(self._device, self._dtype), pe)
+        decoder = sam.mask_decoder.to(self._device, self._dtype)
         self._no_mask = self._prompts.no_mask_embed.weight[0][:, None, None].to(self._dtype)
-        self._chunk = _GPU_CHUNK if self._device.type == "cuda" else _CPU_CHUNK
+        self._stages: Stages
+        if self._device.type == "cpu" and self._dtype is torch.float32:
+            graphs = graphs or Graphs(None, "")
+            self._stages = OpenVinoStages(decoder, pe, compute.threads, graphs)
+        else:
+            self._stages = TorchStages(decoder, pe)
+        self._sides: dict[int, tuple[Embedding, ImageSide]] = {}  # by identity, last used last
+        self._lock = threading.Lock()
 
     @torch.inference_mode()
     def decode_batch(self, jobs: Sequence[DecodeJob]) -> list[tuple[Mask, ...]]:
         """Masks for each job at its image's full size; each as if decoded alone."""
-        # Jobs of one image side by side, so that they share its first layer.
-        order = sorted(range(len(jobs)), key=lambda i: id(jobs[i].embedding))
         answers: dict[int, tuple[Mask, ...]] = {}
-        shared = _LastImage()
-        for start in range(0, len(order), self._chunk):
-            indices = order[start : start + self._chunk]
+        for indices, side in self._chunks(jobs):
             chunk = [jobs[i] for i in indices]
-            sides: list[ImageSide] = []
-            counts: list[int] = []
-            for job in chunk:
-                side = self._image_side(job, shared)
-                if sides and sides[-1] is side:
-                    counts[-1] += 1
-                else:
-                    sides.append(side)
-                    counts.append(1)
-            answers.update(zip(indices, self._decode_chunk(chunk, sides, counts), strict=True))
+            answers.update(zip(indices, self._decode_chunk(chunk, side), strict=True))
         return [answers[i] for i in range(len(jobs))]
 
-    def _image_side(self, job: DecodeJob, shared: _LastImage) -> ImageSide:
-        """The first layer's image side: shared by all prompts of an image without a mask."""
+    def _chunks(self, jobs: Sequence[DecodeJob]) -> Iterator[tuple[list[int], ImageSide]]:
+        """Jobs that are run together, and their images: of all of them, or one they share."""
+        of_image: dict[int, list[int]] = {}
+        for i, job in enumerate(jobs):
+            # A mask is added to the image, so that such a prompt has an image of its own.
+            alone = job.prompt.mask_input is not None
+            of_image.setdefault(-1 - i if alone else id(job.embedding), []).append(i)
+        groups = list(of_image.values())
+        if self._stages.mixes_images and len(groups) > 1:
+            groups = [[i for group in groups for i in group]]
+        for group in groups:
+            for start in range(0, len(group), self._stages.chunk):
+                indices = group[start : start + self._stages.chunk]
+                yield indices, self._side_of([jobs[i] for i in indices])
+
+    def _side_of(self, jobs: Sequence[DecodeJob]) -> ImageSide:
+        first = jobs[0]
+        if all(j.embedding is first.embedding and j.prompt.mask_input is None for j in jobs[1:]):
+            return self._image_side(first)
+        sides = [self._image_side(job) for job in jobs]
+        return ImageSide(*(torch.cat(parts) for parts in zip(*sides, strict=True)))
+
+    def _image_side(self, job: DecodeJob) -> ImageSide:
+        """The first layer's image side, kept for the images used last."""
         mask_input = job.prompt.mask_input
-        if mask_input is None and shared.embedding is job.embedding and shared.side is not None:
-            return shared.side
-        embedding = as_tensor(job.embedding.tensors["image_embed"])
-        embedding = embedding.to(self._device, self._dtype)
         if mask_input is not None:
             mask = as_tensor(mask_input)[None, None].to(self._device)
-            dense = self._prompts.mask_downscaling(mask)[0].to(self._dtype)
-            return self._decoder.image_side(embedding, dense)
-        shared.embedding = job.embedding
-        shared.side = self._decoder.image_side(embedding, self._no_mask)
-        return shared.side
+            return self._project(job, self._prompts.mask_downscaling(mask)[0].to(self._dtype))
+        key = id(job.embedding)
+        with self._lock:
+            kept = self._sides.pop(key, None)
+            if kept is not None:
+                self._sides[key] = kept
+                return kept[1]
+        side = self._project(job, self._no_mask)
+        with self._lock:
+            # With the embedding itself: as long as it is kept, no other has its identity.
+            self._sides[key] = job.embedding, side
+            while len(self._sides) > _SIDES:
+                del self._sides[next(iter(self._sides))]
+        return side
+
+    def _project(self, job: DecodeJob, dense: Tensor) -> ImageSide:
+        embedding = as_tensor(job.embedding.tensors["image_embed"])
+        embedding = embedding.to(self._device, self._dtype)
+        return self._stages.project((embedding + dense)[None])
 
     def _decode_chunk(
-        self, jobs: Sequence[DecodeJob], sides: Sequence[ImageSide], counts: Sequence[int]
+        self, jobs: Sequence[DecodeJob], side: ImageSide
     ) -> Iterator[tuple[Mask, ...]]:
         frames = [Frame.padded(j.embedding.height, j.embedding.width) for j in jobs]
-        tokens, real = pad_tokens(prompt_tokens(self._prompts, [j.prompt for j in jobs], frames))
-        iou, weights, keys = self._decoder.attend(sides, counts, tokens.to(self._dtype), real)
+        tokens, padding = pad_tokens(prompt_tokens(self._prompts, [j.prompt for j in jobs], frames))
+        iou, weights, keys = self._stages.attend(
+            side, tokens.to(self._dtype), padding.to(self._dtype)
+        )
         scores = iou.float().cpu()
         chosen = [
             choose(row, _SINGLE, _MULTI, job)
@@ -106,15 +132,13 @@ class SamDecoder:
     def _upscale(
         self, keys: Tensor, weights: Tensor, chosen: Sequence[Sequence[int]]
     ) -> dict[int, Tensor]:
-        """Low-resolution logits ``(M, 256, 256) float32`` of the prompts that keep a mask.
-
-        Prompts that keep equally many masks are upscaled together.
-        """
-        logits: dict[int, Tensor] = {}
-        for wanted in sorted({len(c) for c in chosen} - {0}):
-            rows = [i for i, c in enumerate(chosen) if len(c) == wanted]
-            picked = torch.stack([weights[i, list(chosen[i])] for i in rows])
-            seen = keys if len(rows) == len(keys) else keys[rows]
-            for i, masks in zip(rows, self._decoder.masks(seen, picked), strict=True):
-                logits[i] = masks.float()
-        return logits
+        """Low-resolution logits ``(M, 256, 256) float32`` of the prompts that keep a mask."""
+        rows = [i for i, masks in enumerate(chosen) if masks]
+        if not rows:
+            return {}
+        # Prompts that keep fewer masks repeat their last one.
+        wanted = [[*chosen[i], *[chosen[i][-1]] * (MASKS - len(chosen[i]))] for i in rows]
+        picked = torch.stack([weights[i, masks] for i, masks in zip(rows, wanted, strict=True)])
+        seen = keys if len(rows) == len(keys) else keys[rows]
+        logits = self._stages.upscale(seen, picked).float()
+        return {i: logits[n, : len(chosen[i])] for n, i in enumerate(rows)}

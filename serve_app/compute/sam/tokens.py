@@ -54,10 +54,11 @@ def pad_tokens(tokens: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Stack ragged token lists.
 
     Returns:
-        ``(B, T, 256)`` tokens padded with zeros, and ``(B, T) bool``, True where a token is
-        real.
+        ``(B, T, 256)`` tokens padded with zeros, and ``(B, T) float32`` to add to attention
+        scores: 0 where a token is real, minus infinity where it is padding.
     """
     padded = torch.nn.utils.rnn.pad_sequence(list(tokens), batch_first=True)
     lengths = torch.tensor([len(t) for t in tokens], device=padded.device)
-    real = torch.arange(padded.shape[1], device=padded.device)[None] < lengths[:, None]
-    return padded, real
+    missing = torch.arange(padded.shape[1], device=padded.device)[None] >= lengths[:, None]
+    padding = torch.zeros(missing.shape, device=padded.device)
+    return padded, padding.masked_fill(missing, float("-inf"))
