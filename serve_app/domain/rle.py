@@ -28,6 +28,42 @@ def encode_rle(mask: NDArray[np.bool_]) -> Rle:
     return Rle(size=(mask.shape[0], mask.shape[1]), counts=encoded["counts"])
 
 
+def encode_part(
+    columns: NDArray[np.bool_], x: int, y: int, size: tuple[int, int]
+) -> tuple[Rle, tuple[int, int, int, int], int]:
+    """Encode a mask of which all pixels lie in a part of the image; costs as much as the part.
+
+    Args:
+        columns: the part, ``(w, h) bool``: transposed, as the run lengths read it.
+        x, y: the part's upper left pixel in the image.
+        size: ``(height, width)`` of the image, which holds the part.
+
+    Returns:
+        The whole image's mask, its ``(x, y, w, h)`` as `rle_bbox` tells it, and its area.
+    """
+    w, h = columns.shape
+    height, width = size
+    pad = h < height
+    # A column's run may not go on in the next one, which begins elsewhere in the image.
+    flat = np.zeros(w * (h + pad) + 2, np.bool_)
+    flat[1:-1].reshape(w, h + pad)[:, :h] = columns
+    edges = np.flatnonzero(flat[1:] != flat[:-1])
+    if not edges.size:
+        counts = [height * width]
+        return Rle(size, _compressed(counts, size)), (0, 0, 0, 0), 0
+    column, row = np.divmod(edges, h + pad)
+    ends = (column + x) * height + row + y
+    lengths = np.diff(ends, prepend=0, append=height * width)
+    area = int(lengths[1::2].sum())
+    rows = np.flatnonzero(columns.any(axis=0))
+    left, right = int(column[0]), int((edges[-1] - 1) // (h + pad))
+    top, bottom = int(rows[0]), int(rows[-1])
+    bbox = (x + left, y + top, right - left + 1, bottom - top + 1)
+    # COCO writes no empty run at the end.
+    counts = lengths.tolist() if lengths[-1] else lengths[:-1].tolist()
+    return Rle(size, _compressed(counts, size)), bbox, area
+
+
 def decode_rle(rle: Rle) -> NDArray[np.bool_]:
     """Decode to a ``(H, W) bool`` mask."""
     decoded = coco.decode({"size": list(rle.size), "counts": rle.counts})
@@ -67,7 +103,12 @@ def parse_rle(size: tuple[int, int], counts: str | bytes | list[int]) -> Rle:
         raise ValueError(f"run lengths do not add up to {width} x {height} pixels")
     if isinstance(counts, bytes):
         return Rle(size, counts)
-    return Rle(size, coco.frPyObjects({"size": [height, width], "counts": runs}, *size)["counts"])
+    return Rle(size, _compressed(runs, size))
+
+
+def _compressed(runs: list[int], size: tuple[int, int]) -> bytes:
+    counts: bytes = coco.frPyObjects({"size": list(size), "counts": runs}, *size)["counts"]
+    return counts
 
 
 def _decompress(counts: bytes) -> list[int]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from pycocotools import mask as coco
 from torch import Tensor
 
+from serve_app.compute.sam.enlarge import cut
 from serve_app.compute.sam.frame import Frame
-from serve_app.domain.rle import Rle, rle_area, rle_bbox
+from serve_app.domain.rle import encode_part
 from serve_app.domain.types import DecodeJob, DecodeOptions, Mask
 
 
@@ -48,38 +47,24 @@ def finish_masks(
         frame: the image's place in the model's square.
         options: thresholds and what to return.
     """
-    full = frame.to_image(logits)
-    # Transposed, the masks lie in memory as COCO's column-major run lengths read them.
-    masks = (full > 0).transpose(1, 2).contiguous().cpu().numpy()
-    stability = _stability(full, options.stability_score_offset)
-    encoded = coco.encode(masks.view(np.uint8).transpose(2, 1, 0))
     results = []
-    for i, item in enumerate(encoded):
+    for low_res, score in zip(logits.cpu().numpy(), scores.tolist(), strict=True):
+        part = cut(low_res, frame, options.stability_score_offset)
+        # IoU of the two cuts, one of which holds the other.  0 where even the looser is empty: so
+        # a threshold drops an empty mask, as it drops the NaN of `segment_anything`.
+        stability = part.inner / max(part.outer, 1)
         threshold = options.stability_score_thresh
-        if threshold is not None and not stability[i] >= threshold:
+        if threshold is not None and stability < threshold:
             continue
-        rle = Rle(size=(frame.height, frame.width), counts=item["counts"])
-        low_res = logits[i].to(torch.float16).cpu().numpy() if options.return_logits else None
+        rle, bbox, area = encode_part(part.columns, part.x, part.y, (frame.height, frame.width))
         results.append(
             Mask(
                 rle=rle,
-                score=float(scores[i]),
-                stability_score=stability[i],
-                bbox=rle_bbox(rle),
-                area=rle_area(rle),
-                low_res_logits=low_res,
+                score=score,
+                stability_score=stability,
+                bbox=bbox,
+                area=area,
+                low_res_logits=low_res.astype(np.float16) if options.return_logits else None,
             )
         )
     return tuple(results)
-
-
-def _stability(full: Tensor, offset: float) -> list[float]:
-    """IoU of each mask cut at ``+offset`` and ``-offset``; 0 where even the looser is empty.
-
-    So a threshold drops an empty mask, as it drops the NaN of `segment_anything`.
-    """
-    inner = (full > offset).sum(dim=(1, 2))
-    outer = (full > -offset).sum(dim=(1, 2))
-    # Single precision would put 0.95 below a threshold of 0.95.
-    ratio = inner.double() / outer.clamp(min=1)
-    return [float(value) for value in ratio.cpu()]

@@ -8,18 +8,18 @@ mapped in one place.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
-from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 from serve_app.domain.types import LOW_RES, Float32Array, RgbArray
 
 IMAGE_SIZE = 1024
-_CELL = IMAGE_SIZE // LOW_RES
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,37 +67,37 @@ class Frame:
         scaled: Float32Array = (xy.astype(np.float64) * scale).astype(np.float32)
         return scaled
 
-    def to_image(self, logits: Tensor) -> Tensor:
-        """Low-resolution logits to the full image.
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """How low-resolution logits become the image's: ``rows @ logits @ columns.T``.
 
-        Args:
-            logits: ``(M, 256, 256) float32``.
+        Bilinear to 1024, cropped to the image's place, bilinear to the image, as SAM does it;
+        SAM 2 goes to the image at once.
 
         Returns:
-            ``(M, height, width) float32``: bilinear to 1024, cropped to the image's place,
-            bilinear to the image, as SAM does it; SAM 2 goes to the image at once.
+            ``(height, 256)`` and ``(width, 256)``, both float32.
         """
-        size = (self.height, self.width)
-        if self.direct:
-            return F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
-        # Only the cells that reach the image's place are scaled up; one more keeps its border
-        # interpolated as in the whole square.
-        rows = min(LOW_RES, -(-self.input_height // _CELL) + 1)
-        columns = min(LOW_RES, -(-self.input_width // _CELL) + 1)
-        part = logits[None, :, :rows, :columns]
-        square = F.interpolate(
-            part, (rows * _CELL, columns * _CELL), mode="bilinear", align_corners=False
-        )
-        square = square[..., : self.input_height, : self.input_width]
-        return F.interpolate(square, size, mode="bilinear", align_corners=False)[0]
+        sides = (self.height, self.input_height), (self.width, self.input_width)
+        rows, columns = (self._side_weights(*side) for side in sides)
+        return rows, columns
+
+    def _side_weights(self, pixels: int, inputs: int) -> Tensor:
+        # Only decoders need torch, whose import takes seconds.
+        import torch
+        from torch.nn import functional as F
+
+        cells = torch.eye(LOW_RES)[None]
+        if not self.direct:
+            square = F.interpolate(cells, IMAGE_SIZE, mode="linear", align_corners=False)
+            cells = square[..., :inputs]
+        return F.interpolate(cells, pixels, mode="linear", align_corners=False)[0].T.contiguous()
 
 
-def as_input_tensor(
+def as_input(
     resized: RgbArray, mean: NDArray[np.float32], std: NDArray[np.float32]
-) -> Tensor:
+) -> Float32Array:
     """A resized image normalised and padded with zeros: ``(3, 1024, 1024) float32``."""
-    canvas = torch.zeros((3, IMAGE_SIZE, IMAGE_SIZE))
+    canvas = np.zeros((3, IMAGE_SIZE, IMAGE_SIZE), dtype=np.float32)
     height, width = resized.shape[:2]
     normalised = (resized.astype(np.float32) - mean) / std
-    canvas[:, :height, :width] = torch.from_numpy(normalised).permute(2, 0, 1)
+    canvas[:, :height, :width] = normalised.transpose(2, 0, 1)
     return canvas

@@ -20,8 +20,9 @@ import onnxruntime
 import torch
 from torch import Tensor
 
+from serve_app.compute.sam.enlarge import cut
 from serve_app.compute.sam.finish import choose, finish_masks
-from serve_app.compute.sam.frame import IMAGE_SIZE, Frame, as_input_tensor
+from serve_app.compute.sam.frame import IMAGE_SIZE, Frame, as_input
 from serve_app.domain.settings import Compute
 from serve_app.domain.types import (
     LOW_RES,
@@ -68,7 +69,7 @@ class Sam2OnnxEncoder:
     def _encode(self, image: RgbArray) -> Embedding:
         height, width = image.shape[:2]
         resized = Frame.stretched(height, width).resize(image)
-        tensor = as_input_tensor(resized, _MEAN, _STD)[None].numpy()
+        tensor = as_input(resized, _MEAN, _STD)[None]
         values = self._session.run(list(_OUTPUTS), {"image": tensor})
         tensors = {name: value[0] for name, value in zip(_OUTPUTS, values, strict=True)}
         return Embedding(tensors, height=height, width=width)
@@ -130,7 +131,7 @@ class Sam2OnnxDecoder:
         all_logits = torch.from_numpy(logits)
         single: Sequence[int] = _MASKS
         if job.prompt.box is not None and not job.prompt.multimask_output:
-            agreement = _agreement(frame.to_image(all_logits) > 0, job.prompt.box)
+            agreement = _agreement(all_logits, frame, job.prompt.box)
             single = (int(np.argmax(scores * agreement)),)
         chosen = choose(scores.tolist(), single, _MASKS, job)
         if not chosen:
@@ -139,13 +140,9 @@ class Sam2OnnxDecoder:
         return finish_masks(all_logits[chosen], picked, frame, job.options)
 
 
-def _agreement(masks: Tensor, box: Float32Array) -> Float32Array:
-    """``(M,)`` IoU of the extent of each ``(M, H, W) bool`` mask with an XYXY box."""
-    extents = np.zeros((len(masks), 4))
-    for i, mask in enumerate(masks):
-        rows, columns = (mask.any(dim=axis).nonzero().flatten() for axis in (1, 0))
-        if len(rows):
-            extents[i] = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+def _agreement(logits: Tensor, frame: Frame, box: Float32Array) -> Float32Array:
+    """``(M,)`` IoU of the extent of each of ``(M, 256, 256)`` masks with an XYXY box."""
+    extents = np.array([cut(one, frame).extent for one in logits.numpy()], np.float64)
     low = np.maximum(extents[:, :2], box[:2])
     high = np.minimum(extents[:, 2:], box[2:])
     shared = np.prod(np.clip(high - low, 0, None), axis=1)
