@@ -11,6 +11,7 @@ from serve_app.cache.tiers import TieredEmbeddingCache
 from serve_app.compute.detector import EfficientDet
 from serve_app.compute.engines import ModelSource, load_decoder, load_encoder, load_text
 from serve_app.compute.proposals import Proposals
+from serve_app.compute.quantised import deployable
 from serve_app.compute.text.engine import TextScoringEngine
 from serve_app.domain.settings import GraphSettings, TextSettings, VariantSettings
 from serve_app.domain.types import (
@@ -67,6 +68,7 @@ class LocalPredictor(_Lazy):
             weights_hash=spec.weights_hash,
             preprocessing=spec.preprocessing,
             dtype=encoder_compute(variant).dtype,
+            stretched=spec.stretched,
         )
 
     async def predict(
@@ -160,6 +162,7 @@ def build_local_service(
         settings: the graph's; placement, batching and autoscaling are not used.
         variants: which of its variants are offered; None: all.
     """
+    settings = deployable(settings)[0]
     source = ModelSource.of(settings)
     names = list(settings.variants) if variants is None else list(variants)
     ledger = load_ledger(settings, source.registry)

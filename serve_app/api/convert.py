@@ -12,6 +12,7 @@ from serve_app.domain.limits import Limits
 from serve_app.domain.types import (
     LOW_RES,
     Everything,
+    EverythingMode,
     Float32Array,
     Prompt,
     ProposalSource,
@@ -86,7 +87,13 @@ def _task(body: SegmentBody, limits: Limits) -> Task:
             # Meta's default may be more than this service allows.
             parameters["points_per_side"] = min(given.points_per_side, limits.max_points_per_side)
         try:
-            return Everything(**{**parameters, "proposals": ProposalSource(given.proposals)})
+            return Everything(
+                **{
+                    **parameters,
+                    "proposals": ProposalSource(given.proposals),
+                    "mode": EverythingMode(given.mode),
+                }
+            )
         except SamServeError as exc:
             raise exc.at("everything") from None
     multimask = True if body.multimask_output is None else body.multimask_output

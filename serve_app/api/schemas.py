@@ -127,6 +127,11 @@ class EverythingBody(Body):
         description="`detector` or `contours`: candidates come from there and the grid and crop "
         "parameters are not used",
     )
+    mode: Literal["fast", "exact"] = Field(
+        "fast",
+        description="`exact` asks at every point of the grid, as Meta's generator does; `fast` "
+        "leaves out points under which the image looks as under another",
+    )
 
 
 class ImageBody(Body):

@@ -1,4 +1,4 @@
-"""Operations on finished masks: outlines, clean-up, suppression of duplicates, files.
+"""Operations on finished masks: outlines, clean-up, files.
 
 Frame: pixel ``(i, j)`` covers ``[j, j+1) x [i, i+1)``, its centre is ``(j + 0.5, i + 0.5)``; x
 runs right, y runs down.
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from serve_app.domain.rle import Rle, decode_rle, encode_rle
+from serve_app.domain.rle import Rle, decode_rle, encode_part
 from serve_app.domain.types import BoolArray, Mask
 
 Ring = NDArray[np.float64]
@@ -86,37 +86,6 @@ def _oriented(ring: Ring, sign: int) -> Ring:
     return ring if ring_area(ring) * sign > 0 else ring[::-1]
 
 
-def box_nms(boxes_xyxy: NDArray[Any], scores: NDArray[Any], threshold: float) -> NDArray[np.int64]:
-    """Greedy non-maximum suppression, answer for answer that of ``torchvision.ops.nms``.
-
-    Args:
-        boxes_xyxy: ``(N, 4)`` boxes ``(x0, y0, x1, y1)``, any float dtype.
-        scores: ``(N,)``; of equal scores the earlier box wins.
-        threshold: a box is dropped if its IoU with a kept one is greater than this.
-
-    Returns:
-        Indices of the boxes kept, best first.
-    """
-    order = np.argsort(-scores, kind="stable")
-    boxes = boxes_xyxy[order]
-    x0, y0, x1, y1 = boxes.T
-    areas = (x1 - x0) * (y1 - y0)
-    # As a numpy scalar: a Python float would be rounded to the boxes' precision first.
-    limit = np.float64(threshold)
-    alive = np.ones(len(order), np.bool_)
-    for i in range(len(order)):
-        if not alive[i]:
-            continue
-        rest = i + 1 + np.flatnonzero(alive[i + 1 :])
-        width = np.minimum(x1[i], x1[rest]) - np.maximum(x0[i], x0[rest])
-        height = np.minimum(y1[i], y1[rest]) - np.maximum(y0[i], y0[rest])
-        overlap = width.clip(min=0) * height.clip(min=0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            iou = overlap / (areas[i] + areas[rest] - overlap)
-        alive[rest[iou > limit]] = False
-    return order[alive].astype(np.int64)
-
-
 def remove_small_regions(
     mask: BoolArray, area: float, mode: Literal["holes", "islands"]
 ) -> tuple[BoolArray, bool]:
@@ -158,9 +127,7 @@ def rle_in_canvas(rle: Rle, x: int, y: int, height: int, width: int) -> Rle:
         raise ValueError("the crop does not lie within the canvas")
     if (rows, columns) == (height, width):
         return rle
-    canvas = np.zeros((height, width), np.bool_)
-    canvas[y : y + rows, x : x + columns] = decode_rle(rle)
-    return encode_rle(canvas)
+    return encode_part(np.ascontiguousarray(decode_rle(rle).T), x, y, (height, width))[0]
 
 
 def mask_png(rle: Rle) -> bytes:

@@ -33,6 +33,12 @@ BoolArray = NDArray[np.bool_]
 LOW_RES = 256
 """Side of SAM's low-resolution masks, in cells."""
 
+_FAST_SHARE = 3 / 8
+"""Most points of a grid that the fast mode of "everything" asks at."""
+
+_FEW_POINTS = 256
+"""Of grids of up to so many points all may be asked at, if the image differs under all."""
+
 _LARGEST = 1e9
 """Greatest number of a prompt: from some 1e30 on, finite input becomes NaN inside the model."""
 
@@ -51,6 +57,13 @@ class ProposalSource(StrEnum):
     GRID = "grid"
     DETECTOR = "detector"
     CONTOURS = "contours"
+
+
+class EverythingMode(StrEnum):
+    """How thoroughly `Everything` asks."""
+
+    FAST = "fast"
+    EXACT = "exact"
 
 
 def _frozen(array: Any, dtype: Any, shape: tuple[int | None, ...], name: str) -> NDArray[Any]:
@@ -179,9 +192,14 @@ class TextQuery:
 class Everything:
     """Segment everything, with the parameter names of Meta's ``SamAutomaticMaskGenerator``.
 
-    ``points_per_batch`` bounds how many prompts are under way at once.  ``proposals`` adds to
-    Meta's: with ``detector`` or ``contours`` the candidates come from there and the grid and
-    crop parameters are not used.
+    ``points_per_batch`` bounds how many prompts are under way at once.  ``proposals`` and
+    ``mode`` add to Meta's:
+
+    * with ``detector`` or ``contours`` the candidates come from there and the grid and crop
+      parameters are not used;
+    * ``exact`` asks at every point of the grid and answers as Meta's generator does; ``fast``
+      leaves out points under which the image looks as under another one, which would give the
+      same masks again (`prompts_of_grid`).  All else is the same.
     """
 
     points_per_side: int = 32
@@ -196,6 +214,7 @@ class Everything:
     crop_n_points_downscale_factor: int = 1
     min_mask_region_area: int = 0
     proposals: ProposalSource = ProposalSource.GRID
+    mode: EverythingMode = EverythingMode.FAST
 
     def __post_init__(self) -> None:
         least = {
@@ -223,6 +242,15 @@ class Everything:
             raise InvalidRequest(
                 "crop_overlap_ratio must be at least 0 and below 1", "crop_overlap_ratio"
             )
+        if self.mode not in set(EverythingMode):
+            raise InvalidRequest("mode must be fast or exact", "mode")
+
+    def prompts_of_grid(self, points_per_side: int) -> int:
+        """How many points of a grid are prompted for at most."""
+        points = points_per_side**2
+        if self.mode == EverythingMode.EXACT:
+            return points
+        return min(points, max(_FEW_POINTS, round(points * _FAST_SHARE)))
 
 
 Task = Sequence[Prompt] | TextQuery | Everything
@@ -394,12 +422,22 @@ class DecodeOptions:
         pred_iou_thresh: drop masks with a lower predicted IoU, before they cost anything more.
         stability_score_thresh: drop masks with a lower stability score.
         stability_score_offset: the logit offset of the stability score.
+        time_left_s: seconds until the caller's time is over; None: no bound.
+        most_points: of the prompts, single points all, decode at most so many: those under which
+            the image differs most, and fewer where it differs little.  The rest have no masks.
+        prompts_at_once: most prompts under way at a time; None: all of them.
+        box_nms_thresh: of all the prompts' masks, drop those whose box overlaps the box of one
+            with a better predicted IoU by more than this IoU.
     """
 
     return_logits: bool = False
     pred_iou_thresh: float | None = None
     stability_score_thresh: float | None = None
     stability_score_offset: float = 1.0
+    time_left_s: float | None = None
+    most_points: int | None = None
+    prompts_at_once: int | None = None
+    box_nms_thresh: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -73,4 +73,5 @@ def _prompts(task: Task, image: OpenImage) -> list[int]:
         return [_DETECTIONS]
     crops = crops_of(image.width, image.height, task.crop_n_layers, task.crop_overlap_ratio)
     shrink = task.crop_n_points_downscale_factor
-    return [max(1, task.points_per_side // shrink**crop.layer) ** 2 for crop in crops]
+    sides = [max(1, task.points_per_side // shrink**crop.layer) for crop in crops]
+    return [task.prompts_of_grid(side) for side in sides]

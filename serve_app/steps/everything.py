@@ -1,6 +1,9 @@
 """Step 3, "everything": a grid of points over the image and its crops, filtered and merged.
 
-Follows Meta's ``SamAutomaticMaskGenerator``: the same parameters, crops, filters and order.
+Follows Meta's ``SamAutomaticMaskGenerator``: the same parameters, crops, filters and order.  What
+is many times as much as the answer stays in the decoder's replica: of a crop's points, all of
+which go there in one call, it tells those worth a prompt (in the fast mode), and of the whole
+image's masks it sends back only those without a better duplicate.
 """
 
 from __future__ import annotations
@@ -13,11 +16,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from serve_app.compute.masks import box_nms, remove_small_regions, rle_in_canvas
+from serve_app.compute.masks import remove_small_regions, rle_in_canvas
+from serve_app.compute.nms import mask_nms
 from serve_app.domain.rle import encode_rle, rle_area, rle_bbox
 from serve_app.domain.types import (
     DecodeOptions,
     Everything,
+    EverythingMode,
     Mask,
     Prompt,
     Proposal,
@@ -80,7 +85,7 @@ class EverythingStep:
                 # Of duplicates between crops the one from the smaller crop is the sharper.
                 sizes = np.array([m.crop_box[2] * m.crop_box[3] for m in found if m.crop_box])
                 found = await asyncio.to_thread(
-                    _nms, found, 1.0 / np.maximum(sizes, 1), task.crop_nms_thresh
+                    merge, found, task.crop_nms_thresh, 1.0 / np.maximum(sizes, 1)
                 )
             if task.min_mask_region_area > 0:
                 found = await asyncio.to_thread(_clean, found, task)
@@ -94,18 +99,23 @@ class EverythingStep:
         side = max(1, task.points_per_side // task.crop_n_points_downscale_factor**crop.layer)
         with self._timings.stage("propose"):
             proposals = await propose(self._proposer, part, task.proposals, side)
+        thinned = task.mode == EverythingMode.FAST and task.proposals is ProposalSource.GRID
         options = DecodeOptions(
             # Meta's 0 switches a filter off; predicted IoUs may be a little below it.
             pred_iou_thresh=task.pred_iou_thresh or None,
             stability_score_thresh=task.stability_score_thresh or None,
             stability_score_offset=task.stability_score_offset,
+            most_points=task.prompts_of_grid(side) if thinned else None,
+            prompts_at_once=task.points_per_batch,
+            # What a crop cuts off is no rival of the others; that is seen here alone.
+            box_nms_thresh=task.box_nms_thresh if whole else None,
         )
-        found: list[tuple[Proposal, Mask]] = []
-        for start in range(0, len(proposals), task.points_per_batch):
-            batch = proposals[start : start + task.points_per_batch]
-            masks = await session.predict(part, [p.prompt for p in batch], options)
-            for proposal, of_prompt in zip(batch, masks, strict=True):
-                found += [(proposal, mask) for mask in of_prompt]
+        answers = await session.predict(part, [p.prompt for p in proposals], options)
+        found = [
+            (proposal, mask)
+            for proposal, of_prompt in zip(proposals, answers, strict=True)
+            for mask in of_prompt
+        ]
         with self._timings.stage("filter"):
             return await asyncio.to_thread(_kept_of_crop, found, crop, image, task.box_nms_thresh)
 
@@ -125,21 +135,14 @@ def _kept_of_crop(
     masks = [_placed(mask, proposal, crop, image) for proposal, mask in found]
     if crop.layer:
         masks = [mask for mask in masks if not _cut_off(mask, crop, image)]
-    return _nms(masks, np.array([mask.score for mask in masks]), threshold)
+    return merge(masks, threshold)
 
 
-def merge(masks: Sequence[Mask], threshold: float) -> list[Mask]:
-    """Drop duplicates, keeping the better score; best first."""
-    return _nms(masks, np.array([m.score for m in masks]), threshold)
-
-
-def _nms(masks: Sequence[Mask], scores: NDArray[np.float64], threshold: float) -> list[Mask]:
-    if not masks:
-        return []
-    boxes = np.array([m.bbox for m in masks], dtype=np.float64)
-    # Meta's boxes end at the last pixel, not behind it; so do these, to merge alike.
-    boxes[:, 2:] += boxes[:, :2] - 1
-    return [masks[i] for i in box_nms(boxes, scores, threshold)]
+def merge(
+    masks: Sequence[Mask], threshold: float, scores: NDArray[np.float64] | None = None
+) -> list[Mask]:
+    """Drop duplicates, keeping the one with the better score; best first."""
+    return [masks[i] for i in mask_nms(masks, threshold, scores)]
 
 
 def _placed(mask: Mask, proposal: Proposal, crop: Crop, image: OpenImage) -> Mask:
@@ -190,4 +193,4 @@ def _clean(masks: Sequence[Mask], task: Everything) -> list[Mask]:
             mask = replace(mask, rle=rle, bbox=rle_bbox(rle), area=rle_area(rle))
         cleaned.append(mask)
         scores.append(0.0 if holes or islands else 1.0)
-    return _nms(cleaned, np.array(scores), max(task.box_nms_thresh, task.crop_nms_thresh))
+    return merge(cleaned, max(task.box_nms_thresh, task.crop_nms_thresh), np.array(scores))

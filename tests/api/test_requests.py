@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import tempfile
 from typing import Any
 
 import httpx
@@ -68,6 +69,17 @@ async def test_form_with_request_as_field_and_as_file(client, service):
     files = {"file": ("x.jpg", FILE), "request": ("r.json", request, "application/json")}
     assert (await client.post("/v1/segment", files=files)).status_code == 200
     assert [len(r.task) for r in service.requests] == [2, 2]
+
+
+async def test_a_large_file_does_not_go_through_a_disk(client, service, monkeypatch):
+    def refuse(self: object) -> None:
+        raise OSError("no disk")
+
+    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", refuse)
+    large = FILE + bytes(3 * 2**20)
+    answer = await client.post("/v1/segment", files={"file": large}, data={"text": "dog"})
+    assert answer.status_code == 200, answer.text
+    assert service.requests[0].image == large
 
 
 async def test_form_with_image_id_and_no_file(client, service):
@@ -159,6 +171,7 @@ async def test_everything_has_metas_parameters(client, service):
         "crop_overlap_ratio": 0.2,
         "crop_n_points_downscale_factor": 2,
         "min_mask_region_area": 10,
+        "mode": "exact",
     }
     body = {"image_id": "a", "everything": {**parameters, "proposals": "contours"}}
     assert (await client.post("/v1/segment", json=body)).status_code == 200

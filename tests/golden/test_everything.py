@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,24 @@ import torch
 from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import Sam
 
+from serve_app.compute.sam.decoder import SamDecoder
 from serve_app.compute.sam.model import load_sam
 from serve_app.domain.settings import GraphSettings
-from serve_app.domain.types import Everything, Mask, RgbArray, SegmentRequest
+from serve_app.domain.types import (
+    DecodeJob,
+    Everything,
+    EverythingMode,
+    Mask,
+    RgbArray,
+    SegmentRequest,
+)
+from serve_app.evaluation.everything import (
+    drawn_images,
+    metas_generator,
+    score_everything,
+    service_generator,
+)
+from serve_app.evaluation.metrics import iou_matrix
 from serve_app.flow import SegmentationFlow
 from serve_app.local import build_local_service
 
@@ -59,7 +75,8 @@ def service(one_variant: Callable[..., GraphSettings]) -> SegmentationFlow:
 async def test_records_equal_metas(service: SegmentationFlow, sam: Sam, name: str) -> None:
     image: RgbArray = photo("coffee") if name == "small_regions" else photo("chelsea")
     parameters = PARAMETERS[name]
-    result = await service.segment(SegmentRequest(image=image, task=Everything(**parameters)))
+    task = Everything(**parameters, mode=EverythingMode.EXACT)
+    result = await service.segment(SegmentRequest(image=image, task=task))
     (answer,) = result.results
     with torch.inference_mode():
         records = SamAutomaticMaskGenerator(sam, **parameters).generate(image)
@@ -97,3 +114,45 @@ def _matched(
 def _likeness_to(mask: Mask) -> Callable[[dict[str, Any]], float]:
     array = mask.array
     return lambda record: iou(array, record["segmentation"])
+
+
+async def test_the_fast_mode_finds_the_same_objects_with_fewer_prompts(
+    service: SegmentationFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drawn cells, so that the objects are known."""
+    asked = 0
+    decode_batch = SamDecoder.decode_batch
+
+    def counted(self: SamDecoder, jobs: Sequence[DecodeJob]) -> list[tuple[Mask, ...]]:
+        nonlocal asked
+        asked += len(jobs)
+        return decode_batch(self, jobs)
+
+    monkeypatch.setattr(SamDecoder, "decode_batch", counted)
+    (_, cells) = drawn_images([11], width=320, height=256)
+    found, prompts = {}, {}
+    for mode in EverythingMode:
+        asked = 0
+        task = Everything(points_per_side=14, mode=mode)
+        result = await service.segment(SegmentRequest(image=cells.pixels, task=task))
+        rles = [mask.rle for mask in result.results[0].masks]
+        found[mode] = int((iou_matrix(rles, cells.objects).max(axis=0) >= 0.5).sum())
+        prompts[mode] = asked
+    assert prompts[EverythingMode.FAST] < prompts[EverythingMode.EXACT] == 14**2
+    assert found[EverythingMode.FAST] >= found[EverythingMode.EXACT] > 0
+
+
+def test_generators_are_measured_side_by_side(one_variant: Callable[..., GraphSettings]) -> None:
+    """The harness of the benchmark, at its smallest."""
+    settings = one_variant("vit_t")
+    task = Everything(points_per_side=2, pred_iou_thresh=0, stability_score_thresh=0)
+    generators = {
+        "meta": metas_generator(settings, "golden", task),
+        "ours": service_generator(settings, replace(task, mode=EverythingMode.EXACT)),
+    }
+    scores = score_everything(generators, drawn_images([3], width=160, height=128))
+    meta, ours = scores["meta"], scores["ours"]
+    assert len(meta.seconds) == len(ours.seconds) == 2
+    assert (ours.objects, ours.found, ours.masks) == (meta.objects, meta.found, meta.masks)
+    assert ours.mean_iou == pytest.approx(meta.mean_iou, abs=1e-3)
+    assert meta.masks > 2

@@ -17,7 +17,6 @@ from torchvision.ops import nms
 
 from serve_app.compute.masks import (
     Polygon,
-    box_nms,
     geojson_coordinates,
     mask_png,
     mask_polygons,
@@ -26,7 +25,8 @@ from serve_app.compute.masks import (
     ring_area,
     rle_in_canvas,
 )
-from serve_app.domain.rle import decode_rle, encode_rle
+from serve_app.compute.nms import box_nms
+from serve_app.domain.rle import decode_rle, encode_part, encode_rle, rle_bbox
 from serve_app.domain.types import BoolArray, Mask
 
 sides = st.tuples(st.integers(1, 14), st.integers(1, 14))
@@ -138,6 +138,17 @@ def test_nms_compares_in_full_precision_as_torchvision_does() -> None:
     for threshold in (0.7, 0.3, 0.1, float(np.float32(0.3)), 3 / 7):
         expected = nms(torch.from_numpy(boxes), torch.from_numpy(scores), threshold).tolist()
         assert box_nms(boxes, scores, threshold).tolist() == expected
+
+
+@given(masks, st.integers(0, 3), st.integers(0, 3), st.integers(0, 3), st.integers(0, 3))
+def test_a_part_is_encoded_as_the_whole_image(
+    mask: BoolArray, left: int, top: int, right: int, bottom: int
+) -> None:
+    """Byte for byte COCO's, with and without room around the part on each side."""
+    whole = np.pad(mask, ((top, bottom), (left, right)))
+    rle, bbox, area = encode_part(mask.T.copy(), left, top, (whole.shape[0], whole.shape[1]))
+    assert rle == encode_rle(whole)
+    assert (bbox, area) == (rle_bbox(rle), whole.sum())
 
 
 @given(masks, st.sampled_from([0, 1, 2, 5, 1000]), st.sampled_from(["holes", "islands"]))
