@@ -20,6 +20,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from serve_app.domain.deadline import time_limit
 from serve_app.domain.errors import (
     DeadlineExceeded,
     InvalidPrompt,
@@ -253,7 +254,7 @@ class SegmentationFlow:
         """Ends a request, and what it waits for, at the service's time or the caller's."""
         timeout_s = _sooner(self._timeout_s, _without_way(asked_s))
         try:
-            async with asyncio.timeout(timeout_s) as deadline:
+            async with time_limit(timeout_s) as deadline:
                 yield
         except TimeoutError:
             if not deadline.expired():

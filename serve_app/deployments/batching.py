@@ -1,26 +1,29 @@
-"""A blocking, batched engine behind an awaitable call for one item.
+"""A blocking, batched engine behind an awaitable call.
 
-`serve.batch` collects items of all requests, for a short while.  Alone it would also say which
-items share a pass, and seal a batch while the engine is still busy, so that under load, when
-batches should be full, each had the few items that came within the wait.  So what it collects
-joins a queue, and a batch is sealed when its pass begins.
+`serve.batch` collects what callers want, for a short while.  Alone it would also say which items
+share a pass, and seal a batch while the engine is still busy, so that under load, when batches
+should be full, each had the few items that came within the wait.  So what it collects joins a
+queue, and a batch is sealed when its pass begins.  While passes run there is nothing to collect
+for: whoever comes joins the queue at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass
-from itertools import islice
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from ray import serve
 
+from serve_app.deployments.fair_queue import Call, FairQueue, Picked
 from serve_app.deployments.replica import EngineThread
-from serve_app.deployments.stats import BatchStats
+from serve_app.deployments.stats import BatchStats, PassTimes
+from serve_app.domain.errors import DeadlineExceeded
 from serve_app.domain.settings import Batching
 
 log = logging.getLogger(__name__)
@@ -44,18 +47,32 @@ class BatcherLoad:
     oldest_s: float
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Waiting(Generic[I, O]):
-    item: I
-    since: float
-    outcome: asyncio.Future[O]
+@dataclass(slots=True, eq=False, kw_only=True)
+class _Call(Call, Generic[O]):
+    """A call with what its caller awaits: the outcomes of all its items, or the first fault."""
+
+    outcome: asyncio.Future[list[O]]
+    outcomes: list[O | None]
+    missing: int
+
+    def settle(self, index: int, outcome: O | Exception) -> None:
+        if self.outcome.done():  # its caller has left, or another of its items failed
+            return
+        if isinstance(outcome, Exception):
+            self.outcome.set_exception(outcome)
+            return
+        self.outcomes[index] = outcome
+        self.missing -= 1
+        if self.missing == 0:
+            self.outcome.set_result(cast("list[O]", self.outcomes))
 
 
 class Batcher(Generic[I, O]):
-    """Collects items of all requests and runs them in the engine's thread, first come first served.
+    """Collects items of all callers and runs them in the engine's thread, each caller in turn.
 
     A pass begins when a slot is free and somebody waits, who was collected for at most
-    ``batch_wait_timeout_s``.
+    ``batch_wait_timeout_s``.  Items whose caller's time is over are in no pass, and a pass has no
+    more items than the most urgent of them can bear, as far as that is known.
 
     Attributes:
         thread: the engine's; one worker for each batch that may be under way.
@@ -68,7 +85,8 @@ class Batcher(Generic[I, O]):
         slots = batching.max_concurrent_batches
         self.thread = EngineThread(slots)
         self.stats = BatchStats(batching.max_batch_size, slots)
-        self._waiting: dict[_Waiting[I, O], None] = {}  # in order of arrival
+        self._times = PassTimes()
+        self._queue: FairQueue[_Call[O]] = FairQueue()
         self._running = 0
         self._slots_taken = 0
         self._workers: set[asyncio.Task[None]] = set()  # the loop itself keeps none alive
@@ -78,29 +96,61 @@ class Batcher(Generic[I, O]):
         )
 
         # serve.batch looks at the function's signature: it must be a plain coroutine function.
-        async def collected(items: list[_Waiting[I, O]]) -> list[None]:
-            self._join(items)
-            return [None] * len(items)
+        async def collected(calls: list[_Call[O]]) -> list[None]:
+            self._join(calls)
+            return [None] * len(calls)
 
-        self._collected: Callable[[_Waiting[I, O]], Awaitable[None]] = collect(collected)
+        self._collected: Callable[[_Call[O]], Awaitable[None]] = collect(collected)
 
-    async def __call__(self, item: I) -> O:
-        """The outcome of one item, run together with whatever else is waiting."""
+    async def __call__(self, item: I, until: float = math.inf) -> O:
+        """The outcome of one item; see `all`."""
+        (outcome,) = await self.all([item], until)
+        return outcome
+
+    async def all(self, items: Sequence[I], until: float = math.inf) -> list[O]:
+        """The outcomes of a caller's items, run together with whatever else is waiting.
+
+        Args:
+            items: none of them is run again or any more once one has failed.
+            until: when the caller's time is over, as an instant of ``time.monotonic``.
+
+        Raises:
+            DeadlineExceeded: it was over before the last of their passes began.
+            Exception: what the engine raised on the first item that failed.
+        """
+        if not items:
+            return []
         now = time.monotonic()
-        self.stats.arrived(now)
-        outcome: asyncio.Future[O] = asyncio.get_running_loop().create_future()
-        waiting = _Waiting(item, now, outcome)
+        self.stats.arrived(now, len(items))
+        call: _Call[O] = _Call(
+            items=items,
+            since=now,
+            until=until,
+            outcome=asyncio.get_running_loop().create_future(),
+            outcomes=[None] * len(items),
+            missing=len(items),
+        )
         try:
-            await self._collected(waiting)
-            return await outcome
+            if self._slots_free and len(items) < self._batching.max_batch_size:
+                await self._collected(call)
+            else:
+                self._join([call])
+            return await call.outcome
         finally:
-            outcome.cancel()
-            self._waiting.pop(waiting, None)  # whoever leaves early takes the item along
+            call.outcome.cancel()
+            self._queue.leave(call)  # whoever leaves early takes the items along
 
-    def _join(self, items: Sequence[_Waiting[I, O]]) -> None:
-        """Items join the queue, and a worker comes if a slot is free."""
-        self._waiting.update((item, None) for item in items if not item.outcome.done())
-        if self._waiting and self._slots_taken < self._batching.max_concurrent_batches:
+    @property
+    def _slots_free(self) -> int:
+        return self._batching.max_concurrent_batches - self._slots_taken
+
+    def _join(self, calls: Sequence[_Call[O]]) -> None:
+        """Calls join the queue, and workers come for the batches that have a slot."""
+        for call in calls:
+            if not call.outcome.done():
+                self._queue.join(call)
+        batches = math.ceil(len(self._queue) / self._batching.max_batch_size)
+        for _ in range(min(batches, self._slots_free)):
             self._slots_taken += 1
             # In a context of its own: it works for others than who started it, too.
             worker = asyncio.create_task(self._work(), context=Context())
@@ -109,9 +159,8 @@ class Batcher(Generic[I, O]):
 
     def load(self) -> BatcherLoad:
         """What waits and runs now."""
-        first = next(iter(self._waiting), None)
-        oldest = 0.0 if first is None else time.monotonic() - first.since
-        return BatcherLoad(len(self._waiting), self._running, oldest)
+        oldest_s = self._queue.oldest_s(time.monotonic())
+        return BatcherLoad(len(self._queue), self._running, oldest_s)
 
     def report(self) -> dict[str, float]:
         """Figures for ``record_autoscaling_stats``: those of `BatchStats`, and the load's."""
@@ -126,28 +175,32 @@ class Batcher(Generic[I, O]):
     async def _work(self) -> None:
         """One pass after the other, as long as anybody waits."""
         try:
-            while self._waiting:
-                batch = list(islice(self._waiting, self._batching.max_batch_size))
-                for waiting in batch:
-                    del self._waiting[waiting]
+            while batch := self._seal():
                 await self._pass(batch)
         finally:
             # At once, not when the task is told to be over: who comes in between would wait.
             self._slots_taken -= 1
 
-    async def _pass(self, batch: Sequence[_Waiting[I, O]]) -> None:
+    def _seal(self) -> Picked[_Call[O]]:
+        """The items of the pass that begins now."""
+        now, most = time.monotonic(), self._batching.max_batch_size
+        for call in self._queue.drop_late(now):
+            if not call.outcome.done():
+                call.outcome.set_exception(
+                    DeadlineExceeded("the request's time was over before its turn came")
+                )
+        return self._queue.take(most, lambda left_s: self._times.items_within(left_s, most), now)
+
+    async def _pass(self, batch: Picked[_Call[O]]) -> None:
         self._running += len(batch)
         try:
-            outcomes = await self._run_all([waiting.item for waiting in batch])
+            outcomes = await self._run_all([call.items[index] for call, index in batch])
         finally:
             self._running -= len(batch)
-        for waiting, outcome in zip(batch, outcomes, strict=True):
-            if waiting.outcome.done():  # its caller has left
-                continue
-            if isinstance(outcome, Exception):
-                waiting.outcome.set_exception(outcome)
-            else:
-                waiting.outcome.set_result(outcome)
+        for (call, index), outcome in zip(batch, outcomes, strict=True):
+            call.settle(index, outcome)
+            if call.outcome.done():
+                self._queue.leave(call)
 
     async def _run_all(self, items: Sequence[I]) -> Sequence[O | Exception]:
         try:
@@ -167,6 +220,7 @@ class Batcher(Generic[I, O]):
         finally:
             ended = time.monotonic()
             self.stats.ended(len(items), ended - begun, ended)
+            self._times.ended(len(items), ended - begun)
         if len(outcomes) != len(items):
             raise RuntimeError(f"{len(items)} items gave {len(outcomes)} outcomes")
         return outcomes

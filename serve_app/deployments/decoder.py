@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ray import serve
@@ -19,6 +20,8 @@ from serve_app.deployments.encoder import warm_encoder
 from serve_app.deployments.handles import RemoteEncoder, SharedPixels, answer_of
 from serve_app.deployments.replica import EngineReplica
 from serve_app.deployments.stats import HitRate
+from serve_app.domain.deadline import time_limit, until
+from serve_app.domain.errors import DeadlineExceeded
 from serve_app.domain.settings import CacheSettings, VariantSettings
 from serve_app.domain.types import (
     CacheTier,
@@ -31,8 +34,24 @@ from serve_app.domain.types import (
     ReplicaLoad,
     RgbArray,
 )
+from serve_app.ports import DecoderEngine
 from serve_app.predictor import VariantPredictor
 from serve_app.routing.variants import encoder_compute
+
+_Pass = tuple[float, float]
+"""When a pass of the engine began, and the seconds it took."""
+
+_Decoded = tuple[tuple[Mask, ...], _Pass]
+
+_PASSES: ContextVar[set[_Pass]] = ContextVar("passes")
+"""Those of the request at hand: many of its prompts share one."""
+
+
+def _timed(engine: DecoderEngine, jobs: Sequence[DecodeJob]) -> list[_Decoded]:
+    began = time.perf_counter()
+    decoded = engine.decode_batch(jobs)
+    spent = began, time.perf_counter() - began
+    return [(masks, spent) for masks in decoded]
 
 
 class DecoderReplica(EngineReplica):
@@ -52,8 +71,8 @@ class DecoderReplica(EngineReplica):
         self._name = serve.get_replica_context().replica_tag
         spec = source.spec(settings.model)
         engine = load_decoder(source, settings.model, settings.decoder.compute)
-        self._batcher: Batcher[DecodeJob, tuple[Mask, ...]] = Batcher(
-            engine.decode_batch, settings.decoder.batching
+        self._batcher: Batcher[DecodeJob, _Decoded] = Batcher(
+            partial(_timed, engine), settings.decoder.batching
         )
         self.threads = [self._batcher.thread]
         self._images: Batcher[RgbArray, Embedding] | None = None
@@ -66,7 +85,7 @@ class DecoderReplica(EngineReplica):
             self._images = images
 
             async def encode(pixels: SharedPixels) -> Embedding:
-                return await images(await pixels.array())
+                return await images(await pixels.array(), until())
         else:
             encode = RemoteEncoder(encoder).encode
         self._predictor: VariantPredictor[SharedPixels] = VariantPredictor(
@@ -76,6 +95,7 @@ class DecoderReplica(EngineReplica):
             weights_hash=spec.weights_hash,
             preprocessing=spec.preprocessing,
             dtype=compute.dtype,
+            stretched=spec.stretched,
         )
 
     async def predict(
@@ -86,11 +106,24 @@ class DecoderReplica(EngineReplica):
         options: DecodeOptions,
     ) -> Prediction | None:
         """See `serve_app.ports.Predictor.predict`."""
-        found = await self._predictor.predict(image_id, pixels, prompts, options)
+        # The caller stops waiting by then; this replica would not hear of it.
+        left_s, options = options.time_left_s, replace(options, time_left_s=None)
+        passes: set[_Pass] = set()
+        _PASSES.set(passes)
+        try:
+            async with time_limit(left_s) as limit:
+                found = await self._predictor.predict(image_id, pixels, prompts, options)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise DeadlineExceeded("the request's time was over before its masks") from None
         if found is None:
             return None
         self._hits.looked_up(found.cache is not CacheTier.MISS, time.monotonic())
-        return replace(found, load=self._load())
+        timings = dict(found.timings_ms)
+        if passes:
+            timings["model"] = sum(seconds for _, seconds in passes) * 1e3
+        return replace(found, load=self._load(), timings_ms=timings)
 
     def _load(self) -> ReplicaLoad:
         """For the router: what other requests have here, those of other ingresses too."""
@@ -106,7 +139,9 @@ class DecoderReplica(EngineReplica):
         )
 
     async def _decode(self, jobs: Sequence[DecodeJob]) -> list[tuple[Mask, ...]]:
-        return list(await asyncio.gather(*(self._batcher(job) for job in jobs)))
+        decoded = await self._batcher.all(jobs, until())
+        _PASSES.get().update(spent for _, spent in decoded)
+        return [masks for masks, _ in decoded]
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Serve for `serve_app.deployments.autoscaling`; items are prompts."""

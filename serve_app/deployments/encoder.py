@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import time
+
 import numpy as np
 
-from serve_app.compute.engines import ModelSource, load_encoder
+from serve_app.compute.engines import ModelSource, load_encoder, warm_up_sizes
 from serve_app.deployments.batching import Batcher
 from serve_app.deployments.replica import EngineReplica
 from serve_app.domain.settings import Batching, Compute, EncoderSettings
@@ -21,9 +24,17 @@ class EncoderReplica(EngineReplica):
         self._batcher = warm_encoder(source, model, settings.compute, settings.batching)
         self.threads = [self._batcher.thread]
 
-    async def encode(self, pixels: RgbArray) -> Embedding:
-        """Embed an upright ``(H, W, 3) uint8`` RGB image."""
-        return await self._batcher(pixels)
+    async def encode(self, pixels: RgbArray, time_left_s: float | None = None) -> Embedding:
+        """Embed an upright ``(H, W, 3) uint8`` RGB image.
+
+        Args:
+            time_left_s: seconds until the caller's time is over; None: no bound.
+
+        Raises:
+            DeadlineExceeded: it was over before the image's turn came.
+        """
+        end = math.inf if time_left_s is None else time.monotonic() + time_left_s
+        return await self._batcher(pixels, end)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Serve for `serve_app.deployments.autoscaling`; items are images."""
@@ -33,7 +44,9 @@ class EncoderReplica(EngineReplica):
 def warm_encoder(
     source: ModelSource, model: str, compute: Compute, batching: Batching
 ) -> Batcher[RgbArray, Embedding]:
-    """A loaded encoder that has run once: the first pass allocates and tunes."""
+    """A loaded encoder that has run with each batch size it will see: that allocates and tunes."""
     engine = load_encoder(source, model, compute)
-    engine.encode_batch([np.zeros((_WARM_UP_SIDE, _WARM_UP_SIDE, 3), dtype=np.uint8)])
+    black = np.zeros((_WARM_UP_SIDE, _WARM_UP_SIDE, 3), dtype=np.uint8)
+    for size in warm_up_sizes(source.spec(model), compute, batching.max_batch_size):
+        engine.encode_batch([black] * size)
     return Batcher(engine.encode_batch, batching)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import numpy as np
+
 FORGET_S = 3.0
 """Time constant: what happened three times as long ago counts a twentieth."""
 
@@ -16,6 +18,9 @@ ARRIVALS_S = 1.0
 """The same for arrivals: shorter, since the policy smooths what it is told."""
 
 _ALMOST_NONE = 1e-3
+
+_LEARN = 0.3
+"""Weight of the newest pass of a size."""
 
 
 class Decaying:
@@ -79,9 +84,9 @@ class BatchStats:
         # Of the last passes, however long ago: a quiet service must not forget what it can do.
         self._usual: tuple[float, float] | None = None
 
-    def arrived(self, now: float) -> None:
-        """An item came in."""
-        self._arrivals.add(1.0, now)
+    def arrived(self, now: float, items: int = 1) -> None:
+        """Items came in."""
+        self._arrivals.add(float(items), now)
 
     def started(self, now: float) -> None:
         """A pass began."""
@@ -116,6 +121,33 @@ class BatchStats:
             found["pass_items"], seconds = self._usual
             found["pass_ms"] = seconds * 1e3
         return finite(found)
+
+
+class PassTimes:
+    """How long passes take by their number of items, as the last ones went."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, float] = {}
+
+    def ended(self, items: int, seconds: float) -> None:
+        """A pass is over."""
+        usual = self._seconds.get(items, seconds)
+        self._seconds[items] = usual + _LEARN * (seconds - usual)
+
+    def items_within(self, seconds: float, most: int) -> int:
+        """How many items, up to ``most``, a pass can have that ends within ``seconds``.
+
+        Where even a single item takes longer, it is too late to hurry: ``most``.  Between sizes
+        that were tried time is a straight line; beyond them the largest tried counts, until a
+        larger one has been: a guess that forbade it would never be corrected.
+        """
+        if not self._seconds or seconds >= max(self._seconds.values()):
+            return most
+        sizes = sorted(self._seconds)
+        known = [self._seconds[size] for size in sizes]
+        expected = np.interp(np.arange(1, most + 1), [0, *sizes], [0.0, *known])
+        fitting = int(np.argmax(np.append(expected, math.inf) > seconds))
+        return fitting or most
 
 
 class HitRate:

@@ -89,8 +89,10 @@ class LoadBoard:
     def replicas(self, variant: str, encoders: int, decoders: int) -> None:
         """Note how many replicas run now."""
         of = self._variants[variant]
+        # With another number of caches some images have another home (`routing.affinity`).
+        moved = decoders != of.capacity.decoders and not of.capacity.shared
         of.capacity = replace(of.capacity, encoders=encoders, decoders=decoders)
-        if decoders == 0:
+        if decoders == 0 or moved:
             of.resident.clear()
 
     def situations(self, image_id: str, now: float) -> dict[str, Situation]:
@@ -147,8 +149,7 @@ class LoadBoard:
             images=max(images, sum(part * load.images for part, load in fresh)),
             prompts=max(prompts, sum(part * load.prompts for part, load in fresh)),
             oldest_ms=max([0.0, *overdue, *(part * load.oldest_ms for part, load in fresh)]),
-            # Of several replicas without a common tier any may be asked, not the one that has it.
-            resident=image_id in of.resident and (capacity.decoders <= 1 or capacity.shared),
+            resident=image_id in of.resident,
             encoder_batch=capacity.encoder_batch,
             decoder_batch=capacity.decoder_batch,
             slowdown=_faded(of, now),

@@ -32,6 +32,10 @@ def variant_info(name: str, variant: VariantSettings, registry: Registry) -> Var
         raise ValueError(
             f"variant {name}: {variant.model} runs in float32, without memory_fraction"
         )
+    try:
+        engine = spec.engine(compute)
+    except ValueError as exc:
+        raise ValueError(f"variant {name}: {exc}") from exc
     return VariantInfo(
         name=name,
         model=variant.model,
@@ -47,5 +51,6 @@ def variant_info(name: str, variant: VariantSettings, registry: Registry) -> Var
             "layout": variant.layout,
             "device": compute.device,
             "dtype": compute.dtype,
+            "engine": engine,
         },
     )

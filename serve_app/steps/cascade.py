@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from serve_app.domain.deadline import time_limit
 from serve_app.domain.errors import UnknownImage
 from serve_app.domain.types import DecodeOptions, Mask, Prompt
 from serve_app.routing.cascade import second_is_better, worth_asking
@@ -78,7 +78,7 @@ class CascadeStep:
             return Cascaded(answers, note=note, degraded=True)
         try:
             # The first answer is there already: no fault or delay of the second may lose it.
-            async with asyncio.timeout(left_ms / 1e3):
+            async with time_limit(left_ms / 1e3):
                 again = await self._second.predict(
                     image, [prompts[i] for i in picked], DecodeOptions()
                 )

@@ -17,6 +17,8 @@ from serve_app.domain.types import RgbArray
 
 _MAX_NAMES = 65_536
 _DECODINGS = 4
+_HASHED_AT_ONCE = 2**20
+"""Bytes that are hashed in a millisecond, hardly more than a thread's turn costs."""
 
 
 class OpenImage:
@@ -93,7 +95,10 @@ class ImageStore:
             if new:
                 self._kept.put(name, array, array.nbytes)
             return OpenImage(self, name, array, new)
-        digest = await asyncio.to_thread(_sha256, source)
+        if len(source) <= _HASHED_AT_ONCE:
+            digest = _sha256(source)
+        else:
+            digest = await asyncio.to_thread(_sha256, source)
         known = self._names.get(digest)
         if known is not None:
             self._names.move_to_end(digest)

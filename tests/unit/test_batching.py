@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import ray.serve.batching
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from serve_app.deployments.batching import Batcher, BatcherLoad
-from serve_app.domain.errors import InvalidPrompt
+from serve_app.domain.errors import DeadlineExceeded, InvalidPrompt
 from serve_app.domain.settings import Batching
 
 BATCHING = Batching(max_batch_size=4, batch_wait_timeout_s=0.02)
@@ -190,3 +193,133 @@ async def test_an_engine_that_loses_items_fails_them_and_hangs_nobody() -> None:
     )
     assert all(isinstance(outcome, RuntimeError) for outcome in outcomes)
     assert batcher.load() == BatcherLoad(0, 0, 0.0)
+
+
+async def test_a_callers_items_come_back_in_order_and_no_items_at_once() -> None:
+    engine = Engine()
+    batcher = Batcher(engine.run, BATCHING)
+    assert await batcher.all(range(10)) == list(range(0, 20, 2))
+    assert [len(batch) for batch in engine.batches] == [4, 4, 2]
+    assert await batcher.all([]) == []
+
+
+async def test_one_click_does_not_wait_for_anothers_thousand_points() -> None:
+    gate = Gate()
+    batcher = Batcher(gate.run, Batching(max_batch_size=4, batch_wait_timeout_s=0.0))
+    everything = asyncio.create_task(batcher.all(range(1024)))
+    await gate.wait_until_begun()
+    click = asyncio.create_task(batcher(-1))
+    await settle()
+    gate.let_go(2)
+    assert await asyncio.wait_for(click, 10) == -1
+    assert gate.batches[:2] == [[0, 1, 2, 3], [4, -1, 5, 6]]
+    gate.let_go(1024)
+    assert await everything == list(range(1024))
+
+
+async def test_once_an_item_failed_the_rest_of_its_caller_is_not_run() -> None:
+    engine = Engine(bad=[2])
+    batcher = Batcher(engine.run, BATCHING)
+    outcomes = await asyncio.gather(batcher.all(range(12)), batcher(50), return_exceptions=True)
+    assert isinstance(outcomes[0], InvalidPrompt)
+    assert outcomes[1] == 100
+    assert {item for batch in engine.batches for item in batch} == {0, 1, 2, 50}
+    assert batcher.load() == BatcherLoad(0, 0, 0.0)
+
+
+async def test_an_item_whose_time_is_over_is_in_no_pass() -> None:
+    gate = Gate()
+    batcher = Batcher(gate.run, Batching(max_batch_size=4, batch_wait_timeout_s=0.0))
+    first = asyncio.create_task(batcher(0))
+    await gate.wait_until_begun()
+    late = asyncio.create_task(batcher.all([1, 2], until=time.monotonic()))
+    punctual = asyncio.create_task(batcher(3, until=time.monotonic() + 60))
+    await settle()
+    gate.let_go(2)
+    with pytest.raises(DeadlineExceeded):
+        await late
+    assert (await first, await punctual) == (0, 3)
+    assert gate.batches == [[0], [3]]
+
+
+async def test_a_pass_is_short_when_somebody_cannot_wait_for_a_long_one() -> None:
+    gate = Gate()
+    batcher = Batcher(gate.run, Batching(max_batch_size=4, batch_wait_timeout_s=0.0))
+    batcher._times.ended(4, 4000.0)  # a thousand seconds an item
+    first = asyncio.create_task(batcher(0))
+    await gate.wait_until_begun()
+    patient = asyncio.create_task(batcher.all([1, 2, 3]))
+    urgent = asyncio.create_task(batcher(9, until=time.monotonic() + 2500))
+    await settle()
+    gate.let_go(3)
+    assert (await first, await urgent, await patient) == (0, 9, [1, 2, 3])
+    assert gate.batches == [[0], [9, 1], [2, 3]]
+    assert set(batcher._times._seconds) == {4, 1, 2}  # and it has learnt from them
+
+
+class Hand:
+    """Instead of the engine's thread: passes end when they are told to, in the event loop."""
+
+    def __init__(self) -> None:
+        self.under_way: list[asyncio.Future[None]] = []
+        self.batches: list[list[int]] = []
+
+    async def run(self, function: object, items: Sequence[int]) -> list[int]:
+        self.batches.append(list(items))
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.under_way.append(ended)
+        await ended
+        return list(items)
+
+    def end_one(self) -> None:
+        if self.under_way:
+            self.under_way.pop(0).set_result(None)
+
+
+EVENTS = st.lists(
+    st.tuples(st.sampled_from(["comes", "comes", "leaves", "ends"]), st.integers(1, 6))
+)
+
+
+@given(EVENTS, st.integers(1, 4), st.integers(1, 2))
+@settings(max_examples=60, deadline=None)
+def test_whenever_somebody_waits_all_slots_are_busy(
+    events: list[tuple[str, int]], most: int, slots: int
+) -> None:
+    """Work-conserving, however callers come and go; and whoever stays is served, once."""
+
+    async def play() -> None:
+        hand = Hand()
+        batching = Batching(
+            max_batch_size=most, batch_wait_timeout_s=0.0, max_concurrent_batches=slots
+        )
+        batcher: Batcher[int, int] = Batcher(lambda items: list(items), batching)
+        batcher.thread = hand  # type: ignore[assignment]
+        callers: dict[asyncio.Task[list[int]], list[int]] = {}
+        number, wanted = 0, set[int]()
+        for event, n in events:
+            if event == "comes":
+                items = list(range(number, number + n))
+                number += n
+                callers[asyncio.create_task(batcher.all(items))] = items
+                wanted.update(items)
+            elif event == "leaves" and callers:
+                leaver = list(callers)[n % len(callers)]
+                leaver.cancel()
+                wanted.difference_update(callers.pop(leaver))
+            elif event == "ends":
+                hand.end_one()
+            await settle()
+            assert len(hand.under_way) <= slots
+            assert len(hand.under_way) == slots or not batcher.load().waiting
+        while hand.under_way:
+            hand.end_one()
+            await settle()
+        for task, items in callers.items():
+            assert await asyncio.wait_for(task, 10) == items
+        run = [item for batch in hand.batches for item in batch]
+        assert len(run) == len(set(run))
+        assert wanted <= set(run)
+        assert all(len(batch) <= most for batch in hand.batches)
+
+    asyncio.run(play())

@@ -132,10 +132,17 @@ def test_each_decoder_replica_has_a_cache() -> None:
     assert [i for i in "abcd" if of.situation("fast", i, 0.0).resident] == ["b", "c", "d"]
 
 
-def test_with_several_caches_of_their_own_nobody_knows_which_has_an_image() -> None:
-    of = board(Capacity(decoders=3))
+@pytest.mark.parametrize("shared", [True, False])
+def test_of_several_caches_that_of_the_images_home_is_asked(shared: bool) -> None:
+    of = board(Capacity(decoders=3, shared=shared))
     request(of, "a", 0.1, 0.0)
-    assert not of.situation("fast", "a", 0.0).resident
+    of.replicas("fast", 2, 3)
+    assert of.situation("fast", "a", 0.0).resident
+    # Some images have another home now; none is counted on until it has been answered again.
+    of.replicas("fast", 2, 4)
+    assert of.situation("fast", "a", 0.0).resident is shared
+    request(of, "a", 0.1, 0.0)
+    assert of.situation("fast", "a", 0.0).resident
 
 
 def test_an_image_is_resident_only_once_it_has_been_answered() -> None:

@@ -1,0 +1,116 @@
+"""A decoder replica outside Ray: its callers' time, over engines that do as they are told."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import ray.serve.batching
+
+import serve_app.deployments.decoder
+import serve_app.deployments.encoder
+from serve_app.compute.engines import ModelSource
+from serve_app.deployments.decoder import DecoderReplica
+from serve_app.deployments.encoder import EncoderReplica
+from serve_app.deployments.handles import SharedPixels
+from serve_app.domain.errors import DeadlineExceeded
+from serve_app.domain.settings import CacheSettings, EncoderSettings, GraphSettings, VariantSettings
+from serve_app.domain.types import (
+    DecodeJob,
+    DecodeOptions,
+    Embedding,
+    Mask,
+    Prompt,
+    RgbArray,
+)
+
+PIXELS = np.zeros((4, 6, 3), np.uint8)
+POINT = Prompt(point_coords=[[1, 1]], point_labels=[1])
+VARIANT = VariantSettings(model="vit_t", layout="fused")
+
+
+class Engine:
+    """Both halves; a decoder's pass waits while the way is not free."""
+
+    def __init__(self) -> None:
+        self.free = threading.Event()
+        self.free.set()
+        self.encoded = 0
+        self.jobs: list[DecodeJob] = []
+
+    def encode_batch(self, images: Sequence[RgbArray]) -> list[Embedding]:
+        self.encoded += len(images)
+        return [Embedding({"e": np.zeros(4)}, height=4, width=6) for _ in images]
+
+    def decode_batch(self, jobs: Sequence[DecodeJob]) -> list[tuple[Mask, ...]]:
+        assert self.free.wait(10)
+        self.jobs += jobs
+        return [() for _ in jobs]
+
+
+class Here(SharedPixels):
+    """Pixels that are in no object store."""
+
+    async def array(self) -> RgbArray:
+        return PIXELS
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    made = Engine()
+    warn = "_warn_if_max_batch_size_exceeds_max_ongoing_requests"
+    monkeypatch.setattr(ray.serve.batching._BatchQueue, warn, lambda queue: None)
+    context = SimpleNamespace(replica_tag="one")
+    monkeypatch.setattr(serve_app.deployments.decoder.serve, "get_replica_context", lambda: context)
+    monkeypatch.setattr(serve_app.deployments.decoder, "load_decoder", lambda *_: made)
+    monkeypatch.setattr(serve_app.deployments.encoder, "load_encoder", lambda *_: made)
+    yield made
+    made.free.set()
+
+
+def decoder() -> DecoderReplica:
+    return DecoderReplica(VARIANT, CacheSettings(), ModelSource.of(GraphSettings()))
+
+
+async def test_a_request_in_time_is_answered_and_its_time_is_no_matter_of_the_engine(
+    engine: Engine,
+) -> None:
+    options = DecodeOptions(return_logits=True, time_left_s=60)
+    found = await decoder().predict("4x6-a", Here(None), (POINT, POINT), options)
+    assert found is not None
+    assert len(found.masks) == 2
+    # Prompts of different callers share what their options make them share.
+    assert [job.options for job in engine.jobs] == [DecodeOptions(return_logits=True)] * 2
+
+
+async def test_work_stops_when_the_callers_time_is_over(engine: Engine) -> None:
+    replica = decoder()
+    await replica.predict("4x6-a", Here(None), (), DecodeOptions())
+    engine.free.clear()
+    patient = asyncio.create_task(replica.predict("4x6-a", None, (POINT,), DecodeOptions()))
+    while not replica._batcher.load().running:  # noqa: ASYNC110 - the engine's thread decides
+        await asyncio.sleep(0)
+    with pytest.raises(DeadlineExceeded):
+        await replica.predict("4x6-a", None, (POINT,), DecodeOptions(time_left_s=0.01))
+    assert replica._batcher.load().waiting == 0
+    engine.free.set()
+    assert await patient is not None
+    assert len(engine.jobs) == 1
+
+
+@pytest.mark.parametrize("time_left_s", [0.0, -1.0])
+async def test_no_image_is_embedded_for_somebody_who_has_left(
+    engine: Engine, time_left_s: float
+) -> None:
+    encoder = EncoderReplica("vit_t", EncoderSettings(), ModelSource.of(GraphSettings()))
+    warmed_up = engine.encoded
+    with pytest.raises(DeadlineExceeded):
+        await encoder.encode(PIXELS, time_left_s)
+    assert engine.encoded == warmed_up
+    await encoder.encode(PIXELS, 60.0)
+    await encoder.encode(PIXELS)
+    assert engine.encoded == warmed_up + 2
