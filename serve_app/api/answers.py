@@ -80,7 +80,9 @@ class ImageFacts(Answer):
     model: str
     cache: Literal["memory", "redis", "miss"] = Field(description="where the embedding was")
     timings_ms: dict[str, float] = Field(
-        description="by stage; `parse` reads and checks the request, `format` makes the masks' "
+        description="by stage; `parse` reads and checks the request, `predict` is all of the "
+        "variant's work with the way to it, `embed` and `decode_masks` its parts in the replica, "
+        "`model` the part of `decode_masks` in the decoder's passes, `format` makes the masks' "
         "format, `total` is from the request's first byte to the formatted masks"
     )
 

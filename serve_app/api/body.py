@@ -6,12 +6,13 @@ fields hold single members, so that ``curl -F file=@dog.jpg -F text=dog`` is a r
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from serve_app.api.parsing import load_json
@@ -20,6 +21,15 @@ from serve_app.domain.limits import Limits
 
 MAX_FORM_FIELDS = 128
 MAX_FIELD_BYTES = 16 * 2**20
+
+
+class _InMemory(MultiPartParser):
+    """Files are read into memory in any case: on the way there they need not go through a disk.
+
+    `BodyLimit` bounds them all together.
+    """
+
+    spool_max_size = sys.maxsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +72,15 @@ async def read_form(request: Request, limits: Limits) -> Form:
     files: dict[str, list[bytes]] = {}
     try:
         # One file more than allowed may be the field "request", sent as a file.
-        form = await request.form(
+        form = await _InMemory(
+            request.headers,
+            request.stream(),
             max_files=limits.max_batch_images + 1,
             max_fields=MAX_FORM_FIELDS,
             max_part_size=MAX_FIELD_BYTES,
-        )
-    except (HTTPException, ValueError) as exc:
-        if isinstance(exc, HTTPException) and exc.detail.startswith("Too many files"):
+        ).parse()
+    except (MultiPartException, ValueError) as exc:
+        if isinstance(exc, MultiPartException) and exc.message.startswith("Too many files"):
             raise TooManyPrompts(f"at most {limits.max_batch_images} files") from None
         raise InvalidRequest(
             f"broken multipart/form-data, more than {MAX_FORM_FIELDS} fields, "

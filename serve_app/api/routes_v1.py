@@ -28,6 +28,7 @@ from serve_app.api.formats import (
     NPZ_TYPE,
     Clock,
     embed_answer,
+    is_quick,
     segment_answer,
     segment_file,
     to_json,
@@ -100,9 +101,11 @@ def v1_router(service: SegmentationService, limits: Limits) -> APIRouter:
         call = segment_request(body, _one_file(received), limits, timeout_of(request.headers))
         clock = Clock(started, time.perf_counter())
         result = await service.segment(call)
-        content, media_type = await asyncio.to_thread(
+        formatted = partial(
             segment_file, result, body.format, isinstance(call.task, Everything), clock
         )
+        quick = is_quick(result, body.format)
+        content, media_type = formatted() if quick else await asyncio.to_thread(formatted)
         headers = {}
         if media_type == NPZ_TYPE:
             headers["content-disposition"] = 'attachment; filename="masks.npz"'

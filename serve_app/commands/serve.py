@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from types import FrameType
@@ -23,7 +24,8 @@ from typing import Any
 import yaml
 
 from serve_app.commands import CommandError
-from serve_app.commands.configuration import DEFAULT_CONFIG, load_settings, needed_models
+from serve_app.commands.configuration import DEFAULT_CONFIG, left_out, load_settings, needed_models
+from serve_app.commands.environment import ray_environment
 from serve_app.commands.measure import measure_once
 from serve_app.commands.models import fetch_models
 
@@ -65,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
     if missing:
         print(f"warning: variants of {sorted(missing)} will not answer", file=sys.stderr)
 
+    for variant, reason in left_out(args.config).items():
+        print(f"note: {variant} is answered by its reference: {reason}", file=sys.stderr)
     if args.measure:
         measure_once(args.config)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -78,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder, log_path.open("wb") as log:
         config_path = Path(folder) / "serve.yaml"
         config_path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-        child = _start(config_path, log)
+        child = _start(config_path, log, {**ray_environment(Path(folder)), **os.environ})
         try:
             _wait_until_ready(child, url, log_path)
             print(f"ready after {time.monotonic() - started:.0f} s", flush=True)
@@ -118,14 +122,7 @@ def _check_port(host: str, port: int) -> None:
             ) from exc
 
 
-def _start(config: Path, log: Any) -> subprocess.Popen[bytes]:
-    environment = {
-        # Ray decides on its token authentication by itself unless it is told.
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-        **os.environ,
-    }
+def _start(config: Path, log: Any, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     # "local": never join a cluster that happens to run on this machine.
     command = [sys.executable, "-m", "ray.serve.scripts", "run", "--address", "local", str(config)]
     # A session of its own: Ctrl-C at the terminal reaches this command alone, which passes it on.

@@ -20,14 +20,14 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
 
+from serve_app.compute.engines import ModelSource
+from serve_app.compute.quantised import deployable
 from serve_app.deployments.replica import join_serve_log
 from serve_app.domain.ledger import Profile, pass_ms
-from serve_app.domain.registry import load_registry
 from serve_app.domain.settings import GraphSettings, ScalingSettings
 from serve_app.ledger.load import load_ledger
 from serve_app.scaling.policy import decide
@@ -79,7 +79,7 @@ class BudgetPolicy:
         self._quiet_until = -math.inf
         try:
             join_serve_log()
-            settings = GraphSettings.model_validate(graph or {})
+            settings = deployable(GraphSettings.model_validate(graph or {}))[0]
             self._scaling = settings.scaling
             self._halves = _halves(settings, _profiles(settings))
         except Exception:
@@ -233,8 +233,7 @@ def _halves(settings: GraphSettings, profiles: Mapping[str, Profile]) -> dict[st
 def _profiles(settings: GraphSettings) -> Mapping[str, Profile]:
     """The ledger's; without one replicas tell their times themselves."""
     try:
-        registry = load_registry(Path(settings.registry) if settings.registry else None)
-        return load_ledger(settings, registry).profiles
+        return load_ledger(settings, ModelSource.of(settings).registry).profiles
     except Exception:
         log.exception("the ledger cannot be read: scaling goes by what replicas tell")
         return {}

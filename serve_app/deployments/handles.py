@@ -1,4 +1,9 @@
-"""The ports over Ray handles, and Ray's errors as ours."""
+"""The ports over Ray handles, and Ray's errors as ours.
+
+Ray Serve may be told to speak gRPC between replicas, which takes half the time of an actor call.
+But it bounds messages, and a reference inside one would never be released.  So calls with images,
+embeddings or much else go as actor calls (``_by_reference``), however Serve is set up.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from serve_app.domain.deadline import time_left_s
 from serve_app.domain.errors import InternalError, Overloaded, SamServeError, WeightsUnavailable
 from serve_app.domain.types import (
     Candidate,
@@ -27,6 +33,9 @@ from serve_app.domain.types import (
 )
 
 T = TypeVar("T")
+
+_FEW_PROMPTS = 16
+"""A call with more is no small message, and its way no part of its time."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,15 +84,24 @@ async def answer_of(response: Awaitable[T]) -> T:
         raise InternalError("a part of the service was lost during the request") from exc
 
 
+def _is_small(prompts: Sequence[Prompt], options: DecodeOptions) -> bool:
+    """Whether call and answer are some kilobytes: no logits, and few masks."""
+    return (
+        len(prompts) <= _FEW_PROMPTS
+        and not options.return_logits
+        and all(prompt.mask_input is None for prompt in prompts)
+    )
+
+
 class RemoteEncoder:
     """The encoder over its handle."""
 
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
-        self._handle = handle
+        self._handle = handle.options(method_name="encode", _by_reference=True)
 
     async def encode(self, pixels: SharedPixels) -> Embedding:
         """Embed an image; its pixels go straight from the object store to the encoder."""
-        found: Embedding = await answer_of(self._handle.encode.remote(pixels.ref))
+        found: Embedding = await answer_of(self._handle.remote(pixels.ref, time_left_s()))
         # Copied out of the object store, which could not drop what the cache keeps.
         tensors = {name: tensor.copy() for name, tensor in found.tensors.items()}
         return Embedding(tensors, height=found.height, width=found.width)
@@ -94,6 +112,8 @@ class RemotePredictor:
 
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         self._handle = handle
+        self._small = handle.options(method_name="predict")
+        self._large = handle.options(method_name="predict", _by_reference=True)
 
     async def predict(
         self,
@@ -103,9 +123,10 @@ class RemotePredictor:
         options: DecodeOptions,
     ) -> Prediction | None:
         shared = None if pixels is None else await SharedPixels.of(pixels)
-        return await answer_of(
-            self._handle.predict.remote(image_id, shared, tuple(prompts), options)
-        )
+        small = shared is None and _is_small(prompts, options)
+        # The session is what the decoders' router goes by.
+        handle = (self._small if small else self._large).options(session_id=image_id)
+        return await answer_of(handle.remote(image_id, shared, tuple(prompts), options))
 
     async def wake(self) -> None:
         await answer_of(self._handle.ping.remote())
@@ -115,7 +136,7 @@ class RemoteProposer:
     """`serve_app.ports.Proposer` over its handle."""
 
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
-        self._handle = handle
+        self._handle = handle.options(method_name="propose", _by_reference=True)
 
     async def propose(
         self,
@@ -125,7 +146,7 @@ class RemoteProposer:
         points_per_side: int,
     ) -> tuple[Proposal, ...]:
         given = None if pixels is None else (await SharedPixels.of(pixels)).ref
-        return await answer_of(self._handle.propose.remote(given, size, source, points_per_side))
+        return await answer_of(self._handle.remote(given, size, source, points_per_side))
 
 
 class RemoteTextScorer:
@@ -147,6 +168,5 @@ class RemoteTextScorer:
         self, pixels: RgbArray, candidates: Sequence[Candidate], texts: Sequence[str]
     ) -> TextScores:
         shared = await SharedPixels.of(pixels)
-        return await answer_of(
-            self._handle.score.remote(shared.ref, tuple(candidates), tuple(texts))
-        )
+        handle = self._handle.options(method_name="score", _by_reference=True)
+        return await answer_of(handle.remote(shared.ref, tuple(candidates), tuple(texts)))

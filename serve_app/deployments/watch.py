@@ -1,59 +1,67 @@
-"""How many replicas each variant has at present, as Serve's controller tells."""
+"""How many replicas each variant has at present, as Serve's controller tells when it changes."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
+from functools import partial
+from typing import Any
 
+import ray
 from ray import serve
+from ray.serve._private.common import DeploymentID
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+from ray.serve._private.long_poll import LongPollClient, LongPollNamespace
 
 from serve_app.domain.settings import GraphSettings
 from serve_app.routing.board import LoadBoard
 
-_PERIOD_S = 1.0
 
-log = logging.getLogger(__name__)
+class ReplicaCounts:
+    """Tells a `LoadBoard` of running replicas.
 
-
-class ReplicaWatch:
-    """Keeps a `LoadBoard`'s replica counts true while the ingress lives.
-
-    Args:
-        settings: which variants there are.
-        board: told of every look.
+    Attributes:
+        parts: names of the deployments that count.
     """
 
     def __init__(self, settings: GraphSettings, board: LoadBoard) -> None:
         self._fused = {name: v.layout == "fused" for name, v in settings.variants.items()}
         self._board = board
-        self._application = serve.get_replica_context().app_name
-        # Serve constructs replicas inside their event loop; the loop alone would not keep the task.
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        encoders = [f"{name}-encoder" for name, fused in self._fused.items() if not fused]
+        self.parts = [*encoders, *(f"{name}-decoder" for name in self._fused)]
+        self._running = dict.fromkeys(self.parts, 0)
 
-    async def _run(self) -> None:
-        blind = False
-        while True:
-            try:
-                self._note(await asyncio.to_thread(running_replicas, self._application))
-                blind = False
-            except Exception:
-                # The controller is away for a moment: what was last known holds.
-                if not blind:
-                    log.warning("no replica counts", exc_info=True)
-                blind = True
-            await asyncio.sleep(_PERIOD_S)
-
-    def _note(self, running: dict[str, int]) -> None:
+    def told(self, part: str, targets: Any) -> None:
+        """A deployment's running replicas are others now; ``targets`` is a DeploymentTargetInfo."""
+        self._running[part] = len(targets.running_replicas)
         for name, fused in self._fused.items():
-            decoders = running.get(f"{name}-decoder", 0)
-            encoders = decoders if fused else running.get(f"{name}-encoder", 0)
-            self._board.replicas(name, encoders, decoders)
+            decoders = self._running[f"{name}-decoder"]
+            self._board.replicas(
+                name, decoders if fused else self._running[f"{name}-encoder"], decoders
+            )
 
 
-def running_replicas(application: str) -> dict[str, int]:
-    """Running replicas by deployment; blocks for a call to the controller."""
-    found = serve.status().applications[application].deployments
-    return {
-        name: sum(n for state, n in told.replica_states.items() if state == "RUNNING")
-        for name, told in found.items()
-    }
+class ReplicaWatch:
+    """Keeps a `LoadBoard`'s replica counts true while the ingress lives.
+
+    It listens where Serve's own routers do.  (Asking for ``serve.status()`` again and again takes
+    some percent of a core here and in the controller, for which masks on a small machine wait.)
+
+    Args:
+        settings: which variants there are.
+        board: told of every change.
+    """
+
+    def __init__(self, settings: GraphSettings, board: LoadBoard) -> None:
+        counts = ReplicaCounts(settings, board)
+        application = serve.get_replica_context().app_name
+        topic = LongPollNamespace.DEPLOYMENT_TARGETS
+        listeners: dict[Any, Any] = {
+            (topic, DeploymentID(part, application)): partial(counts.told, part)
+            for part in counts.parts
+        }
+        self._client = LongPollClient(
+            ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE),
+            listeners,
+            call_in_event_loop=asyncio.get_running_loop(),
+            client_id=f"{type(self).__name__}:{application}",
+        )

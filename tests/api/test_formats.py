@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
+from serve_app.api import routes_v1
 from serve_app.api.answers import FeatureCollectionAnswer, SegmentAnswer
 from serve_app.domain.types import BoolArray
 
@@ -164,3 +165,23 @@ async def test_what_has_nothing_to_say_is_left_out(client):
     told = (await ask(client, box=[1, 2, 3, 4])).json()
     assert not {"expected_ms", "degraded", "escalated"} & told.keys()
     assert "variant" not in told["results"][0]
+
+
+@pytest.mark.parametrize(
+    ("members", "threads"),
+    [({}, 0), ({"format": "polygon"}, 1), ({"return_logits": True}, 1), ({"format": "npz"}, 1)],
+    ids=["run lengths", "polygons", "logits", "npz"],
+)
+async def test_only_what_takes_time_is_formatted_in_a_thread(
+    client, monkeypatch, members: dict[str, Any], threads: int
+):
+    calls: list[object] = []
+    original = routes_v1.asyncio.to_thread
+
+    async def counted(function: Any, *args: Any) -> Any:
+        calls.append(function)
+        return await original(function, *args)
+
+    monkeypatch.setattr(routes_v1.asyncio, "to_thread", counted)
+    await ask(client, box=[1, 2, 3, 4], **members)
+    assert len(calls) == threads

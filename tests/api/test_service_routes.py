@@ -128,6 +128,7 @@ def test_the_interface_imports_neither_torch_nor_ray():
         ("pred_iou_thresh", 1.1),
         ("stability_score_thresh", -0.1),
         ("box_nms_thresh", float("nan")),
+        ("mode", "slow"),
         ("crop_nms_thresh", 2),
         ("stability_score_offset", 0),
         ("stability_score_offset", float("inf")),

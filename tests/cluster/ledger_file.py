@@ -35,6 +35,8 @@ def write_ledger(settings: GraphSettings, path: Path) -> None:
     registry = load_registry()
     entries = {}
     for name, variant in settings.variants.items():
+        if name not in ENCODE_MS:
+            continue
         spec, compute = registry.get(variant.model), encoder_compute(variant)
         entries[name] = LedgerEntry(
             model=variant.model,
@@ -42,6 +44,7 @@ def write_ledger(settings: GraphSettings, path: Path) -> None:
             preprocessing=spec.preprocessing,
             device=compute.device,
             dtype=compute.dtype,
+            engine=spec.engine(compute),
             threads=compute.threads,
             cold_start_s=Duration(value=15),
             load_s=Duration(value=2),

@@ -22,6 +22,8 @@ from typing import Any
 import httpx
 import yaml
 
+from serve_app.commands.environment import ray_environment
+
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 30.0
 _POLL_S = 0.2
@@ -109,7 +111,8 @@ class RayCluster:
                 command,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=self.environment,
+                # As `make serve` sets Ray up; callers have none of it.
+                env={**self.environment, **ray_environment(self.folder)},
                 start_new_session=True,
             )
 

@@ -36,6 +36,7 @@ from serve_app.domain.types import (
     Candidate,
     DecodeOptions,
     Everything,
+    EverythingMode,
     Mask,
     Prediction,
     Prompt,
@@ -437,12 +438,27 @@ async def test_everything_over_the_grid() -> None:
     assert [m.bbox for m in answer.masks] == [(10, 10, 4, 4), (30, 10, 4, 4), (10, 30, 4, 4)]
     assert [m.point_coords for m in answer.masks] == [(10, 10), (30, 10), (10, 30)]
     assert {m.crop_box for m in answer.masks} == {(0, 0, WIDTH, HEIGHT)}
-    # Two prompts, then the third: the image travels with the first batch alone.
-    name = image_id(PIXELS)
-    assert graph.fast.calls == [(name, True, 2), (name, False, 1)]
+    # All points in one call: what is done of them at a time is the decoder's business.
+    assert graph.fast.calls == [(image_id(PIXELS), True, 3)]
+    (options,) = graph.fast.options
+    assert (options.prompts_at_once, options.box_nms_thresh) == (2, 0.4)
     # A threshold of 0 is none, as Meta's.
-    assert graph.fast.options[0].pred_iou_thresh is None
-    assert graph.fast.options[0].stability_score_thresh == 0.95
+    assert options.pred_iou_thresh is None
+    assert options.stability_score_thresh == 0.95
+
+
+async def test_everything_thins_out_the_grid_alone_and_only_in_the_fast_mode() -> None:
+    most = {}
+    for mode in EverythingMode:
+        for source in (ProposalSource.GRID, ProposalSource.DETECTOR):
+            graph = Graph()
+            task = Everything(mode=mode, proposals=source)
+            await graph.flow.segment(SegmentRequest(image=PIXELS, task=task))
+            most[mode, source] = graph.fast.options[0].most_points
+    assert most.pop((EverythingMode.FAST, ProposalSource.GRID)) == 384
+    assert set(most.values()) == {None}
+    assert [Everything().prompts_of_grid(side) for side in (1, 16, 20, 64)] == [1, 256, 256, 1536]
+    assert Everything(mode=EverythingMode.EXACT).prompts_of_grid(20) == 400
 
 
 async def test_everything_over_crops_in_the_frame_of_the_image() -> None:
@@ -451,6 +467,9 @@ async def test_everything_over_crops_in_the_frame_of_the_image() -> None:
     await graph.flow.segment(SegmentRequest(image=PIXELS, task=task))
     sides = [side for _, side in graph.proposer.asked]
     assert sides == [4, 2, 2, 2, 2]
+    # What a crop cuts off must not win over others before that is seen.
+    thresholds = [options.box_nms_thresh for options in graph.fast.options]
+    assert thresholds == [0.7, None, None, None, None]
     sizes = [name.split("-")[0] for name, _, _ in graph.fast.calls]
     assert sizes == ["60x40", "37x27", "37x26", "36x27", "36x26"]
 
@@ -598,6 +617,18 @@ async def test_the_sooner_of_the_callers_and_the_services_time_ends_a_request(
         with pytest.raises(DeadlineExceeded, match=r"0\.(2|16) s"):
             await graph.flow.segment(_request(timeout_s=asked_s))
         assert stopped.is_set()
+
+
+async def test_whoever_works_for_a_request_is_told_how_long_it_waits() -> None:
+    graph = Graph(timeout_s=60)
+    await graph.flow.segment(_request())
+    await graph.flow.segment(_request(timeout_s=20))
+    service_s, caller_s = (options.time_left_s or 0 for options in graph.fast.options)
+    assert 20 < service_s < 60
+    assert 0 < caller_s < 20
+    free = Graph()
+    await free.flow.segment(_request())
+    assert free.fast.options[0].time_left_s is None
 
 
 # The cascade.
@@ -805,6 +836,8 @@ async def test_within_the_callers_time_a_second_answer_is_worth_it() -> None:
     graph = _cascade(accurate=replace(ACCURATE, quality={"box": 0.75}))
     for more in ({"max_latency_ms": 2000}, {"timeout_s": 2.0}):
         assert (await graph.flow.segment(_request(**more))).escalated == 1
+        # The second variant's time is what the cascade gives it.
+        assert 0 < (graph.accurate.options[-1].time_left_s or 0) < 2
 
 
 @pytest.mark.parametrize("wakes", [True, False])

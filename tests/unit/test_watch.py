@@ -1,20 +1,51 @@
-"""How replica counts are read from what Serve tells."""
+"""How replica counts are made of what Serve's controller tells."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from ray import serve
 
-from serve_app.deployments.watch import running_replicas
+from serve_app.deployments.watch import ReplicaCounts
+from serve_app.domain.settings import GraphSettings, VariantSettings
+from serve_app.routing.board import Capacity, LoadBoard
 
 
-def test_only_running_replicas_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    deployments = {
-        "fast-encoder": SimpleNamespace(replica_states={"RUNNING": 2, "STARTING": 1}),
-        "accurate-encoder": SimpleNamespace(replica_states={}),
+def _targets(replicas: int) -> Any:
+    return SimpleNamespace(running_replicas=[object()] * replicas)
+
+
+@pytest.fixture
+def board() -> LoadBoard:
+    return LoadBoard({"fast": Capacity(0, 0), "small": Capacity(0, 0)}, {})
+
+
+@pytest.fixture
+def counts(board: LoadBoard) -> ReplicaCounts:
+    variants = {
+        "fast": VariantSettings(model="vit_t"),
+        "small": VariantSettings(model="vit_t", layout="fused"),
     }
-    status = SimpleNamespace(applications={"sam": SimpleNamespace(deployments=deployments)})
-    monkeypatch.setattr(serve, "status", lambda: status)
-    assert running_replicas("sam") == {"fast-encoder": 2, "accurate-encoder": 0}
+    return ReplicaCounts(GraphSettings(variants=variants), board)
+
+
+def _seen(board: LoadBoard, variant: str) -> tuple[int, int]:
+    found = board.situation(variant, "8x8-0", 0.0)
+    return found.encoders, found.decoders
+
+
+def test_each_half_counts_for_itself(counts: ReplicaCounts, board: LoadBoard) -> None:
+    counts.told("fast-encoder", _targets(2))
+    assert _seen(board, "fast") == (2, 0)
+    counts.told("fast-decoder", _targets(3))
+    assert _seen(board, "fast") == (2, 3)
+    counts.told("fast-encoder", _targets(0))
+    assert _seen(board, "fast") == (0, 3)
+
+
+def test_a_fused_decoder_is_an_encoder_too(counts: ReplicaCounts, board: LoadBoard) -> None:
+    assert "small-encoder" not in counts.parts
+    counts.told("small-decoder", _targets(1))
+    assert _seen(board, "small") == (1, 1)
+    assert _seen(board, "fast") == (0, 0)

@@ -1,0 +1,48 @@
+"""The switches of a Ray that serves this project on one machine."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from serve_app.commands.environment import ray_environment
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="HAProxy comes for Linux alone")
+def test_ray_knows_every_switch_and_takes_its_value(tmp_path: Path) -> None:
+    """A switch that a new Ray renames would do nothing, silently."""
+    switches = ray_environment(tmp_path)
+    told = subprocess.run(
+        [
+            sys.executable, "-c",
+            "from ray.serve._private import constants as c; import json; print(json.dumps("
+            "{k: getattr(c, k) for k in dir(c) if k.startswith('RAY_SERVE_')}, default=str))",
+        ],
+        env=switches, check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    known = json.loads(told)
+    for name, value in switches.items():
+        if name.startswith("RAY_SERVE_"):
+            taken = int(known[name]) if isinstance(known[name], bool) else known[name]
+            assert str(taken) == value, name
+
+
+def test_two_rays_do_not_share_ports_or_files(tmp_path: Path) -> None:
+    one, two = ray_environment(tmp_path / "one"), ray_environment(tmp_path / "two")
+    own = {k for k in one if k.endswith(("_PORT", "_LOC", "_PATH", "_BASE", "_FILE"))}
+    assert own
+    assert all(one[name] != two[name] for name in own)
+    assert len({one[name] for name in own if name.endswith("_PORT")}) == 3
+
+
+def test_the_documents_explain_every_switch(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "deploy.md").read_text("utf-8")
+    explained = {name.removeprefix("RAY_SERVE_HAPROXY") for name in ray_environment(tmp_path)}
+    unexplained = {name for name in explained if name not in text}
+    assert unexplained <= {"RAY_ENABLE_UV_RUN_RUNTIME_ENV"}
