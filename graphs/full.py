@@ -9,6 +9,7 @@ ingress ─┬─▶ proposals
 from ray.serve import Application
 
 from graphs.nodes import ingress_node, proposals_node, text_node, variant_node
+from serve_app.compute.quantised import deployable
 from serve_app.domain.settings import GraphSettings
 
 
@@ -16,6 +17,7 @@ from serve_app.domain.settings import GraphSettings
 # if it finds the class itself, not its name, in the annotation.
 def build(settings: GraphSettings) -> Application:
     """The application builder that ``configs/*.yaml`` name."""
+    settings = deployable(settings)[0]
     decoders = {
         name: variant_node(name, variant, settings) for name, variant in settings.variants.items()
     }

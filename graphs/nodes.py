@@ -6,8 +6,10 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Deployment
+from ray.serve.config import RequestRouterConfig
 
 from serve_app.compute.engines import ModelSource
+from serve_app.deployments.affinity import affinity
 from serve_app.deployments.decoder import DecoderReplica
 from serve_app.deployments.encoder import EncoderReplica
 from serve_app.deployments.ingress import IngressReplica
@@ -20,8 +22,10 @@ from serve_app.ledger.wiring import variant_infos
 Node = Any  # what .bind() gives; Ray turns it into a handle where it is an argument
 
 
-def deployed(replica: type, name: str, replicas: Replicas) -> Deployment:
-    """A replica class with its settings, as a Serve deployment."""
+def deployed(
+    replica: type, name: str, replicas: Replicas, router: RequestRouterConfig | None = None
+) -> Deployment:
+    """A replica class with its settings, as a Serve deployment; ``router`` None: Ray's own."""
     decorate = serve.deployment(
         name=name,
         ray_actor_options=dict(replicas.ray_actor_options),
@@ -30,6 +34,7 @@ def deployed(replica: type, name: str, replicas: Replicas) -> Deployment:
         max_queued_requests=replicas.max_queued_requests,
         graceful_shutdown_timeout_s=replicas.graceful_shutdown_timeout_s,
         health_check_timeout_s=30,
+        request_router_config=router or RequestRouterConfig(),
     )
     deployment: Deployment = decorate(replica)
     return deployment
@@ -43,7 +48,9 @@ def variant_node(name: str, variant: VariantSettings, settings: GraphSettings) -
         encoder = deployed(EncoderReplica, f"{name}-encoder", variant.encoder).bind(
             variant.model, variant.encoder, source
         )
-    return deployed(DecoderReplica, f"{name}-decoder", variant.decoder).bind(
+    # An image goes to the replica that has its embedding.
+    router = affinity(variant.decoder)
+    return deployed(DecoderReplica, f"{name}-decoder", variant.decoder, router).bind(
         variant, settings.cache, source, encoder
     )
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from serve_app.compute.quantised import open_registry
 from serve_app.compute.text.engine import TextScoringEngine, build_text_engine
 from serve_app.compute.weights import WeightStore
-from serve_app.domain.registry import ModelSpec, Registry, load_registry
+from serve_app.domain.registry import ModelSpec, Registry
 from serve_app.domain.settings import Compute, GraphSettings, OpenClipSettings, TextSettings
 from serve_app.ports import DecoderEngine, EncoderEngine
 
@@ -33,11 +34,16 @@ class ModelSource:
 
     @cached_property
     def registry(self) -> Registry:
-        return load_registry(Path(self.registry_path) if self.registry_path else None)
+        return open_registry(self.registry_path, self.store.root)
 
     @cached_property
     def store(self) -> WeightStore:
         return WeightStore(Path(self.weights_dir) if self.weights_dir else None, self.offline)
+
+    @property
+    def graphs(self) -> Path:
+        """Where graphs are kept that were traced from models."""
+        return self.store.root / "graphs"
 
     def spec(self, model: str) -> ModelSpec:
         """The registry's entry of a model."""
@@ -84,12 +90,39 @@ def load_encoder(source: ModelSource, model: str, compute: Compute) -> EncoderEn
 
         return Sam2OnnxEncoder(files["encoder"], compute)
     architecture = _sam_architecture(model, spec)
+    engine = spec.engine(compute)
+    if engine == "openvino":
+        from serve_app.compute.sam.encoder_openvino import OpenVinoEncoder, kept_tiny_vit
+
+        graph = files.get("encoder") or kept_tiny_vit(
+            files["checkpoint"], spec.weights_hash, source.graphs
+        )
+        return OpenVinoEncoder(graph, compute)
     from serve_app.compute.devices import apply_compute
     from serve_app.compute.sam.encoder import SamEncoder
     from serve_app.compute.sam.model import load_sam
 
     apply_compute(compute)
-    return SamEncoder(load_sam(architecture, files["checkpoint"]), compute)
+    return SamEncoder(load_sam(architecture, files["checkpoint"]), compute, engine == "compiled")
+
+
+def warm_up_sizes(spec: ModelSpec, compute: Compute, most: int) -> tuple[int, ...]:
+    """The numbers of images with which an encoder should run before it is asked.
+
+    Engines that take images one by one need one pass; PyTorch chooses its kernels by the size of
+    a batch, and compiles for powers of two.
+
+    Args:
+        most: the largest batch in use.
+    """
+    engine = spec.engine(compute)
+    if engine == "torch":
+        return tuple(sorted({1, most}))
+    if engine == "compiled":
+        from serve_app.compute.sam.encoder import batch_sizes
+
+        return batch_sizes(most)
+    return (1,)
 
 
 def load_decoder(source: ModelSource, model: str, compute: Compute) -> DecoderEngine:
@@ -105,8 +138,10 @@ def load_decoder(source: ModelSource, model: str, compute: Compute) -> DecoderEn
     architecture = _sam_architecture(model, spec)
     from serve_app.compute.sam.decoder import SamDecoder
     from serve_app.compute.sam.model import load_sam
+    from serve_app.compute.traced import Graphs
 
-    return SamDecoder(load_sam(architecture, files["checkpoint"], with_encoder=False), compute)
+    sam = load_sam(architecture, files["checkpoint"], with_encoder=False)
+    return SamDecoder(sam, compute, Graphs(source.graphs, spec.weights_hash))
 
 
 def _sam_architecture(model: str, spec: ModelSpec) -> str:

@@ -14,7 +14,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from serve_app.domain.settings import VARIANT_NAME, Strict
+from serve_app.domain.settings import VARIANT_NAME, EngineName, Strict
 
 QualityKind = Literal["box", "point"]
 """How an object was asked for when its mean IoU was measured."""
@@ -83,6 +83,7 @@ class LedgerEntry(Strict):
     preprocessing: str
     device: str
     dtype: str
+    engine: EngineName | None = Field(None, description="what ran the encoder; null: not told")
     threads: int = Field(ge=1)
     cold_start_s: Duration = Field(
         description="from the start of a new process to the first masks, imports included"

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
-from serve_app.domain.settings import Strict
+from serve_app.domain.settings import Compute, EngineName, Strict
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -149,6 +149,20 @@ FILE_KEYS: Mapping[str, frozenset[str] | None] = {
     "open_clip": frozenset({"weights"}),
 }
 
+QUANTISED_KEYS = frozenset({"encoder", "encoder_weights"})
+"""The further files of a model of the family sam whose encoder was quantised: OpenVINO's."""
+
+
+def _possible_engines(family: Family, architecture: str | None, quantised: bool) -> set[EngineName]:
+    """What can run the encoder of such a model."""
+    if family == "sam2_onnx":
+        return {"onnxruntime"}
+    if family != "sam":
+        return set()
+    if quantised:
+        return {"openvino"}
+    return {"torch", "compiled", "openvino"} if architecture == "vit_t" else {"torch", "compiled"}
+
 
 class ModelSpec(Strict):
     """One model: what it is, and its files by the role they play in loading it."""
@@ -163,6 +177,9 @@ class ModelSpec(Strict):
     preprocessing: str = Field(
         min_length=1, description="revision of what happens to an image before the model"
     )
+    engines: tuple[EngineName, ...] = Field(
+        (), description="of a segmentation model: what may run its encoder, the best first"
+    )
     files: dict[str, WeightFile] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -172,6 +189,8 @@ class ModelSpec(Strict):
         if self.family == "open_clip" and not self.architecture:
             raise ValueError("family open_clip needs an architecture")
         keys = FILE_KEYS[self.family]
+        if keys is not None and self.quantised:
+            keys |= QUANTISED_KEYS
         if keys is None and not self.files:
             raise ValueError(f"family {self.family} needs files")
         if keys is not None and keys != set(self.files):
@@ -180,12 +199,44 @@ class ModelSpec(Strict):
         names = [file.name.lower() for file in self.files.values()]
         if len(set(names)) != len(names):
             raise ValueError("two files have the same name")
+        possible = _possible_engines(self.family, self.architecture, self.quantised)
+        if set(self.engines) - possible:
+            known = ", ".join(sorted(possible)) or "none"
+            raise ValueError(f"engines of such a model can be: {known}")
         return self
+
+    @property
+    def quantised(self) -> bool:
+        """Whether its encoder is a saved int8 graph beside the original's checkpoint."""
+        return self.family == "sam" and "encoder" in self.files
+
+    def engine(self, compute: Compute) -> EngineName:
+        """What runs its encoder there.
+
+        Raises:
+            ValueError: the engine asked for is none of the model's, or none suits the device.
+        """
+        default: EngineName = "onnxruntime" if self.family == "sam2_onnx" else "torch"
+        listed = self.engines or (default,)
+        usable = [e for e in listed if compute.device == "cpu" or e != "openvino"]
+        if compute.engine in usable:
+            return compute.engine
+        if compute.engine is not None or not usable:
+            raise ValueError(
+                f"{self.title} runs on {', '.join(usable) or 'no engine'} there, "
+                f"not on {compute.engine or compute.device}"
+            )
+        return usable[0]
 
     @property
     def size(self) -> int:
         """Bytes of all files together."""
         return sum(file.size for file in self.files.values())
+
+    @property
+    def stretched(self) -> bool:
+        """Whether the model stretches images to its square; SAM 1 pads them."""
+        return self.family == "sam2_onnx"
 
     @property
     def weights_hash(self) -> str:

@@ -23,12 +23,20 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+EngineName = Literal["torch", "compiled", "openvino", "onnxruntime"]
+
+
 class Compute(Strict):
     """On what a model runs."""
 
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="torch device")
     dtype: Literal["float32", "float16", "bfloat16"] = Field(
         "float32", description="precision of the model's arithmetic"
+    )
+    engine: EngineName | None = Field(
+        None,
+        description="what runs a segmentation model's encoder, one of its `engines` in the "
+        "registry; null: the first of them that suits the device",
     )
     threads: int = Field(1, ge=1, description="CPU threads of one replica")
     memory_fraction: float | None = Field(
@@ -41,6 +49,8 @@ class Compute(Strict):
             raise ValueError("float16 needs a GPU; use float32 or bfloat16 on a CPU")
         if self.device == "cpu" and self.memory_fraction is not None:
             raise ValueError("memory_fraction is for GPUs")
+        if self.device != "cpu" and self.engine == "openvino":
+            raise ValueError("the engine openvino is for CPUs")
         return self
 
 
@@ -112,7 +122,8 @@ class VariantSettings(Strict):
     reference: str | None = Field(
         None,
         description="a variant whose embeddings and masks this one should give, such as its "
-        "full-precision original; null: the model's own library",
+        "full-precision original, which answers for it where no int8 model was made; null: the "
+        "model's own library",
     )
     encoder: EncoderSettings = EncoderSettings()
     decoder: DecoderSettings = DecoderSettings()
@@ -126,6 +137,17 @@ class VariantSettings(Strict):
     def sleeps(self) -> bool:
         """Whether a half of it may have no replica, until somebody asks."""
         return self.decoder.sleeps or (self.layout == "split" and self.encoder.sleeps)
+
+
+class QuantisedSettings(Strict):
+    """What an int8 model must be worth, by the figures it was made with, to be deployed."""
+
+    least_speedup: float = Field(
+        1.1, gt=0, description="times that its encoder must be faster than the original's"
+    )
+    most_iou_loss: float = Field(
+        0.005, ge=0, le=1, description="mean IoU that it may lose against the original"
+    )
 
 
 class RouterSettings(Strict):
@@ -297,6 +319,7 @@ class GraphSettings(Strict):
     variants: dict[str, VariantSettings] = Field(
         default_factory=lambda: {"fast": VariantSettings(model="vit_t")}, min_length=1
     )
+    quantised: QuantisedSettings = QuantisedSettings()
     router: RouterSettings = RouterSettings()
     ingress: IngressSettings = IngressSettings()
     proposals: ProposalsSettings = ProposalsSettings()

@@ -10,7 +10,7 @@ from serve_app.ports import DecoderEngine, EncoderEngine
 from serve_app.routing.variants import encoder_compute
 
 _LIBRARIES = {
-    "sam": ("serve_app.compute.sam.encoder", "serve_app.compute.sam.decoder", "timm"),
+    "sam": ("serve_app.compute.sam.encoder", "serve_app.compute.sam.decoder"),
     "sam2_onnx": ("serve_app.compute.devices", "serve_app.compute.sam.sam2_onnx"),
 }
 

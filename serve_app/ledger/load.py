@@ -160,12 +160,17 @@ def mismatch(entry: LedgerEntry, variant: VariantSettings, registry: Registry) -
     except RegistryError:
         return "its model is not in the registry"
     compute = encoder_compute(variant)
+    try:
+        engine = spec.engine(compute)
+    except ValueError as exc:
+        return str(exc)
     wanted = {
         "model": (entry.model, variant.model),
         "weights": (entry.weights_hash, spec.weights_hash),
         "preprocessing": (entry.preprocessing, spec.preprocessing),
         "device": (entry.device, compute.device),
         "dtype": (entry.dtype, compute.dtype),
+        "engine": (entry.engine, engine),
         "threads": (entry.threads, compute.threads),
     }
     for what, (measured, configured) in wanted.items():

@@ -40,7 +40,7 @@ def _startup(entries: Mapping[str, LedgerEntry]) -> str:
         [
             name,
             entry.model,
-            f"{entry.device}, {entry.dtype}, {entry.threads} threads",
+            f"{entry.engine}, {entry.device}, {entry.dtype}, {entry.threads} threads",
             interval(entry.cold_start_s, ".1f"),
             interval(entry.load_s, ".1f"),
             *(

@@ -126,6 +126,7 @@ def _measure_one(
         preprocessing=spec.preprocessing,
         device=compute.device,
         dtype=compute.dtype,
+        engine=spec.engine(compute),
         threads=compute.threads,
         cold_start_s=duration(cold, effort.seed),
         load_s=duration(loads, effort.seed),

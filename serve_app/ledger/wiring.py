@@ -76,7 +76,7 @@ def _figures(name: str, ledger: LoadedLedger) -> dict[str, Any]:
     entry = ledger.entries.get(name)
     if entry is None:
         return {"measured": None, "not_measured": ledger.ignored.get(name, "not measured")}
-    told = {"model", "weights_hash", "preprocessing", "device", "dtype"}
+    told = {"model", "weights_hash", "preprocessing", "device", "dtype", "engine"}
     figures: dict[str, Any] = {
         "measured": entry.model_dump(mode="json", exclude=told, exclude_none=True)
     }

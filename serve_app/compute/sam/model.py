@@ -7,16 +7,15 @@ no code of the MobileSAM repository is needed.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from segment_anything.build_sam import _build_sam, sam_model_registry
 from segment_anything.modeling import Sam
 from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
+
+from serve_app.compute.sam.checkpoint import read_checkpoint
 
 ARCHITECTURES = ("vit_t", "vit_b", "vit_l", "vit_h")
 
@@ -84,42 +83,9 @@ def load_sam(architecture: str, checkpoint: Path, with_encoder: bool = True) -> 
 
     The file is mapped into memory: without the encoder its weights are never read.
     """
-    state: Mapping[str, Any] = torch.load(
-        checkpoint, map_location="cpu", weights_only=True, mmap=True
-    )
-    if architecture == "vit_t":
-        state = _rename_mobile_sam(state)
+    state = read_checkpoint(architecture, checkpoint)
     if not with_encoder:
         state = {k: v for k, v in state.items() if not k.startswith("image_encoder.")}
     sam = build_sam(architecture, with_encoder)
     sam.load_state_dict(state)
     return sam
-
-
-_RENAMES = (
-    (r"^image_encoder\.neck\.", "image_encoder.neck."),
-    (r"^image_encoder\.patch_embed\.seq\.0\.", "image_encoder.patch_embed.conv1."),
-    (r"^image_encoder\.patch_embed\.seq\.2\.", "image_encoder.patch_embed.conv2."),
-    (r"^image_encoder\.layers\.(\d+)\.blocks\.", r"image_encoder.stages.\1.blocks."),
-    (r"\.c\.", ".conv."),
-    (r"^image_encoder\.(patch_embed|stages)\.", r"image_encoder.backbone.\1."),
-)
-
-
-def _rename_mobile_sam(state: Mapping[str, Any]) -> dict[str, Any]:
-    """MobileSAM's parameter names as timm's: timm counts a downsampling to the next stage."""
-    renamed = {}
-    for key, value in state.items():
-        if key.startswith(("image_encoder.head.", "image_encoder.norm_head.")):
-            continue
-        if key.endswith("attention_bias_idxs"):
-            continue
-        new = re.sub(
-            r"^image_encoder\.layers\.(\d+)\.downsample\.",
-            lambda m: f"image_encoder.stages.{int(m[1]) + 1}.downsample.",
-            key,
-        )
-        for pattern, replacement in _RENAMES:
-            new = re.sub(pattern, replacement, new)
-        renamed[new] = value
-    return renamed

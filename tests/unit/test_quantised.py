@@ -1,0 +1,168 @@
+"""Int8 models made on this machine: found, deployed, and refused where they are not worth it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve_app.compute.engines import ModelSource, warm_up_sizes
+from serve_app.compute.quantised import MANIFEST, Manifest, deployable, open_registry
+from serve_app.domain.registry import ModelSpec, RegistryError, load_registry
+from serve_app.domain.settings import Compute, GraphSettings
+from serve_app.routing.variants import variant_info
+
+FIGURES = {
+    "embedding_cosine": 0.995,
+    "mask_iou": 0.97,
+    "mean_iou": 0.80,
+    "original_mean_iou": 0.803,
+    "encode_ms": 150.0,
+    "original_encode_ms": 300.0,
+    "speedup": 2.0,
+    "images": 4,
+    "objects": 20,
+    "data": "drawn",
+}
+
+
+def make(root: Path, changes: dict[str, Any] | None = None, weights: str | None = None) -> Manifest:
+    """Write a manifest as the command does; no graph is needed to decide on it."""
+    original = load_registry().get("vit_t")
+    checkpoint = original.files["checkpoint"].model_dump() | {"sources": ()}
+    graph = {"name": "encoder.xml", "size": 10, "sha256": "a" * 64}
+    bytes_ = {"name": "encoder.bin", "size": 20, "sha256": "b" * 64}
+    spec = original.model_dump() | {
+        "engines": ("openvino",),
+        "files": {"checkpoint": checkpoint, "encoder": graph, "encoder_weights": bytes_},
+    }
+    manifest = Manifest.model_validate(
+        {
+            "spec": spec,
+            "original": "vit_t",
+            "original_weights": weights or original.weights_hash,
+            "calibration": "photos",
+            "calibration_images": 3,
+            "figures": FIGURES | (changes or {}),
+            "created": "2026-01-02T03:04:05+00:00",
+            "cpu": "a chip",
+            "versions": {"openvino": "1"},
+        }
+    )
+    folder = root / "vit_t_int8"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).write_text(manifest.model_dump_json(), encoding="utf-8")
+    return manifest
+
+
+def settings(root: Path, **changes: Any) -> GraphSettings:
+    content: dict[str, Any] = {
+        "weights_dir": str(root),
+        "variants": {
+            "fast": {"model": "vit_t"},
+            "quantized": {"model": "vit_t_int8", "reference": "fast"},
+        },
+    }
+    return GraphSettings.model_validate(content | changes)
+
+
+def test_without_an_int8_model_the_reference_answers_under_its_name(tmp_path: Path) -> None:
+    found, left_out = deployable(settings(tmp_path))
+    assert list(found.variants) == ["fast"]
+    assert found.router.aliases == {"quantized": "fast"}
+    assert "python -m serve_app quantise" in left_out["quantized"]
+
+
+def test_a_good_int8_model_is_deployed_with_weights_of_its_own(tmp_path: Path) -> None:
+    manifest = make(tmp_path)
+    found, left_out = deployable(settings(tmp_path))
+    assert list(found.variants) == ["fast", "quantized"]
+    assert (found.router.aliases, left_out) == ({}, {})
+    registry = ModelSource.of(found).registry
+    assert registry.get("vit_t_int8") == manifest.spec
+    # Other weights, so that no cache takes one's embeddings for the other's.
+    assert registry.get("vit_t_int8").weights_hash != registry.get("vit_t").weights_hash
+    info = variant_info("quantized", found.variants["quantized"], registry)
+    assert info.details["engine"] == "openvino"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"speedup": 1.05}, "1.05 times as fast"),
+        ({"mean_iou": 0.797}, "loses 0.0060 of mean IoU"),
+    ],
+)
+def test_slower_or_worse_than_the_tolerance_is_refused(
+    tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    make(tmp_path, changes)
+    found, left_out = deployable(settings(tmp_path))
+    assert found.router.aliases == {"quantized": "fast"}
+    assert said in left_out["quantized"]
+    tolerant = {"least_speedup": 1.0, "most_iou_loss": 0.01}
+    found, left_out = deployable(settings(tmp_path, quantised=tolerant))
+    assert ("quantized" in found.variants, left_out) == (True, {})
+
+
+def test_an_int8_model_of_other_weights_is_refused(tmp_path: Path) -> None:
+    make(tmp_path, weights="c" * 64)
+    assert "other weights" in deployable(settings(tmp_path))[1]["quantized"]
+
+
+def test_a_default_variant_that_is_not_here_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RegistryError, match="quantise"):
+        deployable(settings(tmp_path, router={"default": "quantized"}))
+    alone = {"fast": {"model": "vit_t"}, "quantized": {"model": "vit_t_int8"}}
+    with pytest.raises(RegistryError, match="variant quantized"):
+        deployable(settings(tmp_path, variants=alone))
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[" * 5000, "x" * (2**20 + 1)])
+def test_a_damaged_manifest_is_as_none(tmp_path: Path, content: str) -> None:
+    make(tmp_path)
+    (tmp_path / "vit_t_int8" / MANIFEST).write_text(content, encoding="utf-8")
+    assert "vit_t_int8" not in open_registry(None, tmp_path).models
+    assert "quantized" in deployable(settings(tmp_path))[1]
+
+
+def test_a_manifest_cannot_take_the_place_of_a_registry_model(tmp_path: Path) -> None:
+    make(tmp_path)
+    (tmp_path / "vit_t_int8").rename(tmp_path / "vit_b")
+    assert open_registry(None, tmp_path).get("vit_b") == load_registry().get("vit_b")
+
+
+def test_the_registry_says_which_engine_runs_a_model(tmp_path: Path) -> None:
+    registry = load_registry()
+    on_gpu = Compute(device="cuda", dtype="float16")
+    assert registry.get("vit_t").engine(Compute()) == "openvino"
+    assert registry.get("vit_t").engine(on_gpu) == "torch"
+    assert registry.get("vit_t").engine(Compute(engine="compiled")) == "compiled"
+    assert registry.get("sam2_hiera_tiny").engine(Compute()) == "onnxruntime"
+    for model, compute in (
+        ("sam2_hiera_tiny", Compute(engine="openvino")),
+        ("vit_h", Compute(engine="openvino")),
+        ("vit_t", Compute(engine="onnxruntime")),
+    ):
+        with pytest.raises(ValueError, match="runs on"):
+            registry.get(model).engine(compute)
+    with pytest.raises(ValueError, match="no engine"):
+        make(tmp_path).spec.engine(on_gpu)
+    with pytest.raises(ValueError, match="for CPUs"):
+        Compute(device="cuda", engine="openvino")
+
+
+def test_a_registry_entry_lists_only_engines_that_can_run_it() -> None:
+    for model, engine in (("vit_b", "openvino"), ("efficientdet_lite2", "torch")):
+        entry = load_registry().get(model).model_dump() | {"engines": [engine]}
+        with pytest.raises(ValueError, match="engines of such a model"):
+            ModelSpec.model_validate(entry)
+
+
+def test_warm_up_takes_the_batch_sizes_in_use() -> None:
+    spec = load_registry().get("vit_t")
+    assert warm_up_sizes(spec, Compute(), 8) == (1,)
+    assert warm_up_sizes(spec, Compute(engine="torch"), 8) == (1, 8)
+    assert warm_up_sizes(spec, Compute(engine="compiled"), 5) == (1, 2, 4, 8)
+    assert warm_up_sizes(spec, Compute(engine="compiled"), 1) == (1,)
