@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 UV_VERSION := 0.13.9
 
-.PHONY: help install serve test test-quick lint format lock models measure bench-reaction bench-prediction \
+.PHONY: help install serve test test-quick lint format lock models measure quantise bench bench-reaction bench-prediction \
 	bench-simulation clean
 
 help:  ## this list
@@ -48,9 +48,16 @@ models: $(INSTALLED)  ## the known models, where their weights are, and their st
 measure: $(INSTALLED)  ## what each variant costs and how good it is here; CONFIG=..., QUICK=1
 	@$(BIN)/python -m serve_app measure $(if $(QUICK),--quick) $(if $(CONFIG),--config $(CONFIG))
 
+quantise: $(INSTALLED)  ## an int8 version of vit_t, held against it; IMAGES=folder to calibrate on
+	@$(BIN)/python -m serve_app quantise $(if $(IMAGES),--images $(IMAGES)) $(if $(CONFIG),--config $(CONFIG))
+
 lock: $(INSTALLED)  ## compile requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
-		--extra dev --extra redis --generate-hashes --output-file requirements.lock pyproject.toml
+		--extra dev --extra redis --extra workshop --generate-hashes --output-file requirements.lock pyproject.toml
+
+bench: $(INSTALLED)  ## ours and the peers side by side (25 minutes); SECTIONS="a b", QUICK=1, URL=..., IMAGES=...
+	@$(BIN)/python -m serve_app bench $(SECTIONS) $(if $(QUICK),--quick) $(if $(CONFIG),--config $(CONFIG)) \
+		$(if $(URL),--url $(URL)) $(if $(IMAGES),--images $(IMAGES))
 
 bench-reaction: $(INSTALLED)  ## how fast replicas follow a load that moves between variants (9 minutes)
 	$(BIN)/python -m tests.cluster.reaction

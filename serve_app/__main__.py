@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from serve_app.commands import CommandError
 
-COMMAND_MODULES = ("serve", "models", "evaluate", "measure", "simulate")
+COMMAND_MODULES = ("serve", "models", "evaluate", "measure", "quantise", "simulate", "bench")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

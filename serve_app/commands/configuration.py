@@ -18,9 +18,37 @@ DEFAULT_CONFIG = "local.yaml"
 def load_settings(path: Path | None) -> tuple[GraphSettings, ...]:
     """The settings of each application in a Serve config file; None: ``configs/local.yaml``.
 
+    Without the int8 variants that graphs leave out (`left_out`).
+
     Raises:
         CommandError: not readable, or not the config of our graphs.
     """
+    return tuple(_deployable(settings)[0] for settings in _read(path))
+
+
+def left_out(path: Path | None) -> dict[str, str]:
+    """Variants of a config that graphs leave out, each with why (`serve_app.compute.quantised`).
+
+    Raises:
+        CommandError: as `load_settings`.
+    """
+    reasons: dict[str, str] = {}
+    for settings in _read(path):
+        reasons |= _deployable(settings)[1]
+    return reasons
+
+
+def _deployable(settings: GraphSettings) -> tuple[GraphSettings, dict[str, str]]:
+    from serve_app.compute.quantised import deployable
+    from serve_app.domain.registry import RegistryError
+
+    try:
+        return deployable(settings)
+    except RegistryError as exc:
+        raise CommandError(str(exc)) from exc
+
+
+def _read(path: Path | None) -> tuple[GraphSettings, ...]:
     source = path or resources.files("configs").joinpath(DEFAULT_CONFIG)
     try:
         content = yaml.safe_load(source.read_text(encoding="utf-8"))

@@ -36,12 +36,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run_models(args: argparse.Namespace) -> int:
     """Print the registry as a table or as JSON; returns 0."""
-    from serve_app.commands.configuration import load_settings, used_models
+    from serve_app.commands.configuration import left_out, load_settings, used_models
     from serve_app.ledger.load import load_ledger
 
     rows: dict[str, dict[str, Any]] = {}
     measured: list[dict[str, Any]] = []
-    warnings: list[str] = []
+    warnings = [f"{variant}: {reason}" for variant, reason in left_out(args.config).items()]
     for settings in load_settings(args.config):
         registry, store = open_models(settings)
         uses = used_models(settings)
@@ -114,16 +114,16 @@ def open_models(settings: GraphSettings) -> tuple[Registry, WeightStore]:
     Raises:
         CommandError: the registry cannot be used.
     """
+    from serve_app.compute.quantised import open_registry
     from serve_app.compute.weights import WeightStore
-    from serve_app.domain.registry import RegistryError, load_registry
+    from serve_app.domain.registry import RegistryError
 
+    # Whoever types "fetch" wants to fetch: ``offline`` is for the graph's replicas.
+    store = WeightStore(Path(settings.weights_dir) if settings.weights_dir else None)
     try:
-        registry = load_registry(Path(settings.registry) if settings.registry else None)
+        return open_registry(settings.registry, store.root), store
     except RegistryError as exc:
         raise CommandError(str(exc)) from exc
-    root = Path(settings.weights_dir) if settings.weights_dir else None
-    # Whoever types "fetch" wants to fetch: ``offline`` is for the graph's replicas.
-    return registry, WeightStore(root)
 
 
 def _spec(registry: Registry, name: str) -> ModelSpec:

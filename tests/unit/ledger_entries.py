@@ -37,6 +37,7 @@ def entry(model: str = "small", **changes: Any) -> LedgerEntry:
         "preprocessing": spec.preprocessing,
         "device": "cpu",
         "dtype": "float32",
+        "engine": "torch",
         "threads": 1,
         "cold_start_s": {"value": 5.0},
         "load_s": {"value": 1.0},

@@ -16,6 +16,8 @@ from ray.serve.schema import ServeDeploySchema
 
 from graphs.nodes import deployed
 from serve_app.commands.configuration import used_models
+from serve_app.compute.quantised import deployable
+from serve_app.compute.weights import WEIGHTS_VARIABLE
 from serve_app.deployments.autoscaling import BudgetPolicy
 from serve_app.deployments.ingress import IngressReplica
 from serve_app.domain.registry import load_registry
@@ -55,16 +57,24 @@ def test_a_config_is_of_serves_form_and_of_ours(name: str) -> None:
     schema = ServeDeploySchema.model_validate(content(name))
     assert [(a.name, a.import_path) for a in schema.applications] == [("sam", "graphs.full:build")]
     settings = settings_of(name)
-    assert set(settings.variants) == {"fast", "accurate"}
+    made_here = {"quantized"} if name == "local" else set()
+    assert set(settings.variants) == {"fast", "accurate", *made_here}
     assert settings.router.default == "fast"
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_model_of_a_config_is_in_the_registry(name: str) -> None:
+def test_every_model_of_a_config_is_in_the_registry(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(WEIGHTS_VARIABLE, str(tmp_path))
     registry = load_registry()
-    for model in used_models(settings_of(name)):
+    settings, left_out = deployable(settings_of(name))
+    assert left_out.keys() == ({"quantized"} if name == "local" else set())
+    # Made or not, there is an answer for those who ask for it.
+    assert settings.router.aliases == {"quantized": "fast"}
+    for model in used_models(settings):
         registry.get(model)
-    for variant in settings_of(name).variants.values():
+    for variant in settings.variants.values():
         assert registry.get(variant.model).family in {"sam", "sam2_onnx"}
 
 
@@ -120,7 +130,9 @@ def test_one_policy_shares_a_budget_that_holds_the_least_and_not_the_most(name: 
     assert policy.policy_kwargs["graph"] == application["args"]
     assert policy.policy_function == "serve_app.deployments.autoscaling:BudgetPolicy"
     assert BudgetPolicy(**policy.policy_kwargs)._halves.keys() == {
-        f"{variant}-{role}" for variant in ("fast", "accurate") for role in ("encoder", "decoder")
+        f"{variant}-{role}"
+        for variant in deployable(settings_of(name))[0].variants
+        for role in ("encoder", "decoder")
     }
     settings = settings_of(name)
     budget, unit = settings.scaling.budget, "num_cpus" if name == "local" else "num_gpus"
@@ -193,7 +205,7 @@ def test_the_local_config_needs_no_gpu_and_lets_accurate_sleep() -> None:
     for deployment, replicas in deployments(settings):
         assert "num_gpus" not in replicas.ray_actor_options, deployment
         sleeps = replicas.autoscaling_config["min_replicas"] == 0
-        assert sleeps == deployment.startswith("accurate"), deployment
+        assert sleeps == deployment.startswith(("accurate", "quantized")), deployment
     assert content("local")["http_options"]["host"] == "127.0.0.1"
 
 

@@ -80,6 +80,7 @@ def test_without_a_file_one_sentence_names_the_command(tmp_path: Path) -> None:
         ({"preprocessing": "p0"}, "preprocessing p0"),
         ({"device": "cuda"}, "device cuda"),
         ({"dtype": "bfloat16"}, "dtype bfloat16"),
+        ({"engine": "compiled"}, "engine compiled"),
         ({"threads": 4}, "threads 4"),
     ],
 )

@@ -64,6 +64,12 @@ def test_packaged_registry_holds_the_documented_models() -> None:
         assert registry.get(name).architecture == name
 
 
+def test_sam_2_alone_stretches_images() -> None:
+    models = load_registry().models.values()
+    stretching = {spec.family for spec in models if spec.stretched}
+    assert stretching == {"sam2_onnx"} < {spec.family for spec in models}
+
+
 def test_every_packaged_file_asks_an_official_address_first() -> None:
     for spec in load_registry().models.values():
         for file in spec.files.values():

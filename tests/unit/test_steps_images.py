@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -170,3 +171,24 @@ async def test_a_crop_is_an_image_of_its_own() -> None:
     assert (part.width, part.height) == (10, 8)
     np.testing.assert_array_equal(await part.pixels(), PIXELS[5:13, 3:13])
     assert part.id == image_id(np.ascontiguousarray(PIXELS[5:13, 3:13]))
+
+
+@pytest.mark.parametrize(("more", "threads"), [(b"", 0), (bytes(2**20), 1)])
+async def test_a_file_sent_again_costs_one_hash_and_a_thread_only_if_it_is_large(
+    monkeypatch: pytest.MonkeyPatch, decodings: list[bytes], more: bytes, threads: int
+) -> None:
+    store = ImageStore(Limits(), 8 * MEGABYTE)
+    file = _png() + more  # what follows a PNG's end is not looked at
+    first = await store.open(file)
+    decodings.clear()
+    calls: list[object] = []
+    original = images.asyncio.to_thread
+
+    async def counted(function: Any, *args: Any) -> Any:
+        calls.append(function)
+        return await original(function, *args)
+
+    monkeypatch.setattr(images.asyncio, "to_thread", counted)
+    monkeypatch.setattr(images, "image_id", None)
+    again = await store.open(file)
+    assert (again.id, again.new, decodings, len(calls)) == (first.id, False, [], threads)
