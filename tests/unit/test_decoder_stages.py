@@ -77,7 +77,7 @@ def test_eager_equals_segment_anything(
     close(eager.upscale(keys, weights[:, 1:]), masks[:, 1:], 2e-4)
 
 
-@pytest.mark.parametrize(("count", "tokens"), [(1, 2), (4, 2), (3, 2), (4, 5)])
+@pytest.mark.parametrize(("count", "tokens"), [(1, 2), (2, 2), (3, 2), (2, 5)])
 def test_openvino_equals_eager(
     openvino: OpenVinoStages, eager: TorchStages, count: int, tokens: int
 ) -> None:
@@ -176,14 +176,14 @@ def test_only_the_last_images_are_kept(
     counted: Callable[[bool], tuple[SamDecoder, Counted]],
 ) -> None:
     decoder, stages = counted(False)
-    seen = [embedding(seed) for seed in range(10)]
+    seen = [embedding(seed) for seed in range(6)]
     for one in seen:
         decoder.decode_batch([job(one)])
-    assert stages.projected == 10
+    assert stages.projected == 6
     decoder.decode_batch([job(seen[-1]), job(seen[2])])
-    assert stages.projected == 10
+    assert stages.projected == 6
     decoder.decode_batch([job(seen[0])])
-    assert stages.projected == 11
+    assert stages.projected == 7
 
 
 # Kept graphs.

@@ -22,7 +22,7 @@ from serve_app.domain.types import DecodeJob, Embedding, Mask
 # The decoder's mask tokens: the first is for one unambiguous mask, three are for ambiguity.
 _SINGLE, _MULTI = (0,), (1, 2, 3)
 
-_SIDES = 8
+_SIDES = 4
 """Images whose first layer is kept, 10 MB each in single precision."""
 
 
@@ -48,14 +48,19 @@ class SamDecoder:
         if self._device.type == "cpu" and self._dtype is torch.float32:
             graphs = graphs or Graphs(None, "")
             self._stages = OpenVinoStages(decoder, pe, compute.threads, graphs)
+            # What is left to torch is small: threads that wait for more of it would take the
+            # cores from OpenVINO's.
+            self._torch_threads = 1
         else:
             self._stages = TorchStages(decoder, pe)
+            self._torch_threads = compute.threads
         self._sides: dict[int, tuple[Embedding, ImageSide]] = {}  # by identity, last used last
         self._lock = threading.Lock()
 
     @torch.inference_mode()
     def decode_batch(self, jobs: Sequence[DecodeJob]) -> list[tuple[Mask, ...]]:
         """Masks for each job at its image's full size; each as if decoded alone."""
+        torch.set_num_threads(self._torch_threads)
         answers: dict[int, tuple[Mask, ...]] = {}
         for indices, side in self._chunks(jobs):
             chunk = [jobs[i] for i in indices]

@@ -27,7 +27,7 @@ class SamEncoder:
 
     Args:
         sam: whose encoder is taken.
-        compute: device, dtype.
+        compute: device, dtype, threads.
         compiled: by ``torch.compile``, which needs a C++ compiler (on GPUs Triton): the first
             pass of each of `batch_sizes` takes up to minutes.  On GPUs each becomes a CUDA graph.
     """
@@ -35,6 +35,7 @@ class SamEncoder:
     def __init__(self, sam: Sam, compute: Compute, compiled: bool = False) -> None:
         self._device = torch.device(compute.device)
         self._dtype = torch_dtype(compute.dtype)
+        self._threads = compute.threads
         self._compiled = compiled
         # Channels last is what the convolutions of both CPU and GPU kernels want.
         encoder = sam.image_encoder.to(self._device, self._dtype, memory_format=torch.channels_last)
@@ -45,6 +46,8 @@ class SamEncoder:
     @torch.inference_mode()
     def encode_batch(self, images: Sequence[RgbArray]) -> list[Embedding]:
         """Embed upright ``(H, W, 3) uint8`` images of any sizes in one pass."""
+        # A decoder of the same process may have set its own number.
+        torch.set_num_threads(self._threads)
         frames = [Frame.padded(*image.shape[:2]).resize(image) for image in images]
         inputs = torch.from_numpy(np.stack([as_input(f, self._mean, self._std) for f in frames]))
         if self._compiled:
