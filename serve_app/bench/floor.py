@@ -6,7 +6,12 @@ import time
 from collections.abc import Callable
 from functools import cache
 
+import numpy as np
+import openvino as ov
 import torch
+from openvino import opset13 as op
+
+from serve_app.compute.openvino_runtime import core, cpu_options
 
 DECODER_AS_WRITTEN = 3.62e9
 """Floating-point operations a prompt of SAM's mask decoder, as `segment_anything` computes it."""
@@ -19,7 +24,16 @@ _SIDE = 2048
 
 
 def matrix_product(threads: int, side: int = _SIDE) -> Callable[[], object]:
-    """A pass of one fp32 product of square matrices on the given threads."""
+    """A pass of one fp32 product of square matrices on the given threads.
+
+    By torch or by OpenVINO, whichever is faster here: torch's library knows some makers'
+    processors only half.
+    """
+    passes = [_torch_product(threads, side), _openvino_product(threads, side)]
+    return min(passes, key=_best_seconds)
+
+
+def _torch_product(threads: int, side: int) -> Callable[[], object]:
     left, right = torch.rand(side, side), torch.rand(side, side)
     out = torch.empty(side, side)
 
@@ -30,6 +44,26 @@ def matrix_product(threads: int, side: int = _SIDE) -> Callable[[], object]:
     return run
 
 
+def _openvino_product(threads: int, side: int) -> Callable[[], object]:
+    left = op.parameter([side, side], np.float32)
+    # One side constant, as weights are.
+    right = op.constant(np.random.default_rng(0).random((side, side), np.float32))
+    graph = ov.Model([op.matmul(left, right, False, False)], [left])
+    request = core().compile_model(graph, "CPU", cpu_options(threads)).create_infer_request()
+    given = np.random.default_rng(1).random((side, side), np.float32)
+    return lambda: request.infer([given], share_inputs=True, share_outputs=True)
+
+
+def _best_seconds(run: Callable[[], object], repeats: int = 3) -> float:
+    run()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
 def matrix_flops(side: int = _SIDE) -> float:
     """Operations of one such product."""
     return 2.0 * side**3
@@ -37,14 +71,7 @@ def matrix_flops(side: int = _SIDE) -> float:
 
 def matrix_peak(threads: int, repeats: int = 8) -> float:
     """Floating-point operations a second, the best of some products: it is a ceiling."""
-    run = matrix_product(threads)
-    run()
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        best = min(best, time.perf_counter() - start)
-    return matrix_flops() / best
+    return matrix_flops() / _best_seconds(matrix_product(threads), repeats)
 
 
 @cache

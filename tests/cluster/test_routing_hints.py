@@ -37,7 +37,8 @@ HINTS = (
     Hint({}, ANY),
     Hint({"variant": "fast"}, frozenset({"fast"})),
     Hint({"variant": "accurate"}, frozenset({"accurate"})),
-    Hint({"variant": "quantized"}, frozenset({"fast"})),
+    # Whoever has made an int8 model is answered by it.
+    Hint({"variant": "quantized"}, frozenset({"fast", "quantized"})),
     Hint({"min_quality": 0.5}, ANY),
     Hint({"min_quality": 0.7}, frozenset({"accurate"})),
     Hint({"min_quality": 0.95}, frozenset()),

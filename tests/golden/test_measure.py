@@ -33,7 +33,7 @@ def test_the_fast_variant_is_measured_and_its_ledger_counts(
     config.write_text(yaml.safe_dump({"applications": [{"args": args}]}))
     assert main(["measure", "--config", str(config), *SHORT]) == 0
     out = capfd.readouterr()
-    assert "| fast | vit_t | cpu, float32, 2 threads |" in out.out
+    assert "| fast | vit_t | openvino, cpu, float32, 2 threads |" in out.out
     assert "Traceback" not in out.err
     assert "Warning" not in out.err
 
