@@ -6,18 +6,24 @@ ingress ─┬─▶ proposals
          └─▶ accurate-decoder ─▶ accurate-encoder      (as many variants as are configured)
 """
 
+import logging
+
 from ray.serve import Application
 
 from graphs.nodes import ingress_node, proposals_node, text_node, variant_node
 from serve_app.compute.quantised import deployable
 from serve_app.domain.settings import GraphSettings
 
+log = logging.getLogger("ray.serve")
+
 
 # No `from __future__ import annotations` here: Serve validates the configuration's `args` only
 # if it finds the class itself, not its name, in the annotation.
 def build(settings: GraphSettings) -> Application:
     """The application builder that ``configs/*.yaml`` name."""
-    settings = deployable(settings)[0]
+    settings, left_out = deployable(settings)
+    for variant, reason in left_out.items():
+        log.warning("%s is answered by its reference: %s", variant, reason)
     decoders = {
         name: variant_node(name, variant, settings) for name, variant in settings.variants.items()
     }

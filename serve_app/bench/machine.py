@@ -7,7 +7,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 
 from serve_app.bench.rows import Machine
-from serve_app.ledger.host import this_host
+from serve_app.compute.host import this_host
 
 _PACKAGES = (
     "ray", "torch", "timm", "segment-anything", "onnxruntime", "openvino", "nncf", "numpy",

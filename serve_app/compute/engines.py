@@ -138,10 +138,9 @@ def load_decoder(source: ModelSource, model: str, compute: Compute) -> DecoderEn
     architecture = _sam_architecture(model, spec)
     from serve_app.compute.sam.decoder import SamDecoder
     from serve_app.compute.sam.model import load_sam
-    from serve_app.compute.traced import Graphs
 
     sam = load_sam(architecture, files["checkpoint"], with_encoder=False)
-    return SamDecoder(sam, compute, Graphs(source.graphs, spec.weights_hash))
+    return SamDecoder(sam, compute, source.graphs, spec.weights_hash)
 
 
 def _sam_architecture(model: str, spec: ModelSpec) -> str:

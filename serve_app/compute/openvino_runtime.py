@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
 
-_GRAPH = "graph.xml"
+_GRAPH, _WEIGHTS, _SUM = "graph.xml", "graph.bin", "graph.sha256"
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
 
@@ -54,16 +55,16 @@ def kept_graph(place: Path, build: Callable[[], ov.Model]) -> ov.Model:
         place: named by a hash of all that the graph depends on (`graph_name`).
     """
     try:
-        return core().read_model(place / _GRAPH)
-    except RuntimeError:
+        return _read(place)
+    except (OSError, ValueError, RuntimeError):
         # Not there, or damaged: that would stand in the way of a new one.
         shutil.rmtree(place, ignore_errors=True)
     model = build()
     try:
         _keep(model, place)
         # The one that was built holds its weights in memory, the kept one maps its file.
-        return core().read_model(place / _GRAPH)
-    except (OSError, RuntimeError):
+        return _read(place)
+    except (OSError, ValueError, RuntimeError):
         log.warning("a graph could not be kept: each start will build it again")
         return model
 
@@ -81,12 +82,33 @@ def graph_name(parts: Sequence[str], code: Path, packages: Sequence[str]) -> str
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def _read(place: Path) -> ov.Model:
+    """The graph in a folder, if its files are those that were written.
+
+    Raises:
+        OSError, ValueError, RuntimeError: they are not there, or others.
+    """
+    if (place / _SUM).read_text("ascii") != _checksum(place):
+        raise ValueError("a kept graph is damaged")
+    return core().read_model(place / _GRAPH)
+
+
+def _checksum(place: Path) -> str:
+    digest = hashlib.sha256()
+    for name in (_GRAPH, _WEIGHTS):
+        with (place / name).open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
+
+
 def _keep(model: ov.Model, place: Path) -> None:
     """Write beside and rename: replicas that start together never read half a graph."""
     place.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=place.parent))
     try:
         ov.save_model(model, scratch / _GRAPH, compress_to_fp16=False)
+        (scratch / _SUM).write_text(_checksum(scratch), "ascii")
+        scratch.chmod(0o755)  # another user may serve from the same folder
         os.replace(scratch, place)
     except OSError:
         if not place.exists():  # else another replica was quicker
@@ -96,7 +118,7 @@ def _keep(model: ov.Model, place: Path) -> None:
 
 
 class Network:
-    """A compiled network: blocking, one pass at a time (calls from one thread at once).
+    """A compiled network: blocking; several threads may call it at once.
 
     Args:
         model: a graph, or the path of a saved one (``.xml`` beside its ``.bin``).
@@ -111,7 +133,9 @@ class Network:
         dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         options = cpu_options(threads, dtype)
-        self._request = core().compile_model(model, "CPU", options).create_infer_request()
+        self._compiled = core().compile_model(model, "CPU", options)
+        # A request owns the memory of its answer: each thread has its own.
+        self._local = threading.local()
 
     def __call__(
         self, inputs: Mapping[str, NDArray[Any]] | NDArray[Any]
@@ -122,5 +146,8 @@ class Network:
             inputs: by input name, or the only one.
         """
         fed = dict(inputs) if isinstance(inputs, Mapping) else [inputs]
-        self._request.infer(fed, share_inputs=True)
-        return [tensor.data.copy() for tensor in self._request.output_tensors]
+        request = getattr(self._local, "request", None)
+        if request is None:
+            request = self._local.request = self._compiled.create_infer_request()
+        request.infer(fed, share_inputs=True)
+        return [tensor.data.copy() for tensor in request.output_tensors]

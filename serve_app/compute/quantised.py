@@ -7,14 +7,17 @@ with a manifest that holds its registry entry, hashes included, and the figures 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
+from serve_app.compute.host import this_host
 from serve_app.compute.weights import WeightStore
 from serve_app.domain.registry import (
+    MODEL_NAME,
     ModelSpec,
     Registry,
     RegistryError,
@@ -26,6 +29,9 @@ from serve_app.domain.settings import GraphSettings, QuantisedSettings, Strict
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+MADE = "_int8"
+"""How the names of models made here end."""
+
 _MAX_BYTES = 2**20
 _COMMAND = "run 'python -m serve_app quantise'"
 
@@ -69,6 +75,9 @@ def made_models(root: Path) -> dict[str, Manifest]:
     """Manifests below a weights folder, by model; one that cannot be read is left out."""
     found: dict[str, Manifest] = {}
     for path in sorted(root.glob(f"*/{MANIFEST}")):
+        if not re.match(MODEL_NAME, path.parent.name):
+            log.warning("a folder beside the weights has no model's name and is left out")
+            continue
         try:
             if path.stat().st_size > _MAX_BYTES:
                 raise ValueError("too large")
@@ -86,16 +95,14 @@ def open_registry(path: str | None, root: Path) -> Registry:
     """
     registry = load_registry(Path(path) if path else None)
     made = {name: manifest.spec for name, manifest in made_models(root).items()}
-    try:
-        return Registry(models={**made, **registry.models})
-    except ValidationError:  # a folder whose name no model can have
-        return registry
+    return Registry(models={**made, **registry.models})
 
 
 def deployable(settings: GraphSettings) -> tuple[GraphSettings, dict[str, str]]:
     """A configuration without the int8 variants that are not here or not worth it.
 
-    The variant's ``reference`` answers under its name.
+    The variant's ``reference`` answers under its name.  Figures of another processor count only
+    where the ledger's do too.
 
     Returns:
         The configuration, and by variant why it was left out.
@@ -105,12 +112,13 @@ def deployable(settings: GraphSettings) -> tuple[GraphSettings, dict[str, str]]:
     """
     root = WeightStore(Path(settings.weights_dir) if settings.weights_dir else None).root
     registry, made = load_registry(Path(settings.registry) if settings.registry else None), None
+    measured_on = None if settings.ledger.trust_host else this_host(gpus=False).cpu
     left_out: dict[str, str] = {}
     for name, variant in settings.variants.items():
-        if variant.model in registry.models:
-            continue
+        if variant.model in registry.models or not variant.model.endswith(MADE):
+            continue  # a name that nobody knows is told where its files are asked for
         made = made_models(root) if made is None else made
-        reason = refusal(variant.model, made, registry, settings.quantised)
+        reason = refusal(variant.model, made, registry, settings.quantised, measured_on)
         if reason is not None:
             if variant.reference is None or name == settings.router.default:
                 raise RegistryError(f"variant {name}: {reason}")
@@ -119,15 +127,24 @@ def deployable(settings: GraphSettings) -> tuple[GraphSettings, dict[str, str]]:
 
 
 def refusal(
-    model: str, made: Mapping[str, Manifest], registry: Registry, wanted: QuantisedSettings
+    model: str,
+    made: Mapping[str, Manifest],
+    registry: Registry,
+    wanted: QuantisedSettings,
+    cpu: str | None = None,
 ) -> str | None:
-    """Why a made model is not deployed; None if it is."""
+    """Why a made model is not deployed; None if it is.
+
+    ``cpu``: the processor that its figures must be of; None: any.
+    """
     manifest = made.get(model)
     if manifest is None:
         return f"there is no {model}, in the registry or made here; {_COMMAND}"
     original = registry.models.get(manifest.original)
     if original is None or original.weights_hash != manifest.original_weights:
         return f"{model} was made of other weights than the present ones; {_COMMAND}"
+    if cpu is not None and manifest.cpu != cpu:
+        return f"{model} was made and measured on another processor; {_COMMAND}"
     figures = manifest.figures
     if figures.speedup < wanted.least_speedup:
         return (
@@ -146,11 +163,17 @@ def _without(settings: GraphSettings, left_out: Mapping[str, str]) -> GraphSetti
     if not left_out:
         return settings
     router = settings.router
-    aliases = {
-        name: str(settings.variants[name].reference)
-        for name in left_out
-        if settings.variants[name].reference not in left_out
-    }
+
+    def stand_in(name: str) -> str:
+        """Who answers for a variant: its reference, or that one's, down to one that is here."""
+        seen: set[str] = set()
+        while name in left_out and name not in seen:
+            seen.add(name)
+            name = str(settings.variants[name].reference)
+        return name
+
+    aliases = {alias: stand_in(name) for alias, name in router.aliases.items()}
+    aliases |= {name: stand_in(name) for name in left_out}
     kept = {
         name: variant.model_copy(update={"reference": None})
         if variant.reference in left_out
@@ -159,10 +182,7 @@ def _without(settings: GraphSettings, left_out: Mapping[str, str]) -> GraphSetti
         if name not in left_out
     }
     update = {
-        "aliases": {
-            **{a: name for a, name in router.aliases.items() if name not in left_out},
-            **aliases,
-        },
+        "aliases": {alias: name for alias, name in aliases.items() if name in kept},
         "cascade_to": None if router.cascade_to in left_out else router.cascade_to,
     }
     return settings.model_copy(

@@ -220,7 +220,8 @@ class Batcher(Generic[I, O]):
         finally:
             ended = time.monotonic()
             self.stats.ended(len(items), ended - begun, ended)
-            self._times.ended(len(items), ended - begun)
+        # One that failed says nothing of how long such passes take.
+        self._times.ended(len(items), ended - begun)
         if len(outcomes) != len(items):
             raise RuntimeError(f"{len(items)} items gave {len(outcomes)} outcomes")
         return outcomes

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from serve_app.compute.host import this_host
 from serve_app.domain.ledger import (
     Escalation,
     Form,
@@ -23,7 +24,6 @@ from serve_app.domain.ledger import (
 )
 from serve_app.domain.registry import Registry, RegistryError
 from serve_app.domain.settings import GraphSettings, VariantSettings
-from serve_app.ledger.host import this_host
 from serve_app.routing.variants import encoder_compute
 
 LEDGER_VARIABLE = "SAM_SERVE_LEDGER"

@@ -12,12 +12,12 @@ from datetime import UTC, datetime
 
 from pydantic import ValidationError
 
+from serve_app.compute.host import this_host
 from serve_app.domain.ledger import Data, Escalation, Form, Ledger, LedgerEntry
 from serve_app.domain.registry import Registry
 from serve_app.domain.settings import GraphSettings
 from serve_app.evaluation.summary import versions_of
 from serve_app.ledger.cascade import fit_rules
-from serve_app.ledger.host import this_host
 from serve_app.ledger.protocol import Answer, Effort, Event, Request
 from serve_app.ledger.quality import QualityRecord, mean_iou
 from serve_app.ledger.timing import duration

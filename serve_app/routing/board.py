@@ -51,7 +51,10 @@ class Capacity:
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """A request under way at a variant; ``woken``: it found the variant asleep."""
+    """A request under way at a variant.
+
+    ``unsure``: its time teaches nothing; the variant slept, or there may be fewer prompts.
+    """
 
     variant: str
     image_id: str
@@ -59,7 +62,7 @@ class Ticket:
     prompts: int
     started: float
     expected_ms: float | None
-    woken: bool
+    unsure: bool
 
 
 @dataclass(slots=True)
@@ -103,12 +106,18 @@ class LoadBoard:
         """One variant as a request on ``image_id`` would find it."""
         return self._situation(self._variants[variant], image_id, now)
 
-    def enter(self, variant: str, image_id: str, prompts: int, now: float) -> Ticket:
-        """A request goes to a variant; hand the ticket to `leave` however it ends."""
+    def enter(
+        self, variant: str, image_id: str, prompts: int, now: float, most: bool = False
+    ) -> Ticket:
+        """A request goes to a variant; hand the ticket to `leave` however it ends.
+
+        ``most``: it may turn out to have fewer prompts, so that its time teaches nothing.
+        """
         of = self._variants[variant]
         found = self._situation(of, image_id, now)
         ms = None if of.profile is None else expected(of.profile, found, prompts).total_ms
-        ticket = Ticket(variant, image_id, not found.resident, prompts, now, ms, found.asleep)
+        unsure = most or found.asleep
+        ticket = Ticket(variant, image_id, not found.resident, prompts, now, ms, unsure)
         of.under_way.add(ticket)
         return ticket
 
@@ -123,7 +132,7 @@ class LoadBoard:
             of.told = {name: told for name, told in of.told.items() if now - told[0] <= _FRESH_S}
             of.told[answer.load.replica] = (now, answer.load)
         self._remember(of, ticket.image_id)
-        foreseen = ticket.new_image == (answer.cache is CacheTier.MISS) and not ticket.woken
+        foreseen = ticket.new_image == (answer.cache is CacheTier.MISS) and not ticket.unsure
         if ticket.expected_ms and foreseen:
             seen = (now - ticket.started) * 1e3 / ticket.expected_ms
             usual = _faded(of, now)

@@ -41,7 +41,8 @@ def share(
 ) -> dict[str, int]:
     """Replicas for each pool, together within ``budget`` (but never under their minima).
 
-    In turn: everyone's minimum; a first replica for who has none and is needed; spare ones that
+    In turn: everyone's minimum; the first replicas of variants that have none and are needed, both
+    halves or neither, those that run already first; spare ones that
     cost next to nothing; what is needed, first where a unit of the budget keeps most items within
     their goal; what was needed, in the same order; and up to the share ``reserve`` of the budget
     what is only wanted: what is there already, then more for all alike.
@@ -60,8 +61,18 @@ def share(
             given[name] += more
             left -= more * pools[name].cost
 
-    for name in order:
-        give(name, min(1, claims[name].need))
+    asleep: set[str] = set()
+    variants = dict.fromkeys(pools[name].variant for name in order)
+    halted = {pools[n].variant for n in order if claims[n].need > 0 and not targets[n]}
+    for variant in sorted(variants, key=halted.__contains__):
+        first = [n for n in order if pools[n].variant == variant and not given[n]]
+        first = [n for n in first if claims[n].need > 0]
+        if sum(pools[n].cost for n in first) > left + _EPS:
+            asleep.update(first)  # a half alone could answer nobody
+            continue
+        for name in first:
+            give(name, 1)
+    order = [name for name in order if name not in asleep]
     for name in order:
         cheap = math.floor(CHEAP * budget / pools[name].cost + _EPS)
         give(name, min(claims[name].want, cheap))

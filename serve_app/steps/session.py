@@ -76,7 +76,12 @@ class Session:
     ) -> Prediction | None:
         """One call, counted as load from before it leaves until it has ended in any way."""
         options = replace(options, time_left_s=time_left_s())
-        ticket = self._board.enter(self.variant, image.id, len(prompts), time.monotonic())
+        count = len(prompts)
+        if options.most_points is not None:
+            count = min(count, options.most_points)
+        ticket = self._board.enter(
+            self.variant, image.id, count, time.monotonic(), most=options.most_points is not None
+        )
         prediction: Prediction | None = None
         try:
             prediction = await self._predictor.predict(image.id, pixels, prompts, options)

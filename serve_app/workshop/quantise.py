@@ -20,6 +20,7 @@ import numpy as np
 import openvino as ov
 
 from serve_app.compute.engines import ModelSource, load_decoder
+from serve_app.compute.host import this_host
 from serve_app.compute.images import decode_image
 from serve_app.compute.quantised import MANIFEST, Figures, Manifest
 from serve_app.compute.sam.encoder_openvino import OpenVinoEncoder, model_input, tiny_vit_from
@@ -29,7 +30,6 @@ from serve_app.domain.registry import ModelSpec, WeightFile
 from serve_app.domain.settings import Compute
 from serve_app.domain.types import RgbArray
 from serve_app.ledger.agreement import least_cosine
-from serve_app.ledger.host import this_host
 from serve_app.ledger.protocol import Effort
 from serve_app.ledger.quality import Answered, answer_sample, mean_iou, records_of
 from serve_app.ledger.samples import load_samples
@@ -110,11 +110,14 @@ def quantise(
         name: the new model's.
         effort: on which annotated images the two are compared, and how often they are timed.
         threads: CPU threads of the passes that are timed.
-        out: the folder to be written, replaced whole.
+        out: the folder to be written, new or of an earlier model, which is replaced whole.
 
     Raises:
-        QuantiseError: of another architecture, or NNCF is not installed.
+        QuantiseError: of another architecture, ``out`` holds other things, or NNCF is not
+            installed.
     """
+    if out.exists() and not (out / MANIFEST).is_file():
+        raise QuantiseError("the folder to write to exists and holds no model made here")
     spec = source.spec(original)
     if spec.family != "sam" or spec.architecture != "vit_t" or spec.quantised:
         raise QuantiseError(f"{original} is not of the architecture vit_t")
@@ -144,8 +147,8 @@ def quantise(
             versions={package: version(package) for package in ("openvino", "nncf")},
         )
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
-        # Replicas that run keep the old files open.
-        shutil.rmtree(out, ignore_errors=True)
+        if out.exists():  # replicas that run keep its files open
+            out.replace(Path(scratch) / "old")
         folder.replace(out)
     return manifest
 

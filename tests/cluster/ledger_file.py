@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from serve_app.compute.host import this_host
 from serve_app.domain.ledger import (
     Additive,
     Data,
@@ -19,7 +20,6 @@ from serve_app.domain.ledger import (
 )
 from serve_app.domain.registry import load_registry
 from serve_app.domain.settings import GraphSettings
-from serve_app.ledger.host import this_host
 from serve_app.routing.variants import encoder_compute
 
 ENCODE_MS = {"fast": 1500.0, "accurate": 4500.0}

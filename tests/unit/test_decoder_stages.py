@@ -13,7 +13,8 @@ from torch import Tensor
 
 from serve_app.compute.sam.decoder import SamDecoder
 from serve_app.compute.sam.model import build_sam
-from serve_app.compute.sam.stages import OpenVinoStages, TorchStages
+from serve_app.compute.sam.stages import TorchStages
+from serve_app.compute.sam.stages_openvino import OpenVinoStages
 from serve_app.compute.sam.two_way import ImageSide, ProjectImage
 from serve_app.compute.traced import Graphs
 from serve_app.domain.settings import Compute
@@ -149,7 +150,9 @@ def counted(
 ) -> Callable[[bool], tuple[SamDecoder, Counted]]:
     def make(mixes_images: bool) -> tuple[SamDecoder, Counted]:
         stages = Counted(eager, mixes_images)
-        monkeypatch.setattr("serve_app.compute.sam.decoder.OpenVinoStages", lambda *_: stages)
+        monkeypatch.setattr(
+            "serve_app.compute.sam.stages_openvino.OpenVinoStages", lambda *_: stages
+        )
         return SamDecoder(sam, Compute(threads=THREADS)), stages
 
     return make
@@ -170,6 +173,16 @@ def test_each_image_is_projected_once(
         (alone,) = decoder.decode_batch([one])
         assert [m.rle for m in answer] == [m.rle for m in alone]
     assert stages.projected == 4 + 2
+
+
+def test_a_mask_is_nobody_elses(counted: Callable[[bool], tuple[SamDecoder, Counted]]) -> None:
+    decoder, _ = counted(True)
+    one = embedding(8)
+    jobs = [job(one, mask=True), job(one), job(one, 20.0)]
+    together = decoder.decode_batch(jobs)
+    for single, answer in zip(jobs, together, strict=True):
+        (alone,) = decoder.decode_batch([single])
+        assert [m.rle for m in answer] == [m.rle for m in alone]
 
 
 def test_only_the_last_images_are_kept(

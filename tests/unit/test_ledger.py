@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from serve_app.compute import host
 from serve_app.domain.ledger import (
     Figure,
     Ledger,
@@ -23,7 +24,7 @@ from serve_app.domain.ledger import (
     dominated,
     pass_ms,
 )
-from serve_app.ledger import host, memory, write
+from serve_app.ledger import memory, write
 from serve_app.ledger.report import interval, markdown
 from serve_app.ledger.timing import duration, interleaved
 from serve_app.ledger.write import merged, write_ledger

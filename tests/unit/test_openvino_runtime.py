@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import openvino as ov
+import pytest
 from openvino import opset13 as op
 
 from serve_app.compute.openvino_runtime import Network, graph_name, kept_graph
@@ -38,10 +40,13 @@ def test_a_graph_is_built_once_and_then_read(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "graphs").iterdir()] == ["a"]  # no scratch is left
 
 
-def test_a_damaged_graph_is_built_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["graph.xml", "graph.bin", "graph.sha256"])
+def test_a_damaged_graph_is_built_anew(tmp_path: Path, file: str) -> None:
+    """Zeros where the weights were would be read without an error."""
     build = Builder()
     kept_graph(tmp_path / "a", build)
-    (tmp_path / "a" / "graph.xml").write_text("<net", encoding="utf-8")
+    path = tmp_path / "a" / file
+    path.write_bytes(bytes(path.stat().st_size))
     answer = Network(kept_graph(tmp_path / "a", build), threads=1)(np.ones((2, 3), np.float32))
     assert (build.built, answer[0].tolist()) == (2, [[2.0] * 3] * 2)
 
@@ -59,6 +64,17 @@ def test_an_answer_is_not_overwritten_by_the_next() -> None:
     first = network({"x": np.ones((2, 3), np.float32)})[0]
     network(np.zeros((2, 3), np.float32))
     assert first.tolist() == [[2.0] * 3] * 2
+
+
+def test_threads_do_not_get_each_others_answers() -> None:
+    network = Network(doubling(), threads=1)
+
+    def wrong(value: int) -> int:
+        given = np.full((2, 3), value, np.float32)
+        return sum((network(given)[0] != 2 * value).any() for _ in range(200))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(wrong, range(1, 5))) == 0
 
 
 def test_other_weights_or_other_code_are_another_graph(tmp_path: Path) -> None:

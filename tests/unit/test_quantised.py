@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from serve_app.compute.engines import ModelSource, warm_up_sizes
+from serve_app.compute.host import this_host
 from serve_app.compute.quantised import MANIFEST, Manifest, deployable, open_registry
 from serve_app.domain.registry import ModelSpec, RegistryError, load_registry
 from serve_app.domain.settings import Compute, GraphSettings
+from serve_app.ledger.protocol import Effort
 from serve_app.routing.variants import variant_info
+from serve_app.workshop.quantise import Calibration, QuantiseError, quantise
 
 FIGURES = {
     "embedding_cosine": 0.995,
@@ -46,7 +50,7 @@ def make(root: Path, changes: dict[str, Any] | None = None, weights: str | None 
             "calibration_images": 3,
             "figures": FIGURES | (changes or {}),
             "created": "2026-01-02T03:04:05+00:00",
-            "cpu": "a chip",
+            "cpu": this_host(gpus=False).cpu,
             "versions": {"openvino": "1"},
         }
     )
@@ -111,6 +115,33 @@ def test_an_int8_model_of_other_weights_is_refused(tmp_path: Path) -> None:
     assert "other weights" in deployable(settings(tmp_path))[1]["quantized"]
 
 
+def test_figures_of_another_processor_count_where_the_ledgers_do(tmp_path: Path) -> None:
+    manifest = make(tmp_path)
+    path = tmp_path / "vit_t_int8" / MANIFEST
+    path.write_text(manifest.model_copy(update={"cpu": "another"}).model_dump_json(), "utf-8")
+    assert "another processor" in deployable(settings(tmp_path))[1]["quantized"]
+    assert not deployable(settings(tmp_path, ledger={"trust_host": True}))[1]
+
+
+def test_a_copied_folder_hides_no_model(tmp_path: Path) -> None:
+    make(tmp_path)
+    shutil.copytree(tmp_path / "vit_t_int8", tmp_path / "vit_t_int8 (copy)")
+    assert "vit_t_int8" in open_registry(None, tmp_path).models
+    assert "vit_t_int8 (copy)" not in open_registry(None, tmp_path).models
+
+
+def test_a_misspelt_model_is_nobodys_stand_in(tmp_path: Path) -> None:
+    variants = {"fast": {"model": "vit_t"}, "accurate": {"model": "vit_hh", "reference": "fast"}}
+    found, left_out = deployable(settings(tmp_path, variants=variants))
+    assert (found.variants["accurate"].model, left_out) == ("vit_hh", {})
+
+
+def test_other_names_of_a_variant_that_is_left_out_follow_it(tmp_path: Path) -> None:
+    router = {"default": "fast", "aliases": {"mobile": "quantized"}}
+    found, _ = deployable(settings(tmp_path, router=router))
+    assert found.router.aliases == {"mobile": "fast", "quantized": "fast"}
+
+
 def test_a_default_variant_that_is_not_here_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match="quantise"):
         deployable(settings(tmp_path, router={"default": "quantized"}))
@@ -166,3 +197,14 @@ def test_warm_up_takes_the_batch_sizes_in_use() -> None:
     assert warm_up_sizes(spec, Compute(engine="torch"), 8) == (1, 8)
     assert warm_up_sizes(spec, Compute(engine="compiled"), 5) == (1, 2, 4, 8)
     assert warm_up_sizes(spec, Compute(engine="compiled"), 1) == (1,)
+
+
+def test_a_folder_of_other_things_is_not_written_to(tmp_path: Path) -> None:
+    precious = tmp_path / "thesis.txt"
+    precious.write_text("years of work", encoding="utf-8")
+    calibration, effort = Calibration("none", ()), Effort()
+    with pytest.raises(QuantiseError, match="holds no model"):
+        quantise(
+            ModelSource(), "vit_t", "vit_t_int8", calibration, effort, 1, tmp_path, lambda _: None
+        )
+    assert precious.read_text(encoding="utf-8") == "years of work"

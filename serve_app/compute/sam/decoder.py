@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import torch
 from segment_anything.modeling import Sam
@@ -12,15 +15,17 @@ from torch import Tensor
 from serve_app.compute.devices import as_tensor, torch_dtype
 from serve_app.compute.sam.finish import choose, finish_masks
 from serve_app.compute.sam.frame import Frame
-from serve_app.compute.sam.stages import MASKS, OpenVinoStages, Stages, TorchStages
+from serve_app.compute.sam.stages import MASKS, Stages, TorchStages
 from serve_app.compute.sam.tokens import pad_tokens, prompt_tokens
 from serve_app.compute.sam.two_way import ImageSide
-from serve_app.compute.traced import Graphs
 from serve_app.domain.settings import Compute
 from serve_app.domain.types import DecodeJob, Embedding, Mask
 
 # The decoder's mask tokens: the first is for one unambiguous mask, three are for ambiguity.
 _SINGLE, _MULTI = (0,), (1, 2, 3)
+
+_UNFINISHED = 32
+"""Prompts of a batch whose logits may wait to be cut, 0.75 MB each."""
 
 _SIDES = 4
 """Images whose first layer is kept, 10 MB each in single precision."""
@@ -29,13 +34,16 @@ _SIDES = 4
 class SamDecoder:
     """Decodes prompts of different images and users together."""
 
-    def __init__(self, sam: Sam, compute: Compute, graphs: Graphs | None = None) -> None:
+    def __init__(
+        self, sam: Sam, compute: Compute, graphs: Path | None = None, weights: str = ""
+    ) -> None:
         """Put it on its device.
 
         Args:
             sam: with or without its encoder.
             compute: on what it runs.
-            graphs: where traced graphs are kept; None: not at all.
+            graphs: the folder where traced graphs are kept; None: not at all.
+            weights: the weights' hash, under which they are kept.
         """
         self._device = torch.device(compute.device)
         self._dtype = torch_dtype(compute.dtype)
@@ -46,8 +54,12 @@ class SamDecoder:
         self._no_mask = self._prompts.no_mask_embed.weight[0][:, None, None].to(self._dtype)
         self._stages: Stages
         if self._device.type == "cpu" and self._dtype is torch.float32:
-            graphs = graphs or Graphs(None, "")
-            self._stages = OpenVinoStages(decoder, pe, compute.threads, graphs)
+            # A machine with GPUs alone needs no OpenVINO.
+            from serve_app.compute.sam.stages_openvino import OpenVinoStages
+            from serve_app.compute.traced import Graphs
+
+            kept = Graphs(graphs, weights)
+            self._stages = OpenVinoStages(decoder, pe, compute.threads, kept)
             # What is left to torch is small: threads that wait for more of it would take the
             # cores from OpenVINO's.
             self._torch_threads = 1
@@ -56,16 +68,21 @@ class SamDecoder:
             self._torch_threads = compute.threads
         self._sides: dict[int, tuple[Embedding, ImageSide]] = {}  # by identity, last used last
         self._lock = threading.Lock()
+        self._finishing = ThreadPoolExecutor(compute.threads, thread_name_prefix="finish")
 
     @torch.inference_mode()
     def decode_batch(self, jobs: Sequence[DecodeJob]) -> list[tuple[Mask, ...]]:
         """Masks for each job at its image's full size; each as if decoded alone."""
         torch.set_num_threads(self._torch_threads)
-        answers: dict[int, tuple[Mask, ...]] = {}
+        answers: dict[int, Future[tuple[Mask, ...]]] = {}
+        unfinished: deque[Future[tuple[Mask, ...]]] = deque()
         for indices, side in self._chunks(jobs):
-            chunk = [jobs[i] for i in indices]
-            answers.update(zip(indices, self._decode_chunk(chunk, side), strict=True))
-        return [answers[i] for i in range(len(jobs))]
+            masks = self._decode_chunk([jobs[i] for i in indices], side)
+            answers.update(zip(indices, masks, strict=True))
+            unfinished.extend(answers[i] for i in indices)
+            while len(unfinished) > _UNFINISHED:
+                unfinished.popleft().result()
+        return [answers[i].result() for i in range(len(jobs))]
 
     def _chunks(self, jobs: Sequence[DecodeJob]) -> Iterator[tuple[list[int], ImageSide]]:
         """Jobs that are run together, and their images: of all of them, or one they share."""
@@ -84,7 +101,8 @@ class SamDecoder:
 
     def _side_of(self, jobs: Sequence[DecodeJob]) -> ImageSide:
         first = jobs[0]
-        if all(j.embedding is first.embedding and j.prompt.mask_input is None for j in jobs[1:]):
+        plain = (j.embedding is first.embedding and j.prompt.mask_input is None for j in jobs)
+        if len(jobs) == 1 or all(plain):
             return self._image_side(first)
         sides = [self._image_side(job) for job in jobs]
         return ImageSide(*(torch.cat(parts) for parts in zip(*sides, strict=True)))
@@ -116,7 +134,8 @@ class SamDecoder:
 
     def _decode_chunk(
         self, jobs: Sequence[DecodeJob], side: ImageSide
-    ) -> Iterator[tuple[Mask, ...]]:
+    ) -> Iterator[Future[tuple[Mask, ...]]]:
+        """Each prompt's masks, cut and encoded while the next chunk is computed."""
         frames = [Frame.padded(j.embedding.height, j.embedding.width) for j in jobs]
         tokens, padding = pad_tokens(prompt_tokens(self._prompts, [j.prompt for j in jobs], frames))
         iou, weights, keys = self._stages.attend(
@@ -129,10 +148,13 @@ class SamDecoder:
         ]
         logits = self._upscale(keys, weights, chosen)
         for i, (job, frame) in enumerate(zip(jobs, frames, strict=True)):
-            if not chosen[i]:
-                yield ()
-                continue
-            yield finish_masks(logits[i], scores[i, chosen[i]], frame, job.options)
+            if chosen[i]:
+                found, of_prompt = logits[i], scores[i, chosen[i]]
+                yield self._finishing.submit(finish_masks, found, of_prompt, frame, job.options)
+            else:
+                nothing: Future[tuple[Mask, ...]] = Future()
+                nothing.set_result(())
+                yield nothing
 
     def _upscale(
         self, keys: Tensor, weights: Tensor, chosen: Sequence[Sequence[int]]
@@ -145,5 +167,6 @@ class SamDecoder:
         wanted = [[*chosen[i], *[chosen[i][-1]] * (MASKS - len(chosen[i]))] for i in rows]
         picked = torch.stack([weights[i, masks] for i, masks in zip(rows, wanted, strict=True)])
         seen = keys if len(rows) == len(keys) else keys[rows]
-        logits = self._stages.upscale(seen, picked).float()
+        # A copy: the next chunk's would overwrite them before they are finished.
+        logits = self._stages.upscale(seen, picked).float().clone()
         return {i: logits[n, : len(chosen[i])] for n, i in enumerate(rows)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,19 +90,22 @@ class _Captured:
 
 
 class _Graphs:
-    """A module as CUDA graphs, one for each batch size; the answer holds until the next call."""
+    """A module as CUDA graphs, one for each batch size."""
 
     def __init__(self, module: Run) -> None:
         self._module = module
         self._captured: dict[int, _Captured] = {}
+        self._lock = threading.Lock()
 
     def __call__(self, x: Tensor) -> Tensor:
-        if len(x) not in self._captured:
-            self._captured[len(x)] = self._capture(x)
-        captured = self._captured[len(x)]
-        captured.inputs.copy_(x)
-        captured.graph.replay()
-        return captured.outputs
+        # A graph's inputs and outputs lie where they lay: one call at a time.
+        with self._lock:
+            if len(x) not in self._captured:
+                self._captured[len(x)] = self._capture(x)
+            captured = self._captured[len(x)]
+            captured.inputs.copy_(x)
+            captured.graph.replay()
+            return captured.outputs.clone()
 
     def _capture(self, x: Tensor) -> _Captured:
         inputs = x.clone(memory_format=torch.channels_last)

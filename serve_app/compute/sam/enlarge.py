@@ -4,23 +4,31 @@ Every pixel of the full-size logits is a weighted mean of a few low-resolution c
 that see no cell above the loosest cut are known to be outside, and are never computed: most
 masks are far smaller than their image.
 
-In numpy's own loops, which run in the calling thread: the threads of a matrix product would spin
-for the processor that the decoder's next pass needs.
+A block of neighbouring pixels sees few cells, so it is a small matrix product.  BLAS is kept to
+the calling thread: its own threads would spin for the processor that the decoder's next pass
+needs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from serve_app.compute.sam.frame import Frame
 from serve_app.domain.types import BoolArray, Float32Array
 
-_BLOCK = 1 << 16
-"""Pixels computed at a time: a quarter of a megabyte, which stays in the cache."""
+threadpool_limits(1, user_api="blas")
+
+_BLOCK = 1 << 15
+"""Pixels computed at a time: an eighth of a megabyte, which stays in the cache."""
+
+_ROWS = 64
+"""Rows stretched at a time."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,12 +36,13 @@ class _Axis:
     """How the pixels of one side of the image see the cells.
 
     Attributes:
-        first: ``(pixels,)``, the first cell that each of them sees; ascending.
-        taps: ``(n, pixels, 1) float32``, the weights of that cell and the following ones.
+        weights: ``(pixels, 256) float32``, rows that sum to one.
+        first, last: ``(pixels,)``, the first and last cell that each of them sees; ascending.
     """
 
+    weights: Float32Array
     first: NDArray[np.int64]
-    taps: Float32Array
+    last: NDArray[np.int64]
 
     @classmethod
     def of(cls, weights: Float32Array) -> _Axis:
@@ -41,32 +50,33 @@ class _Axis:
         seen = weights != 0
         first = seen.argmax(axis=1)
         last = seen.shape[1] - 1 - seen[:, ::-1].argmax(axis=1)
-        count = int((last - first).max()) + 1
-        padded = np.pad(weights, ((0, 0), (0, count)))
-        taps = [np.take_along_axis(padded, first[:, None] + i, axis=1) for i in range(count)]
-        return cls(first, np.stack(taps))
+        return cls(weights, first, last)
 
     def pixels(self, cells: BoolArray, axis: int) -> slice:
         """Pixels that see any of the ``(256, 256) bool`` cells, summed up over ``axis``."""
         wanted = np.flatnonzero(cells.any(axis=axis))
         if not wanted.size:
             return slice(0, 0)
-        start, stop = np.searchsorted(self.first, (wanted[0] - len(self.taps) + 1, wanted[-1] + 1))
-        return slice(int(start), int(stop))
+        start = np.searchsorted(self.last, wanted[0], side="left")
+        stop = np.searchsorted(self.first, wanted[-1], side="right")
+        return slice(int(start), max(int(start), int(stop)))
 
     def cells(self, pixels: slice) -> slice:
         """All cells that these pixels see."""
-        return slice(
-            int(self.first[pixels.start]), int(self.first[pixels.stop - 1]) + len(self.taps)
-        )
+        return slice(int(self.first[pixels.start]), int(self.last[pixels.stop - 1]) + 1)
 
     def mean(self, values: Float32Array, pixels: slice, origin: int) -> Float32Array:
         """The pixels' weighted means of ``(cells, n)`` values, the first of cell ``origin``."""
-        first = self.first[pixels] - origin
-        result: Float32Array = values[first] * self.taps[0, pixels]
-        for i, weights in enumerate(self.taps[1:], start=1):
-            result += values[np.minimum(first + i, len(values) - 1)] * weights[pixels]
+        seen = self.cells(pixels)
+        result: Float32Array = (
+            self.weights[pixels, seen] @ values[seen.start - origin : seen.stop - origin]
+        )
         return result
+
+
+def _blocks(pixels: slice, step: int) -> Iterator[slice]:
+    for start in range(pixels.start, pixels.stop, step):
+        yield slice(start, min(start + step, pixels.stop))
 
 
 @lru_cache(maxsize=16)
@@ -115,15 +125,14 @@ def cut(logits: Float32Array, frame: Frame, offset: float = 1.0) -> Cut:
     if y.start == y.stop or x.start == x.stop:
         return Cut(np.zeros((0, 0), np.bool_), 0, 0, 0, 0)
     tall, wide = rows.cells(y), columns.cells(x)
-    stretched = np.ascontiguousarray(rows.mean(logits[tall, wide], y, tall.start).T)
+    part = logits[tall, wide]
+    rows_of = [rows.mean(part, block, tall.start) for block in _blocks(y, _ROWS)]
+    stretched = np.ascontiguousarray(np.concatenate(rows_of).T)
     mask = np.empty((x.stop - x.start, y.stop - y.start), np.bool_)
     inner = outer = 0
-    step = max(1, _BLOCK // mask.shape[1])
-    for start in range(0, len(mask), step):
-        part = mask[start : start + step]
-        begin = x.start + start
-        values = columns.mean(stretched, slice(begin, begin + len(part)), wide.start)
-        np.greater(values, 0, out=part)
+    for block in _blocks(x, max(1, _BLOCK // mask.shape[1])):
+        values = columns.mean(stretched, block, wide.start)
+        np.greater(values, 0, out=mask[block.start - x.start : block.stop - x.start])
         inner += int(np.count_nonzero(values > offset))
         outer += int(np.count_nonzero(values > -offset))
     return Cut(mask, x.start, y.start, inner, outer)
