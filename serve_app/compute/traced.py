@@ -7,6 +7,7 @@ milliseconds.  A graph is kept under a hash of all that it depends on: weights, 
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -56,7 +57,9 @@ class Graphs:
 
 
 def _trace(module: nn.Module, shapes: Sequence[Shape], free: Sequence[Shape]) -> openvino.Model:
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        # The conversion traces; that torch would like it done otherwise is not for its caller.
+        warnings.simplefilter("ignore", FutureWarning)
         example = tuple(torch.zeros(shape) for shape in shapes)
         model = openvino.convert_model(module.eval(), example_input=example)
     lengths = [list(shape) for shape in shapes]
