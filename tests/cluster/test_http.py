@@ -241,7 +241,8 @@ def test_metrics_tell_of_every_deployment(http: httpx.Client) -> None:
 
 def test_models_says_what_is_deployed_and_which_text_engine(http: httpx.Client) -> None:
     told = http.get("/v1/models").json()
-    assert set(told["variants"]) == {"fast", "accurate"}
+    # Whoever has made an int8 model has its variant, too.
+    assert set(told["variants"]) - {"quantized"} == {"fast", "accurate"}
     assert told["default_variant"] == "fast"
     assert told["text"]["engine"] == "labels"
     assert told["text"]["reason"].startswith("auto:")
