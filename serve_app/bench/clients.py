@@ -43,7 +43,7 @@ class OurClient:
         self._ids: dict[str, str] = {}
 
     async def know(self, photo: Photo) -> None:
-        answer = await _post(
+        answer = await post(
             self._http, "/v1/embed", files={"file": photo.jpeg}, data={"variant": self._variant}
         )
         if self._by_id:
@@ -56,11 +56,11 @@ class OurClient:
         if image_id is not None:
             content = orjson.dumps({"image_id": image_id, **fields})
             headers = {"content-type": "application/json"}
-            answer = await _post(self._http, "/v1/segment", content=content, headers=headers)
+            answer = await post(self._http, "/v1/segment", content=content, headers=headers)
         else:
             data = {"request": orjson.dumps(fields).decode()}
             files = {"file": photo.jpeg}
-            answer = await _post(self._http, "/v1/segment", files=files, data=data)
+            answer = await post(self._http, "/v1/segment", files=files, data=data)
         _check(len(answer["results"][0]["masks"]))
         return {k: v for k, v in answer["timings_ms"].items() if k != "total"}
 
@@ -69,7 +69,7 @@ class OurEmbedClient(OurClient):
     """This service asked to embed images alone."""
 
     async def ask(self, photo: Photo, click: Click) -> Mapping[str, float]:
-        answer = await _post(
+        answer = await post(
             self._http, "/v1/embed", files={"file": photo.jpeg}, data={"variant": self._variant}
         )
         return {k: v for k, v in answer["timings_ms"].items() if k != "total"}
@@ -86,7 +86,7 @@ class PlainClient:
 
     async def ask(self, photo: Photo, click: Click) -> Mapping[str, float]:
         data = {"point_coords": orjson.dumps([click]).decode(), "point_labels": "[1]"}
-        answer = await _post(self._http, "/segment", files={"file": photo.jpeg}, data=data)
+        answer = await post(self._http, "/segment", files={"file": photo.jpeg}, data=data)
         _check(len(answer["masks"]))
         stages: Mapping[str, float] = answer["timings_ms"]
         return stages
@@ -121,7 +121,8 @@ def _check(masks: int) -> None:
         raise RequestFailed(f"{masks} masks instead of {_MASKS}")
 
 
-async def _post(http: httpx.AsyncClient, path: str, **content: Any) -> dict[str, Any]:
+async def post(http: httpx.AsyncClient, path: str, **content: Any) -> dict[str, Any]:
+    """The JSON of an answer; raises `RequestFailed` for any other than a success."""
     response = await _send(http, path, **content)
     answer: dict[str, Any] = orjson.loads(response.content)
     return answer

@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import orjson
 
-from serve_app.bench.clients import OurClient
+from serve_app.bench.clients import OurClient, post
 from serve_app.bench.load import RequestFailed, drive
 from serve_app.bench.photos import Photo, Photos
 from serve_app.bench.rows import Row
@@ -56,7 +56,7 @@ async def boxes(
     floor_s: float | None = None,
 ) -> list[Row]:
     """Seconds for many boxes on one known image in one call, one mask each."""
-    answer = await _post(http, "/v1/embed", files={"file": photo.jpeg}, data={"variant": variant})
+    answer = await post(http, "/v1/embed", files={"file": photo.jpeg}, data={"variant": variant})
     rng = np.random.default_rng(0)
     corners = rng.uniform(0.0, 0.8, (count, 2))
     spans = rng.uniform(0.05, 0.2, (count, 2))
@@ -164,20 +164,9 @@ async def _segment(
     if isinstance(image, str):
         content = orjson.dumps({"image_id": image, **fields})
         headers = {"content-type": "application/json"}
-        return await _post(http, "/v1/segment", content=content, headers=headers)
+        return await post(http, "/v1/segment", content=content, headers=headers)
     data = {"request": orjson.dumps(fields).decode()}
-    return await _post(http, "/v1/segment", files={"file": image.jpeg}, data=data)
-
-
-async def _post(http: httpx.AsyncClient, path: str, **content: Any) -> dict[str, Any]:
-    try:
-        response = await http.post(path, **content)
-    except httpx.HTTPError as exc:
-        raise RequestFailed(type(exc).__name__) from exc
-    if not response.is_success:
-        raise RequestFailed(f"status {response.status_code}")
-    answer: dict[str, Any] = orjson.loads(response.content)
-    return answer
+    return await post(http, "/v1/segment", files={"file": image.jpeg}, data=data)
 
 
 def _stages(told: Sequence[Mapping[str, float]]) -> str:

@@ -46,14 +46,15 @@ def ray_environment(folder: Path) -> dict[str, str]:
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "haproxy-state"),
             # Nobody balances load over this machine's replicas but this HAProxy.
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1.0",
-            **{name: str(port) for name, port in zip(_PORT_SWITCHES, _free_ports(), strict=True)},
+            # Two Rays may share a machine.
+            **dict(zip(_PORT_SWITCHES, map(str, free_ports(len(_PORT_SWITCHES))), strict=True)),
         }
     return switches
 
 
-def _free_ports() -> list[int]:
-    """Ports that nothing listens on now, one for each switch: two Rays may share a machine."""
-    probes = [socket.socket() for _ in _PORT_SWITCHES]
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on now."""
+    probes = [socket.socket() for _ in range(count)]
     try:
         for probe in probes:
             probe.bind(("127.0.0.1", 0))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,23 +21,11 @@ from typing import Any
 import httpx
 import yaml
 
-from serve_app.commands.environment import ray_environment
+from serve_app.commands.environment import free_ports, ray_environment
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 30.0
 _POLL_S = 0.2
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on now."""
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
 
 
 def wait_until(met: Callable[[], bool], what: str, timeout_s: float) -> float:

@@ -50,7 +50,8 @@ class _Axis:
         seen = weights != 0
         first = seen.argmax(axis=1)
         last = seen.shape[1] - 1 - seen[:, ::-1].argmax(axis=1)
-        return cls(weights, first, last)
+        # A weight may round to zero where those beside it do not.
+        return cls(weights, first, np.maximum.accumulate(last))
 
     def pixels(self, cells: BoolArray, axis: int) -> slice:
         """Pixels that see any of the ``(256, 256) bool`` cells, summed up over ``axis``."""
@@ -79,7 +80,7 @@ def _blocks(pixels: slice, step: int) -> Iterator[slice]:
         yield slice(start, min(start + step, pixels.stop))
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)  # megabytes each, of large images
 def _axes(frame: Frame) -> tuple[_Axis, _Axis]:
     rows, columns = frame.weights()
     return _Axis.of(rows.numpy()), _Axis.of(columns.numpy())
