@@ -33,7 +33,8 @@ def deployed(
         max_ongoing_requests=replicas.max_ongoing_requests,
         max_queued_requests=replicas.max_queued_requests,
         graceful_shutdown_timeout_s=replicas.graceful_shutdown_timeout_s,
-        health_check_timeout_s=30,
+        health_check_period_s=replicas.health_check_period_s,
+        health_check_timeout_s=replicas.health_check_timeout_s,
         request_router_config=router or RequestRouterConfig(),
     )
     deployment: Deployment = decorate(replica)

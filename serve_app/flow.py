@@ -26,6 +26,7 @@ from serve_app.domain.errors import (
     InvalidPrompt,
     InvalidRequest,
     Overloaded,
+    ReplicaLost,
     TextUnavailable,
     WeightsUnavailable,
 )
@@ -130,12 +131,13 @@ class SegmentationFlow:
         choice = self._dispatcher.choose(ask, image.id)
         try:
             done = await self._answer(request, image, choice, timings, started)
-        except (Overloaded, WeightsUnavailable):
+        except (Overloaded, ReplicaLost, WeightsUnavailable):
             other = self._dispatcher.instead(ask, image.id, choice)
             if other is None:
                 raise
             choice = other
             done = await self._answer(request, image, choice, timings, started)
+        timings.publish()
         scored = done.scored
         return SegmentResult(
             image_id=image.id,
@@ -199,6 +201,7 @@ class SegmentationFlow:
             choice = self._dispatcher.choose(Ask(variant=variant, prompts=0), opened.id)
             session = self._session(choice.variant, timings)
             await session.predict(opened, (), DecodeOptions())
+        timings.publish()
         return EmbedResult(
             image_id=opened.id,
             width=opened.width,

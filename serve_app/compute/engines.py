@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from serve_app.compute.quantised import open_registry
 from serve_app.compute.text.engine import TextScoringEngine, build_text_engine
 from serve_app.compute.weights import WeightStore
 from serve_app.domain.registry import ModelSpec, Registry
 from serve_app.domain.settings import Compute, GraphSettings, OpenClipSettings, TextSettings
+from serve_app.domain.types import DecodeJob, DecodeOptions, Embedding, Prompt
 from serve_app.ports import DecoderEngine, EncoderEngine
 
 
@@ -126,7 +129,13 @@ def warm_up_sizes(spec: ModelSpec, compute: Compute, most: int) -> tuple[int, ..
 
 
 def load_decoder(source: ModelSource, model: str, compute: Compute) -> DecoderEngine:
-    """Load the prompt encoder and mask decoder of a segmentation model onto its device."""
+    """A segmentation model's prompt encoder and mask decoder on its device, having run once."""
+    decoder = _decoder(source, model, compute)
+    _warm(decoder, source.spec(model))
+    return decoder
+
+
+def _decoder(source: ModelSource, model: str, compute: Compute) -> DecoderEngine:
     spec, files = source.spec(model), source.files(model)
     from serve_app.compute.devices import apply_compute
 
@@ -147,3 +156,13 @@ def _sam_architecture(model: str, spec: ModelSpec) -> str:
     if spec.family != "sam" or spec.architecture is None:
         raise ValueError(f"{model} is of the family {spec.family}, which segments nothing")
     return spec.architecture
+
+
+def _warm(decoder: DecoderEngine, spec: ModelSpec) -> None:
+    """Run it once, which takes many times as long as a later pass: on an image of nothing."""
+    shapes: dict[str, tuple[int, ...]] = {"image_embed": (256, 64, 64)}
+    if spec.family == "sam2_onnx":
+        shapes |= {"high_res_feats_0": (32, 256, 256), "high_res_feats_1": (64, 128, 128)}
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    box = Prompt(box=np.array([8, 8, 56, 56], np.float32))
+    decoder.decode_batch([DecodeJob(Embedding(tensors, height=64, width=64), box, DecodeOptions())])

@@ -67,7 +67,7 @@ class DecoderReplica(EngineReplica):
         source: ModelSource,
         encoder: DeploymentHandle[Any] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(settings.decoder)
         self._name = serve.get_replica_context().replica_tag
         spec = source.spec(settings.model)
         engine = load_decoder(source, settings.model, settings.decoder.compute)
@@ -153,4 +153,4 @@ class DecoderReplica(EngineReplica):
 
     async def ping(self) -> bool:
         """Answers once the weights of decoder and encoder are loaded."""
-        return self._encoder is None or await answer_of(self._encoder.ping.remote())
+        return self._encoder is None or bool(await answer_of(self._encoder.ping.remote()))

@@ -1,4 +1,7 @@
-"""The ports over Ray handles, and Ray's errors as ours.
+"""The ports over Ray handles: Ray's errors as ours, lost calls made again, left ones cancelled.
+
+Inference is pure, so a call whose replica died may be made again.  Serve does that itself as long
+as a call has not begun; `ask` does it for those that were under way: once, within the deadline.
 
 Ray Serve may be told to speak gRPC between replicas, which takes half the time of an actor call.
 But it bounds messages, and a reference inside one would never be released.  So calls with images,
@@ -8,17 +11,19 @@ embeddings or much else go as actor calls (``_by_reference``), however Serve is 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
+import grpc
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.domain.deadline import time_left_s
-from serve_app.domain.errors import InternalError, Overloaded, SamServeError, WeightsUnavailable
+from serve_app.domain.errors import Overloaded, ReplicaLost, SamServeError, WeightsUnavailable
 from serve_app.domain.types import (
     Candidate,
     DecodeOptions,
@@ -31,11 +36,18 @@ from serve_app.domain.types import (
     ScorerInfo,
     TextScores,
 )
+from serve_app.telemetry.catalogue import RETRIES
 
-T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+Response = Any
+"""A ``DeploymentResponse``, which handles declare as that or a generator of several."""
 
 _FEW_PROMPTS = 16
 """A call with more is no small message, and its way no part of its time."""
+
+_GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+"""What a call over gRPC ends with when its replica dies or closes its server."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,16 +70,51 @@ class SharedPixels:
         return cast(RgbArray, await self.ref)
 
 
-async def answer_of(response: Awaitable[T]) -> T:
+async def ask(callee: str, send: Callable[[], Response]) -> Any:
+    """Make a call, and once again if its replica is lost meanwhile and there is time.
+
+    Args:
+        callee: who is called, for the metrics.
+        send: makes the call.
+
+    Raises:
+        ReplicaLost: the second replica was lost, too, or time is over.
+        Others: as `answer_of`.
+    """
+    try:
+        return await answer_of(send())
+    except ReplicaLost:
+        left_s = time_left_s()
+        if left_s is not None and left_s <= 0:
+            raise
+    log.warning("a replica of %s was lost during a call, which is made again", callee)
+    try:
+        answer = await answer_of(send())
+    except BaseException:
+        RETRIES.inc(callee=callee, outcome="failed")
+        raise
+    RETRIES.inc(callee=callee, outcome="ok")
+    return answer
+
+
+async def answer_of(response: Response) -> Any:
     """Await a handle's response; errors come out as `SamServeError`.
+
+    Whoever stops waiting cancels the call: Serve does so only for what a whole request leaves.
 
     Raises:
         Overloaded: queues are full.
         WeightsUnavailable: the deployment has no replica and cannot start one.
-        InternalError: the replica died.
+        ReplicaLost: the replica died, or was cancelled by another than the caller.
     """
     try:
         return await response
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and not task.cancelling():
+            raise ReplicaLost("a part of the service went during the request") from None
+        response.cancel()
+        raise
     except RayTaskError as exc:
         if isinstance(exc.cause, SamServeError):
             raise exc.cause from None
@@ -80,8 +127,12 @@ async def answer_of(response: Awaitable[T]) -> T:
         raise WeightsUnavailable(
             "a part of the service could not start; its log says why"
         ) from None
-    except RayActorError as exc:
-        raise InternalError("a part of the service was lost during the request") from exc
+    except (RayActorError, ObjectLostError) as exc:
+        raise ReplicaLost("a part of the service was lost during the request") from exc
+    except grpc.aio.AioRpcError as exc:
+        if exc.code() in _GONE:
+            raise ReplicaLost("a part of the service was lost during the request") from exc
+        raise
 
 
 def _is_small(prompts: Sequence[Prompt], options: DecodeOptions) -> bool:
@@ -101,7 +152,9 @@ class RemoteEncoder:
 
     async def encode(self, pixels: SharedPixels) -> Embedding:
         """Embed an image; its pixels go straight from the object store to the encoder."""
-        found: Embedding = await answer_of(self._handle.remote(pixels.ref, time_left_s()))
+        found: Embedding = await ask(
+            "encoder", lambda: self._handle.remote(pixels.ref, time_left_s())
+        )
         # Copied out of the object store, which could not drop what the cache keeps.
         tensors = {name: tensor.copy() for name, tensor in found.tensors.items()}
         return Embedding(tensors, height=found.height, width=found.width)
@@ -126,10 +179,16 @@ class RemotePredictor:
         small = shared is None and _is_small(prompts, options)
         # The session is what the decoders' router goes by.
         handle = (self._small if small else self._large).options(session_id=image_id)
-        return await answer_of(handle.remote(image_id, shared, tuple(prompts), options))
+
+        def send() -> Response:
+            now = replace(options, time_left_s=time_left_s())
+            return handle.remote(image_id, shared, tuple(prompts), now)
+
+        found: Prediction | None = await ask("decoder", send)
+        return found
 
     async def wake(self) -> None:
-        await answer_of(self._handle.ping.remote())
+        await ask("decoder", self._handle.ping.remote)
 
 
 class RemoteProposer:
@@ -146,7 +205,10 @@ class RemoteProposer:
         points_per_side: int,
     ) -> tuple[Proposal, ...]:
         given = None if pixels is None else (await SharedPixels.of(pixels)).ref
-        return await answer_of(self._handle.remote(given, size, source, points_per_side))
+        found: tuple[Proposal, ...] = await ask(
+            "proposals", lambda: self._handle.remote(given, size, source, points_per_side)
+        )
+        return found
 
 
 class RemoteTextScorer:
@@ -160,7 +222,7 @@ class RemoteTextScorer:
         # The engine is chosen once, when its weights load.
         if self._info is not None:
             return self._info
-        info: ScorerInfo = await answer_of(self._handle.info.remote())
+        info: ScorerInfo = await ask("text", self._handle.info.remote)
         self._info = info
         return info
 
@@ -169,4 +231,7 @@ class RemoteTextScorer:
     ) -> TextScores:
         shared = await SharedPixels.of(pixels)
         handle = self._handle.options(method_name="score", _by_reference=True)
-        return await answer_of(handle.remote(shared.ref, tuple(candidates), tuple(texts)))
+        found: TextScores = await ask(
+            "text", lambda: handle.remote(shared.ref, tuple(candidates), tuple(texts))
+        )
+        return found

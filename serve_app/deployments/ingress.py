@@ -99,4 +99,4 @@ class IngressReplica:
 
 
 async def _ping(handle: DeploymentHandle[Any]) -> bool:
-    return await answer_of(handle.ping.remote())
+    return bool(await answer_of(handle.ping.remote()))

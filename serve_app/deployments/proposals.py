@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from serve_app.compute.detector import EfficientDet
 from serve_app.compute.engines import ModelSource
 from serve_app.compute.proposals import Proposals
@@ -14,11 +16,15 @@ class ProposalsReplica(EngineReplica):
     """Grid, detector and contours behind one method."""
 
     def __init__(self, settings: ProposalsSettings, source: ModelSource) -> None:
-        super().__init__()
+        super().__init__(settings)
         detector = None
         if settings.detector is not None:
             detector = EfficientDet(source.files(settings.detector)["model"], settings.threads)
         self._engine = Proposals(detector)
+        if detector is not None:
+            # A detector's first pass allocates and takes longer than the others.
+            black = np.zeros((64, 64, 3), np.uint8)
+            self._engine.propose(black, (64, 64), ProposalSource.DETECTOR, 1)
         self._thread = EngineThread()
         self.threads = [self._thread]
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
+
+from serve_app.domain.settings import Replicas
 
 T = TypeVar("T")
 
@@ -16,27 +20,58 @@ class EngineThread:
 
     def __init__(self, workers: int = 1) -> None:
         self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="engine")
+        self._began: dict[object, float] = {}  # of what runs; its own keys, since work may be equal
 
     async def run(self, function: Callable[..., T], *args: object) -> T:
         """Run a function in the thread, after what is queued there."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
+        work = partial(self._timed, function, *args)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    def _timed(self, function: Callable[..., T], *args: object) -> T:
+        key = object()
+        self._began[key] = time.monotonic()
+        try:
+            return function(*args)
+        finally:
+            del self._began[key]
+
+    async def check(self, stuck_after_s: float) -> None:
+        """Returns if the engine gets on with its work; that there is much of it is no fault.
+
+        Raises:
+            EngineStuck: it has been at one piece of work for longer than ``stuck_after_s``.
+        """
+        began = min(list(self._began.values()), default=None)
+        if began is None:
+            await self.run(_nothing)
+        elif time.monotonic() - began > stuck_after_s:
+            raise EngineStuck(f"an engine has been in one pass for more than {stuck_after_s:g} s")
+
+
+class EngineStuck(RuntimeError):
+    """The engine does not come back from a pass."""
 
 
 class EngineReplica:
-    """Base of replicas: healthy as long as their engines' threads take work."""
+    """Base of replicas: healthy as long as their engines' threads get on with their work.
 
-    def __init__(self) -> None:
+    Args:
+        settings: of the deployment.
+    """
+
+    def __init__(self, settings: Replicas) -> None:
         join_serve_log()
         self.threads: list[EngineThread] = []
+        self._stuck_after_s = settings.stuck_after_s
 
     async def ping(self) -> bool:
-        """Answers once the constructor is through: the weights are loaded."""
+        """Answers once the constructor is through: the weights are loaded, and have worked."""
         return True
 
     async def check_health(self) -> None:
-        """Called by Serve, which replaces the replica when this hangs or raises."""
+        """Called by Serve, which replaces the replica when this hangs or raises three times."""
         for thread in self.threads:
-            await thread.run(_nothing)
+            await thread.check(self._stuck_after_s)
 
 
 def _nothing() -> None:

@@ -14,7 +14,7 @@ class TextReplica(EngineReplica):
     """One scoring engine, `open_clip` or `labels`, chosen when the replica starts."""
 
     def __init__(self, settings: TextSettings, source: ModelSource) -> None:
-        super().__init__()
+        super().__init__(settings)
         self._engine = load_text(source, settings)
         self._thread = EngineThread()
         self.threads = [self._thread]

@@ -142,6 +142,13 @@ class Overloaded(SamServeError):
     status = 503
 
 
+class ReplicaLost(SamServeError):
+    """A part of the service went twice during the request; it is safe to send it again."""
+
+    code = "replica_lost"
+    status = 503
+
+
 class DeadlineExceeded(SamServeError):
     """The answer was not ready in time."""
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from serve_app.domain.deadline import time_left_s
 from serve_app.domain.errors import UnknownImage
 from serve_app.domain.types import (
     CacheTier,
@@ -75,7 +74,6 @@ class Session:
         options: DecodeOptions,
     ) -> Prediction | None:
         """One call, counted as load from before it leaves until it has ended in any way."""
-        options = replace(options, time_left_s=time_left_s())
         count = len(prompts)
         if options.most_points is not None:
             count = min(count, options.most_points)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from serve_app.domain.deadline import time_left_s
 from serve_app.domain.errors import (
     DeadlineExceeded,
     HintsUnmet,
@@ -79,6 +80,7 @@ class FakePredictor:
     def __init__(self) -> None:
         self.calls: list[tuple[str, bool, int]] = []
         self.options: list[DecodeOptions] = []
+        self.times_left: list[float | None] = []
         self.known: set[str] = set()
         self.forgets = False
         self.sure = 0.9
@@ -94,6 +96,7 @@ class FakePredictor:
     ) -> Prediction | None:
         self.calls.append((image_id, pixels is not None, len(prompts)))
         self.options.append(options)
+        self.times_left.append(time_left_s())
         if self.failure is not None:
             raise self.failure
         if self.forgets or (pixels is None and image_id not in self.known):
@@ -623,12 +626,12 @@ async def test_whoever_works_for_a_request_is_told_how_long_it_waits() -> None:
     graph = Graph(timeout_s=60)
     await graph.flow.segment(_request())
     await graph.flow.segment(_request(timeout_s=20))
-    service_s, caller_s = (options.time_left_s or 0 for options in graph.fast.options)
+    service_s, caller_s = (seconds or 0 for seconds in graph.fast.times_left)
     assert 20 < service_s < 60
     assert 0 < caller_s < 20
     free = Graph()
     await free.flow.segment(_request())
-    assert free.fast.options[0].time_left_s is None
+    assert free.fast.times_left == [None]
 
 
 # The cascade.
@@ -837,7 +840,7 @@ async def test_within_the_callers_time_a_second_answer_is_worth_it() -> None:
     for more in ({"max_latency_ms": 2000}, {"timeout_s": 2.0}):
         assert (await graph.flow.segment(_request(**more))).escalated == 1
         # The second variant's time is what the cascade gives it.
-        assert 0 < (graph.accurate.options[-1].time_left_s or 0) < 2
+        assert 0 < (graph.accurate.times_left[-1] or 0) < 2
 
 
 @pytest.mark.parametrize("wakes", [True, False])

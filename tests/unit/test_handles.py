@@ -1,14 +1,27 @@
-"""Which way calls between replicas go."""
+"""Which way calls between replicas go, and what becomes of those that are lost or left."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Generator
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayTaskError
+from ray.serve.exceptions import BackPressureError
 
 from serve_app.deployments import handles
-from serve_app.deployments.handles import RemoteEncoder, RemotePredictor, SharedPixels
+from serve_app.deployments.handles import (
+    RemoteEncoder,
+    RemotePredictor,
+    SharedPixels,
+    answer_of,
+    ask,
+)
+from serve_app.domain.deadline import deadline
+from serve_app.domain.errors import InvalidPrompt, Overloaded, ReplicaLost
 from serve_app.domain.types import DecodeOptions, Embedding, Prompt
 
 CLICK = Prompt(point_coords=np.array([[1.0, 1.0]]), point_labels=np.array([1]))
@@ -25,9 +38,9 @@ class _Handle:
     def options(self, **more: Any) -> _Handle:
         return _Handle(self._answer, self._calls, **{**self._options, **more})
 
-    async def remote(self, *args: Any) -> Any:
+    def remote(self, *args: Any) -> Any:
         self._calls.append(self._options)
-        return self._answer
+        return _Response(self._answer)
 
 
 @pytest.fixture
@@ -73,3 +86,111 @@ async def test_embeddings_come_by_reference_and_are_kept_by_value(
     found = await RemoteEncoder(_Handle(answer, calls)).encode(SharedPixels(object()))
     assert [call.get("_by_reference") for call in calls] == [True]
     assert not np.shares_memory(found.tensors["image_embed"], tensor)
+
+
+class _Response:
+    """Gives an answer, raises, or never comes; knows whether it was cancelled."""
+
+    def __init__(self, outcome: Any = None, never: bool = False) -> None:
+        self._outcome, self._never = outcome, never
+        self.cancelled = False
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        if self._never:
+            yield from asyncio.Event().wait().__await__()
+        if isinstance(self._outcome, BaseException):
+            raise self._outcome
+        return self._outcome
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+def _sends(*outcomes: Any) -> tuple[Any, list[_Response]]:
+    """What sends calls with these outcomes in turn, and the responses that it gave."""
+    waiting, given = list(outcomes), []
+
+    def send() -> _Response:
+        given.append(_Response(waiting.pop(0)))
+        return given[-1]
+
+    return send, given
+
+
+def _rpc_error(code: grpc.StatusCode) -> grpc.aio.AioRpcError:
+    nothing = grpc.aio.Metadata()
+    return grpc.aio.AioRpcError(code, nothing, nothing)
+
+
+def _lost() -> list[BaseException]:
+    return [
+        ActorDiedError(),
+        ActorUnavailableError("gone", b"\0" * 16),
+        ObjectLostError("0" * 56, None, ""),
+        _rpc_error(grpc.StatusCode.UNAVAILABLE),
+        _rpc_error(grpc.StatusCode.CANCELLED),
+        asyncio.CancelledError(),  # of the call, by another than the caller
+    ]
+
+
+@pytest.mark.parametrize("fault", _lost(), ids=lambda f: f"{type(f).__name__}")
+async def test_a_call_whose_replica_is_lost_is_made_again(fault: BaseException) -> None:
+    send, given = _sends(fault, "masks")
+    assert await ask("decoder", send) == "masks"
+    assert len(given) == 2
+
+
+async def test_it_is_made_again_once() -> None:
+    send, given = _sends(ActorDiedError(), ActorDiedError(), "masks")
+    with pytest.raises(ReplicaLost):
+        await ask("decoder", send)
+    assert len(given) == 2
+
+
+async def test_without_time_it_is_not_made_again() -> None:
+    send, given = _sends(ActorDiedError(), "masks")
+    with deadline(-1.0), pytest.raises(ReplicaLost):
+        await ask("decoder", send)
+    assert len(given) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (RayTaskError("predict", "trace", InvalidPrompt("no", "box")), InvalidPrompt),
+        (BackPressureError(num_queued_requests=1, max_queued_requests=1), Overloaded),
+        (_rpc_error(grpc.StatusCode.RESOURCE_EXHAUSTED), grpc.aio.AioRpcError),
+        (RayTaskError("predict", "trace", KeyError("x")), RayTaskError),
+    ],
+    ids=["a caller's fault", "full", "too large", "a fault of ours"],
+)
+async def test_what_would_fail_again_is_not_made_again(
+    fault: BaseException, told: type[Exception]
+) -> None:
+    send, given = _sends(fault, "masks")
+    with pytest.raises(told):
+        await ask("decoder", send)
+    assert len(given) == 1
+
+
+async def test_whoever_stops_waiting_cancels_the_call() -> None:
+    response: Any = _Response(never=True)
+    waiting = asyncio.create_task(answer_of(response))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert response.cancelled
+
+
+async def test_a_deadline_cancels_the_call_and_does_not_make_it_again() -> None:
+    given: list[_Response] = []
+
+    def send() -> Any:
+        given.append(_Response(never=True))
+        return given[-1]
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await ask("decoder", send)
+    assert [response.cancelled for response in given] == [True]

@@ -1,0 +1,67 @@
+"""A replica's health is its engine's: busy is healthy, stuck is not."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from serve_app.deployments.replica import EngineReplica, EngineStuck, EngineThread
+from serve_app.domain.settings import Replicas
+
+
+class Replica(EngineReplica):
+    def __init__(self, stuck_after_s: float) -> None:
+        super().__init__(Replicas(stuck_after_s=stuck_after_s))
+        self.engine = EngineThread()
+        self.threads = [self.engine]
+
+
+@pytest.fixture
+def way() -> threading.Event:
+    return threading.Event()
+
+
+async def test_an_idle_engine_is_asked_to_do_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    replica, asked = Replica(60), []
+    run = replica.engine.run
+    monkeypatch.setattr(replica.engine, "run", lambda *a: (asked.append(a), run(*a))[1])
+    await replica.check_health()
+    assert len(asked) == 1
+
+
+async def test_a_busy_engine_is_healthy_however_much_waits(way: threading.Event) -> None:
+    replica = Replica(60)
+    work = [asyncio.create_task(replica.engine.run(way.wait, 10)) for _ in range(5)]
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await replica.check_health()
+    way.set()
+    assert await asyncio.gather(*work) == [True] * 5
+
+
+async def test_an_engine_that_does_not_come_back_is_unhealthy(way: threading.Event) -> None:
+    replica = Replica(0.001)
+    began = threading.Event()
+
+    def hang() -> bool:
+        began.set()
+        return way.wait(10)
+
+    work = asyncio.create_task(replica.engine.run(hang))
+    await asyncio.to_thread(began.wait, 10)
+    await asyncio.sleep(0.01)
+    with pytest.raises(EngineStuck):
+        await replica.check_health()
+    way.set()
+    await work
+    await replica.check_health()
+
+
+async def test_work_that_fails_leaves_nothing_behind() -> None:
+    replica = Replica(0.001)
+    with pytest.raises(ZeroDivisionError):
+        await replica.engine.run(lambda: 1 // 0)
+    await asyncio.sleep(0.01)
+    await replica.check_health()
