@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from serve_app.domain.settings import CacheSettings
@@ -14,8 +15,14 @@ class SharedTier(Protocol):
         """The bytes kept under a key, or None."""
         ...
 
-    async def put(self, key: str, value: bytes) -> None:
-        """Keep bytes under a key, if possible."""
+    def put(self, key: str, value: Callable[[], bytes], nbytes: int) -> None:
+        """Keep bytes under a key, if possible; nobody waits for that.
+
+        Args:
+            key: the name to find it by.
+            value: makes the bytes; called in another thread, or never.
+            nbytes: about how many they are.
+        """
         ...
 
 
@@ -25,4 +32,4 @@ def shared_tier(cache: CacheSettings) -> SharedTier | None:
         return None
     from serve_app.cache.redis import RedisTier
 
-    return RedisTier.connect(cache.redis_url, cache.redis_ttl_s)
+    return RedisTier.connect(cache)

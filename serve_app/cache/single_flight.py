@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextvars import Context
 from typing import Generic, TypeVar
+
+from serve_app.telemetry.request import shared_context
 
 V = TypeVar("V")
 
@@ -27,7 +28,7 @@ class SingleFlight(Generic[V]):
         if task is None:
             # In a context of its own: the computation is nobody's alone.  In the context of the
             # first caller's request Ray Serve would cancel its remote calls with that request.
-            task = asyncio.create_task(self._call(compute), context=Context())
+            task = asyncio.create_task(self._call(compute), context=shared_context())
             self._tasks[key] = task
             self._waiting[key] = 0
             task.add_done_callback(lambda done: self._forget(key, done))

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from collections import OrderedDict
+from functools import partial
 
+from serve_app.cache.codec import seal, unseal
 from serve_app.cache.memory import ByteBoundedLru
 from serve_app.cache.shared import SharedTier
 from serve_app.cache.single_flight import SingleFlight
 from serve_app.compute.images import check_pixels, decode_image
-from serve_app.domain.errors import UnknownImage
+from serve_app.domain.errors import SamServeError, UnknownImage
 from serve_app.domain.image_id import image_id, parse_image_id
 from serve_app.domain.limits import Limits
 from serve_app.domain.types import RgbArray
+from serve_app.telemetry.catalogue import CACHE_LOOKUPS
+
+log = logging.getLogger(__name__)
 
 _MAX_NAMES = 65_536
 _DECODINGS = 4
@@ -100,6 +106,7 @@ class ImageStore:
         else:
             digest = await asyncio.to_thread(_sha256, source)
         known = self._names.get(digest)
+        _looked_up("miss" if known is None else "memory")
         if known is not None:
             self._names.move_to_end(digest)
             self._kept.put(known, source, len(source))
@@ -115,7 +122,8 @@ class ImageStore:
             self._names.popitem(last=False)
         self._kept.put(name, source, len(source))
         if self._shared is not None:
-            await self._shared.put(_shared_key(name), source)
+            key = _shared_key(name)
+            self._shared.put(key, partial(seal, key, source), len(source))
         return name, pixels
 
     async def load(self, name: str, file: bytes | None) -> RgbArray:
@@ -125,17 +133,38 @@ class ImageStore:
             UnknownImage: no file came with the request, and none is kept.
         """
         kept = file or self._kept.get(name)
-        if kept is None and self._shared is not None:
-            kept = await self._shared.get(_shared_key(name))
-        if isinstance(kept, bytes):
-            found, pixels = await self._decoded(kept)
-            # A shared tier may hand out anything; the name says what the pixels must be.
-            kept = pixels if found == name else None
+        if file is None and kept is not None:
+            _looked_up("memory")
         if kept is None:
-            raise UnknownImage(
-                "this image is not, or no longer, kept here: send the image itself", "image_id"
-            )
-        return kept
+            pixels = await self._from_shared(name)
+            _looked_up("miss" if pixels is None else "redis")
+            if pixels is None:
+                raise UnknownImage(
+                    "this image is not, or no longer, kept here: send the image itself", "image_id"
+                )
+            return pixels
+        return (await self._decoded(kept))[1] if isinstance(kept, bytes) else kept
+
+    async def _from_shared(self, name: str) -> RgbArray | None:
+        if self._shared is None:
+            return None
+        key = _shared_key(name)
+        data = await self._shared.get(key)
+        if data is None:
+            return None
+        file = await asyncio.to_thread(unseal, key, data)
+        if file is not None:
+            try:
+                found, pixels = await self._decoded(file)
+            except SamServeError:
+                found = ""
+            # Whoever may write there could hand out anything; the name tells the pixels.
+            if found == name:
+                self._kept.put(name, file, len(file))
+                return pixels
+        _looked_up("corrupt")
+        log.warning("an image of the shared cache was damaged or foreign; it counts as a miss")
+        return None
 
     async def _decoded(self, data: bytes) -> tuple[str, RgbArray]:
         # A decoded image may be 200 MB: only so many at once.
@@ -145,6 +174,10 @@ class ImageStore:
     def _decode(self, data: bytes) -> tuple[str, RgbArray]:
         pixels = decode_image(data, self._limits).pixels
         return image_id(pixels), pixels
+
+
+def _looked_up(result: str) -> None:
+    CACHE_LOOKUPS.inc(cache="image", result=result)
 
 
 def _sha256(data: bytes) -> bytes:

@@ -73,7 +73,7 @@ def test_foreign_bytes_are_a_miss(data: bytes) -> None:
 
 def _forged(body: bytes) -> bytes:
     """A value whose checksum is right, as somebody could write who knows this code."""
-    return b"SAMEMB01" + hashlib.sha256(b"key\0" + body).digest() + body
+    return b"SAMVAL02" + hashlib.sha256(b"key\0" + body).digest() + body
 
 
 @given(st.binary(max_size=100))

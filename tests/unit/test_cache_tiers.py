@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -23,8 +24,8 @@ class DictTier:
         self.gets += 1
         return self.kept.get(key)
 
-    async def put(self, key: str, value: bytes) -> None:
-        self.kept[key] = value
+    def put(self, key: str, value: Callable[[], bytes], nbytes: int) -> None:
+        self.kept[key] = value()
 
 
 class Encoder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,8 +35,8 @@ class Shared:
     async def get(self, key: str) -> bytes | None:
         return self.kept.get(key)
 
-    async def put(self, key: str, value: bytes) -> None:
-        self.kept[key] = value
+    def put(self, key: str, value: Callable[[], bytes], nbytes: int) -> None:
+        self.kept[key] = value()
 
 
 @pytest.fixture

@@ -1,0 +1,71 @@
+"""A service that is to stop answers what it has begun, refuses the rest, and says so to probes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from serve_app.api.app import create_app
+from serve_app.api.work import Work
+from serve_app.domain.limits import Limits
+
+from .conftest import FakeService
+
+BODY = {"image_id": "32x24-abc", "box": [1, 1, 9, 9]}
+
+
+@pytest.fixture
+def sign(tmp_path: Path) -> Path:
+    return tmp_path / "draining"
+
+
+@pytest.fixture
+async def client(service: FakeService, sign: Path) -> AsyncIterator[httpx.AsyncClient]:
+    async def metrics() -> bytes:
+        return b""
+
+    app = create_app(service, Limits(), metrics=metrics, version="1", work=Work(sign))
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://sam"
+    ) as client:
+        yield client
+
+
+async def test_what_has_begun_is_answered_and_what_comes_then_is_not_begun(
+    client: httpx.AsyncClient, service: FakeService, sign: Path
+) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def wait(_: Any) -> None:
+        begun.set()
+        await go_on.wait()
+
+    service.hook = wait
+    first = asyncio.create_task(client.post("/v1/segment", json=BODY))
+    await begun.wait()
+    assert (await client.get("/readyz")).json() == {"status": "ready"}
+    sign.touch()
+    probe = await client.get("/readyz")
+    assert (probe.status_code, probe.json()) == (503, {"status": "draining", "in_flight": 1})
+    refused = await client.post("/v1/segment", json=BODY)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+    assert int(refused.headers["retry-after"]) >= 1
+    assert (await client.get("/healthz")).status_code == 200
+    go_on.set()
+    assert (await first).status_code == 200
+    assert (await client.get("/readyz")).json()["in_flight"] == 0
+    assert len(service.requests) == 1
+
+
+async def test_without_the_sign_it_takes_requests_again(
+    client: httpx.AsyncClient, sign: Path
+) -> None:
+    sign.touch()
+    assert (await client.post("/v1/segment", json=BODY)).status_code == 503
+    sign.unlink()
+    assert (await client.post("/v1/segment", json=BODY)).status_code == 200

@@ -1,0 +1,178 @@
+"""The real graph with stand-in models of fixed service time, for tests of faults.
+
+    ingress ─┬─▶ proposals ×2
+             ├─▶ text ×2
+             └─▶ fast-decoder ×2 ─▶ fast-encoder ×2
+
+Ingress, routers, batches, caches and handle adapters are the project's own; a pass of a model is
+a sleep (`tests.faults.models`).  Answers are a function of image and prompt alone, so that "the
+same answer" can be checked: masks are rectangles drawn from a digest of both.  Neither weights nor
+torch are needed.
+
+In a Serve config: `application` gives the whole entry; its ``args`` are `GraphSettings` with one
+more member, ``standins`` (`StandIns`).
+
+    cluster.deploy({"http_options": {...}, "applications": [application("faults", graph())]})
+"""
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from ray.serve import Application
+
+import serve_app.deployments.decoder
+import serve_app.deployments.encoder
+import serve_app.deployments.proposals
+import serve_app.deployments.text
+from graphs.nodes import deployed, ingress_node
+from serve_app.compute.engines import ModelSource
+from serve_app.deployments.affinity import affinity
+from serve_app.deployments.decoder import DecoderReplica
+from serve_app.deployments.encoder import EncoderReplica
+from serve_app.deployments.proposals import ProposalsReplica
+from serve_app.deployments.replica import EngineThread
+from serve_app.deployments.text import TextReplica
+from serve_app.domain.settings import GraphSettings
+
+from .models import (
+    SleepingDecoder,
+    SleepingEncoder,
+    SleepingProposals,
+    SleepingText,
+    StandIns,
+    Worked,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+_SLOT = 0.01
+"""CPUs, in Ray's bookkeeping, of a replica: many fit on any machine."""
+
+
+def _of_environment() -> StandIns:
+    return StandIns.model_validate_json(os.environ.get("SAM_SERVE_STANDINS", "{}"))
+
+
+class FaultSettings(GraphSettings):
+    """All of a graph, and its stand-ins.
+
+    Where something else reads the same ``args`` as `GraphSettings`, which would refuse one more
+    member, the application's environment has them: ``SAM_SERVE_STANDINS``, as JSON.
+    """
+
+    standins: StandIns = Field(default_factory=_of_environment)
+
+
+class _Watched:
+    """What a replica holds at present, for tests that want to see it empty."""
+
+    threads: list[EngineThread]
+
+    async def held(self) -> dict[str, int]:
+        """Items in the batcher or engine thread, threads and descriptors of this process."""
+        waiting = sum(thread._pool._work_queue.qsize() for thread in self.threads)
+        batcher = getattr(self, "_batcher", None)
+        load = None if batcher is None else batcher.load()
+        return {
+            "pid": os.getpid(),
+            "waiting": waiting + (load.waiting if load else 0),
+            "running": load.running if load else 0,
+            "done": Worked.items,
+            "threads": threading.active_count(),
+            "files": len(os.listdir("/proc/self/fd")),
+        }
+
+
+class StandInEncoder(_Watched, EncoderReplica):
+    def __init__(self, times: StandIns, *rest: Any) -> None:
+        serve_app.deployments.encoder.load_encoder = lambda *_: SleepingEncoder(times)
+        super().__init__(*rest)
+
+
+class StandInDecoder(_Watched, DecoderReplica):
+    def __init__(self, times: StandIns, *rest: Any) -> None:
+        serve_app.deployments.encoder.load_encoder = lambda *_: SleepingEncoder(times)
+        serve_app.deployments.decoder.load_decoder = lambda *_: SleepingDecoder(times)
+        super().__init__(*rest)
+
+
+class StandInProposals(_Watched, ProposalsReplica):
+    def __init__(self, times: StandIns, *rest: Any) -> None:
+        serve_app.deployments.proposals.Proposals = lambda *_: SleepingProposals(times)
+        super().__init__(*rest)
+
+
+class StandInText(_Watched, TextReplica):
+    def __init__(self, times: StandIns, *rest: Any) -> None:
+        serve_app.deployments.text.load_text = lambda *_: SleepingText(times)
+        super().__init__(*rest)
+
+
+def graph(
+    *,
+    replicas: int = 2,
+    ingresses: int = 1,
+    encoder_batch: int = 2,
+    standins: dict[str, Any] | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """The application's ``args``: ``replicas`` of each role; ``more`` replaces members."""
+
+    def role(count: int, **rest: Any) -> dict[str, Any]:
+        scaling = {"min_replicas": count, "max_replicas": count, "target_ongoing_requests": 1000}
+        return {"ray_actor_options": {"num_cpus": _SLOT}, "autoscaling_config": scaling, **rest}
+
+    variant = {
+        "model": "vit_t",
+        "encoder": role(replicas, batching={"max_batch_size": encoder_batch}),
+        "decoder": role(replicas, batching={"max_batch_size": 32, "batch_wait_timeout_s": 0.0}),
+    }
+    return {
+        "variants": {"fast": variant},
+        "ingress": role(ingresses, request_timeout_s=30.0),
+        "proposals": role(replicas, detector=None),
+        "text": role(replicas),
+        # Nobody measured sleeping.
+        "ledger": {"path": "/nonexistent/ledger.json"},
+        **({} if standins is None else {"standins": standins}),
+        **more,
+    }
+
+
+def application(
+    name: str, args: dict[str, Any], prefix: str | None = None, **more: Any
+) -> dict[str, Any]:
+    """An application of a Serve config; ``prefix`` None: ``/<name>``."""
+    return {
+        "name": name,
+        "route_prefix": f"/{name}" if prefix is None else prefix,
+        "import_path": f"{__name__}:build",
+        "runtime_env": {"env_vars": {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}},
+        "args": args,
+        **more,
+    }
+
+
+def build(settings: FaultSettings) -> Application:
+    """The application builder."""
+    source, times = ModelSource.of(settings), settings.standins
+    decoders = {}
+    for name, variant in settings.variants.items():
+        encoder: Any = None
+        if variant.layout == "split":
+            encoder = deployed(StandInEncoder, f"{name}-encoder", variant.encoder).bind(
+                times, variant.model, variant.encoder, source
+            )
+        router = affinity(variant.decoder)
+        decoder = deployed(StandInDecoder, f"{name}-decoder", variant.decoder, router)
+        decoders[name] = decoder.bind(times, variant, settings.cache, source, encoder)
+    proposals = deployed(StandInProposals, "proposals", settings.proposals).bind(
+        times, settings.proposals, source
+    )
+    text: Any = None
+    if settings.text is not None:
+        text = deployed(StandInText, "text", settings.text).bind(times, settings.text, source)
+    application: Application = ingress_node(settings, decoders, proposals, text)
+    return application
