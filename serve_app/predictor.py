@@ -29,6 +29,7 @@ from serve_app.domain.types import (
     Prompt,
 )
 from serve_app.ports import EmbeddingCache
+from serve_app.telemetry.spans import span
 
 P = TypeVar("P")
 
@@ -72,15 +73,17 @@ class VariantPredictor(Generic[P]):
         """See `serve_app.ports.Predictor.predict`."""
         started = time.perf_counter()
         key = embedding_key(image_id, self._weights_hash, self._preprocessing, self._dtype)
-        if pixels is None:
-            found = await self._cache.get_or_compute(key, None)
-        else:
-            found = await self._embedding(key, pixels)
+        with span("embed"):
+            if pixels is None:
+                found = await self._cache.get_or_compute(key, None)
+            else:
+                found = await self._embedding(key, pixels)
         if found is None:
             return None
         embedding, tier = found
         embedded = time.perf_counter()
-        masks = await self._masks(embedding, prompts, options) if prompts else ()
+        with span("decode_masks"):
+            masks = await self._masks(embedding, prompts, options) if prompts else ()
         timings = {
             "embed": (embedded - started) * 1e3,
             "decode_masks": (time.perf_counter() - embedded) * 1e3,

@@ -13,6 +13,7 @@ import asyncio
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from serve_app.deployments.replica import EngineThread
 from serve_app.deployments.stats import BatchStats, PassTimes
 from serve_app.domain.errors import DeadlineExceeded
 from serve_app.domain.settings import Batching
+from serve_app.telemetry.catalogue import BATCH_FILL, BATCH_ITEMS, QUEUE_AGE, QUEUE_ITEMS
+from serve_app.telemetry.spans import Parent, here, record
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +57,7 @@ class _Call(Call, Generic[O]):
     outcome: asyncio.Future[list[O]]
     outcomes: list[O | None]
     missing: int
+    span: Parent
 
     def settle(self, index: int, outcome: O | Exception) -> None:
         if self.outcome.done():  # its caller has left, or another of its items failed
@@ -74,13 +78,21 @@ class Batcher(Generic[I, O]):
     ``batch_wait_timeout_s``.  Items whose caller's time is over are in no pass, and a pass has no
     more items than the most urgent of them can bear, as far as that is known.
 
+    Args:
+        run: the engine; gives as many outcomes as it gets items.
+        batching: how items are collected.
+        queue: what the items are, for the metrics.
+
     Attributes:
         thread: the engine's; one worker for each batch that may be under way.
         stats: how the engine is used.
     """
 
-    def __init__(self, run: Callable[[Sequence[I]], list[O]], batching: Batching) -> None:
+    def __init__(
+        self, run: Callable[[Sequence[I]], list[O]], batching: Batching, queue: str = "items"
+    ) -> None:
         self._run = run
+        self._name = queue
         self._batching = batching
         slots = batching.max_concurrent_batches
         self.thread = EngineThread(slots)
@@ -129,6 +141,7 @@ class Batcher(Generic[I, O]):
             outcome=asyncio.get_running_loop().create_future(),
             outcomes=[None] * len(items),
             missing=len(items),
+            span=here(),
         )
         try:
             if self._slots_free and len(items) < self._batching.max_batch_size:
@@ -163,10 +176,16 @@ class Batcher(Generic[I, O]):
         return BatcherLoad(len(self._queue), self._running, oldest_s)
 
     def report(self) -> dict[str, float]:
-        """Figures for ``record_autoscaling_stats``: those of `BatchStats`, and the load's."""
-        load = self.load()
+        """Figures for ``record_autoscaling_stats``: those of `BatchStats`, and the load's.
+
+        Serve asks every now and then, also while nothing happens: so gauges are told here.
+        """
+        load, stats = self.load(), self.stats.report(time.monotonic())
+        QUEUE_ITEMS.set(load.waiting, queue=self._name)
+        QUEUE_AGE.set(load.oldest_s, queue=self._name)
+        BATCH_FILL.set(stats["batch_fill"], queue=self._name)
         return {
-            **self.stats.report(time.monotonic()),
+            **stats,
             "waiting": float(load.waiting),
             "running": float(load.running),
             "oldest_s": load.oldest_s,
@@ -193,10 +212,17 @@ class Batcher(Generic[I, O]):
 
     async def _pass(self, batch: Picked[_Call[O]]) -> None:
         self._running += len(batch)
+        began = time.monotonic()
+        traced = Counter(call for call, _ in batch if call.span is not None)
+        for call, items in traced.items():
+            if call.taken == items:  # its first pass
+                record("wait", call.span, call.since, began, items=len(call.items))
         try:
             outcomes = await self._run_all([call.items[index] for call, index in batch])
         finally:
             self._running -= len(batch)
+            for call, items in traced.items():
+                record("pass", call.span, began, time.monotonic(), items=items)
         for (call, index), outcome in zip(batch, outcomes, strict=True):
             call.settle(index, outcome)
             if call.outcome.done():
@@ -220,6 +246,7 @@ class Batcher(Generic[I, O]):
         finally:
             ended = time.monotonic()
             self.stats.ended(len(items), ended - begun, ended)
+            BATCH_ITEMS.observe(len(items), queue=self._name)
         # One that failed says nothing of how long such passes take.
         self._times.ended(len(items), ended - begun)
         if len(outcomes) != len(items):

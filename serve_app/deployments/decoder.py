@@ -72,7 +72,7 @@ class DecoderReplica(EngineReplica):
         spec = source.spec(settings.model)
         engine = load_decoder(source, settings.model, settings.decoder.compute)
         self._batcher: Batcher[DecodeJob, _Decoded] = Batcher(
-            partial(_timed, engine), settings.decoder.batching
+            partial(_timed, engine), settings.decoder.batching, "prompts"
         )
         self.threads = [self._batcher.thread]
         self._images: Batcher[RgbArray, Embedding] | None = None

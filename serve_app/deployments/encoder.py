@@ -49,4 +49,4 @@ def warm_encoder(
     black = np.zeros((_WARM_UP_SIDE, _WARM_UP_SIDE, 3), dtype=np.uint8)
     for size in warm_up_sizes(source.spec(model), compute, batching.max_batch_size):
         engine.encode_batch([black] * size)
-    return Batcher(engine.encode_batch, batching)
+    return Batcher(engine.encode_batch, batching, "images")

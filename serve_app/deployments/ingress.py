@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -13,6 +15,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.api.app import create_app
+from serve_app.api.work import Work
 from serve_app.cache.shared import shared_tier
 from serve_app.deployments.handles import (
     RemotePredictor,
@@ -22,6 +25,7 @@ from serve_app.deployments.handles import (
 )
 from serve_app.deployments.metrics import cluster_metrics
 from serve_app.deployments.replica import join_serve_log
+from serve_app.deployments.telemetry import start_telemetry
 from serve_app.deployments.watch import ReplicaWatch
 from serve_app.domain.settings import GraphSettings
 from serve_app.domain.types import (
@@ -53,9 +57,12 @@ class IngressReplica:
         text: DeploymentHandle[Any] | None,
     ) -> None:
         join_serve_log()
+        start_telemetry(ingress=True)
         for warning in ledger.warnings:
             log.warning("%s", warning)
-        self._limits = settings.limits
+        self._limits, self._security = settings.limits, settings.security
+        sign = settings.ingress.drain_file
+        self._work = Work(None if sign is None else Path(sign))
         # What may sleep is not asked whether it is ready: the question would wake it.
         parts = [(handle, settings.variants[name].sleeps) for name, handle in decoders.items()] + [
             (proposals, settings.proposals.sleeps)
@@ -82,20 +89,37 @@ class IngressReplica:
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve in the replica, after the constructor."""
         return create_app(
-            self._flow, self._limits, metrics=cluster_metrics, version=version("sam-serve")
+            self._flow,
+            self._limits,
+            metrics=cluster_metrics,
+            version=version("sam-serve"),
+            security=self._security,
+            work=self._work,
         )
 
     async def segment(self, request: SegmentRequest) -> SegmentResult:
         """Answer one request of a Python caller."""
-        return await self._flow.segment(request)
+        with self._begun():
+            return await self._flow.segment(request)
 
     async def embed(self, image: bytes | RgbArray | str, variant: str = "auto") -> EmbedResult:
         """Embed an image for a Python caller."""
-        return await self._flow.embed(image, variant)
+        with self._begun():
+            return await self._flow.embed(image, variant)
 
     async def models(self) -> Mapping[str, Any]:
         """What is deployed."""
         return await self._flow.models()
+
+    def _begun(self) -> AbstractContextManager[None]:
+        """Counts a Python caller's request.
+
+        Raises:
+            ShuttingDown: nothing new is begun.
+        """
+        if self._work.draining:
+            raise self._work.refusal
+        return self._work.one()
 
 
 async def _ping(handle: DeploymentHandle[Any]) -> bool:

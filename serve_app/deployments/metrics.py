@@ -1,7 +1,8 @@
 """The metrics of all processes of the cluster as one page for Prometheus.
 
-Ray runs a metrics agent on each node, which gathers what Serve counts in the node's processes:
-requests, latencies, queues, batch sizes and replicas by deployment.
+Ray runs a metrics agent on each node, which gathers what this service (``ray_sam_``) and Serve
+(``ray_serve_``) count in the node's processes.  The names are those that a Prometheus finds which
+scrapes the agents itself.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import httpx
 import ray
 
 _TIMEOUT_S = 2.0
-_WANTED = "ray_serve_"
+_WANTED = ("ray_sam_", "ray_serve_")
 
 
 async def cluster_metrics() -> bytes:
-    """Serve's metrics of every node that answers, in Prometheus' text format."""
+    """The metrics of every node that answers, in Prometheus' text format."""
     nodes = await asyncio.to_thread(ray.nodes)
     addresses = [
         (node["NodeManagerAddress"], node["MetricsExportPort"])

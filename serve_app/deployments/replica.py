@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
+from serve_app.deployments.telemetry import start_telemetry
 from serve_app.domain.settings import Replicas
 
 T = TypeVar("T")
@@ -61,6 +62,7 @@ class EngineReplica:
 
     def __init__(self, settings: Replicas) -> None:
         join_serve_log()
+        start_telemetry()
         self.threads: list[EngineThread] = []
         self._stuck_after_s = settings.stuck_after_s
 

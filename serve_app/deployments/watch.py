@@ -14,6 +14,7 @@ from ray.serve._private.long_poll import LongPollClient, LongPollNamespace
 
 from serve_app.domain.settings import GraphSettings
 from serve_app.routing.board import LoadBoard
+from serve_app.telemetry.catalogue import VARIANT_REPLICAS
 
 
 class ReplicaCounts:
@@ -33,6 +34,8 @@ class ReplicaCounts:
     def told(self, part: str, targets: Any) -> None:
         """A deployment's running replicas are others now; ``targets`` is a DeploymentTargetInfo."""
         self._running[part] = len(targets.running_replicas)
+        variant, _, half = part.rpartition("-")
+        VARIANT_REPLICAS.set(self._running[part], variant=variant, half=half)
         for name, fused in self._fused.items():
             decoders = self._running[f"{name}-decoder"]
             self._board.replicas(

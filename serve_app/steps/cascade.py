@@ -14,6 +14,7 @@ from serve_app.routing.cascade import second_is_better, worth_asking
 from serve_app.routing.dispatcher import Dispatcher
 from serve_app.steps.images import OpenImage
 from serve_app.steps.session import Session
+from serve_app.telemetry.catalogue import ESCALATIONS
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ class CascadeStep:
         if needed_ms > left_ms:
             if router.cascade_wakes and now.asleep:
                 self._dispatcher.wake(second)
+            ESCALATIONS.inc(outcome="no_time")
             note = f"{unsure}, but {second} would take {needed_ms:.0f} ms more"
             return Cascaded(answers, note=note, degraded=True)
         try:
@@ -83,12 +85,15 @@ class CascadeStep:
                     image, [prompts[i] for i in picked], DecodeOptions()
                 )
         except UnknownImage:
+            ESCALATIONS.inc(outcome="failed")
             note = f"{unsure}, but the image is no longer kept for {second}"
             return Cascaded(answers, note=note)
         except Exception:
+            ESCALATIONS.inc(outcome="failed")
             log.warning("the second variant did not answer", exc_info=True)
             note = f"{unsure}, but {second} did not answer in time"
             return Cascaded(answers, asked=len(picked), note=note, degraded=True)
+        ESCALATIONS.inc(outcome="answered")
         merged, kept = list(answers), set()
         for index, masks in zip(picked, again, strict=True):
             if second_is_better(prompts[index], answers[index], masks, rules):

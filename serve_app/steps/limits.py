@@ -28,9 +28,12 @@ def check_limits(task: Task, limits: Limits) -> None:
         if not task:
             raise InvalidRequest("prompts must hold at least one prompt", "prompts")
         _count(len(task), limits.max_prompts, "prompts", "prompts")
+        total = 0
         for i, prompt in enumerate(task):
             points = 0 if prompt.point_coords is None else len(prompt.point_coords)
             _count(points, limits.max_points, "points", f"prompts[{i}].point_coords")
+            total += points
+        _count(total, limits.max_total_points, "points", "prompts")
 
 
 def _count(count: int, limit: int, what: str, field: str) -> None:

@@ -6,6 +6,9 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from serve_app.telemetry.catalogue import STAGE_SECONDS
+from serve_app.telemetry.spans import span
+
 
 class Timings:
     """Adds up the time of each stage of one request."""
@@ -15,10 +18,11 @@ class Timings:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time a block; blocks of one name add up."""
+        """Time a block, which is a span too; blocks of one name add up."""
         started = time.perf_counter()
         try:
-            yield
+            with span(name):
+                yield
         finally:
             self.add({name: (time.perf_counter() - started) * 1e3})
 
@@ -26,6 +30,11 @@ class Timings:
         """Add what another process measured."""
         for name, value in timings_ms.items():
             self._ms[name] = self._ms.get(name, 0.0) + value
+
+    def publish(self) -> None:
+        """Tell the metrics; once, when the request is answered."""
+        for name, value in self._ms.items():
+            STAGE_SECONDS.observe(value / 1e3, stage=name)
 
     @property
     def ms(self) -> dict[str, float]:

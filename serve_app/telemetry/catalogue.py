@@ -1,6 +1,8 @@
-"""Every metric of the service.  Serve adds application, deployment and replica to the labels.
+"""Every metric of the service.
 
-Labels have few values, known beforehand: never a request's id, an image or a text.
+Ray exports them with ``ray_`` before the name, and with the labels application, deployment and
+replica (`serve_app.deployments.telemetry`); docs/observability.md tells of each.  Labels have
+few values, known beforehand: never a request's id, an image or a text.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ REQUEST_SECONDS = Histogram(
 REQUESTS_IN_FLIGHT = Gauge("sam_requests_in_flight", "Requests that the ingress works on now")
 REFUSALS = Counter(
     "sam_refusals_total",
-    "Requests refused before any work, by reason: capacity, rate, key, body_size, body_time",
+    "Requests refused before any work: capacity, rate, key, body_size, body_time, stopping",
     labels=("reason",),
 )
 STAGE_SECONDS = Histogram(
@@ -32,14 +34,23 @@ STAGE_SECONDS = Histogram(
     labels=("stage",),
     buckets=SECONDS,
 )
-QUEUE_ITEMS = Gauge("sam_queue_items", "Items (images, prompts) that wait for a pass")
-QUEUE_AGE = Gauge("sam_queue_oldest_seconds", "How long the oldest waiting item has waited")
+QUEUE_ITEMS = Gauge(
+    "sam_queue_items", "Items (images, prompts) that wait for a pass", labels=("queue",)
+)
+QUEUE_AGE = Gauge(
+    "sam_queue_oldest_seconds", "How long the oldest waiting item has waited", labels=("queue",)
+)
 BATCH_ITEMS = Histogram(
     "sam_batch_items",
     "Items in one pass of an engine",
+    labels=("queue",),
     buckets=(1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0),
 )
-BATCH_FILL = Gauge("sam_batch_fill_ratio", "Items of the last passes over the most a pass may hold")
+BATCH_FILL = Gauge(
+    "sam_batch_fill_ratio",
+    "Items of the last passes over the most that a pass may hold; 0 after some quiet seconds",
+    labels=("queue",),
+)
 CACHE_LOOKUPS = Counter(
     "sam_cache_lookups_total",
     "Lookups by cache (embedding, image) and result (memory, redis, miss, corrupt)",
@@ -47,7 +58,7 @@ CACHE_LOOKUPS = Counter(
 )
 REDIS_OPERATIONS = Counter(
     "sam_redis_operations_total",
-    "Operations of Redis (get, put) by outcome (ok, error, timeout, skipped)",
+    "Operations of Redis (get, put) by outcome (ok, error, timeout, skipped, dropped)",
     labels=("operation", "outcome"),
 )
 REDIS_BREAKER_OPEN = Gauge("sam_redis_breaker_open", "1 while Redis is left alone, else 0")
