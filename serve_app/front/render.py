@@ -1,0 +1,227 @@
+"""HAProxy's configuration, written from `FrontSettings`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from serve_app.front import answers
+from serve_app.front.answers import REQUEST_ID, REQUEST_ID_PATTERN, Answer
+from serve_app.front.settings import FrontSettings
+
+BUFFER_BYTES = 16_384
+"""HAProxy's buffer: what it holds of a request, whatever the request's size."""
+
+LENGTHLESS_BYTES = 8_192
+"""Of a body without content-length: what fits in the buffer is known whole before it goes on."""
+
+_CIPHERS = (
+    "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:"
+    "ECDHE-RSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305"
+)
+
+# Ray Serve obeys these: who may switch off its watch for clients that leave, or choose a replica?
+_SERVES_HEADERS = ("x-request-disconnect-disabled", "serve-multiplexed-model-id", "x-session-id")
+_SERVES_PREFIXES = ("x-serve-router-", "x-haproxy-")
+
+_LOG = {
+    "time": "%[date,utime(%Y-%m-%dT%H:%M:%SZ)]",
+    "request_id": REQUEST_ID,
+    "client": "%[src]",
+    "method": "%[capture.req.method,json(utf8s)]",
+    "path": "%[var(txn.path),json(utf8s)]",
+    "server": "%s",
+    "end": "%tsc",
+}
+_LOG_NUMBERS = {
+    "status": "%ST", "bytes_in": "%U", "bytes_out": "%B", "ms": "%Ta", "service_ms": "%Tr",
+    "connections": "%fc", "requests": "%bc",
+}  # fmt: skip
+
+
+def render(settings: FrontSettings, max_body_bytes: int) -> str:
+    """The configuration file's text.
+
+    Args:
+        max_body_bytes: the service's own limit of a request's body.
+    """
+    lines = [
+        *_global(settings),
+        *_defaults(settings),
+        *_redirect(settings),
+        *_public(settings, max_body_bytes),
+        *_service(settings),
+        *_tables(),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _ms(seconds: float) -> str:
+    return f"{max(1, round(seconds * 1000))}ms"
+
+
+def _reply(answer: Answer) -> str:
+    """The common part of ``return`` and ``http-error``."""
+    headers = "".join(f" hdr {name} {value}" for name, value in answer.headers.items())
+    body = answer.body(REQUEST_ID)
+    return f"status {answer.status} content-type application/json lf-string '{body}'{headers}"
+
+
+def _global(settings: FrontSettings) -> Iterator[str]:
+    yield "global"
+    yield "    log stdout format raw daemon info"
+    yield f"    maxconn {settings.max_connections}"
+    yield f"    nbthread {settings.threads}"
+    yield f"    hard-stop-after {_ms(settings.drain_s)}"
+    yield f"    tune.bufsize {BUFFER_BYTES}"
+    yield "    tune.http.maxhdr 64"
+    yield f"    ssl-default-bind-ciphers {_CIPHERS}"
+    yield "    ssl-default-bind-options ssl-min-ver TLSv1.2 no-tls-tickets"
+
+
+def _defaults(settings: FrontSettings) -> Iterator[str]:
+    yield "defaults"
+    yield "    mode http"
+    yield "    log global"
+    yield "    option dontlognull"
+    # A client that leaves is told to the service, which then stops its work.
+    yield "    option abortonclose"
+    # An underscore may be read as a hyphen further on, and carry a name past the rules below.
+    yield "    option http-restrict-req-hdr-names delete"
+    # Tried again is what was never sent; a request that was sent may have been done.
+    yield "    retries 2"
+    yield "    option redispatch 1"
+    yield "    retry-on conn-failure"
+    yield "    timeout connect 2s"
+    yield "    timeout check 5s"
+    yield "    timeout queue 1s"
+    yield f"    timeout http-request {_ms(settings.header_timeout_s)}"
+    yield f"    timeout http-keep-alive {_ms(settings.keep_alive_s)}"
+    yield f"    timeout client {_ms(settings.silence_timeout_s)}"
+    yield "    timeout client-fin 2s"
+    yield f"    timeout server {_ms(settings.answer_timeout_s)}"
+    for answer in answers.OF_HAPROXY:
+        yield f"    http-error {_reply(answer)}"
+
+
+def _redirect(settings: FrontSettings) -> Iterator[str]:
+    if settings.tls is None or settings.tls.redirect_from is None:
+        return
+    port = settings.bind.rpartition(":")[2]
+    there = "%[req.hdr(host),regsub(:[0-9]+$,)]" + ("" if port == "443" else f":{port}")
+    yield "frontend redirect"
+    yield f"    bind {settings.tls.redirect_from} proto h1"
+    yield f"    http-request redirect code 308 location https://{there}%[pathq]"
+
+
+def _public(settings: FrontSettings, max_body_bytes: int) -> Iterator[str]:
+    yield "frontend public"
+    # HTTP/1.1 alone: HAProxy holds HTTP/2's headers to no deadline.
+    tls = f" ssl crt {settings.tls.certificate} alpn http/1.1" if settings.tls else ""
+    yield f"    bind {settings.bind} proto h1{tls}"
+    yield f"    log-format {_log_format()}"
+    most = settings.max_connections_per_source
+    trusted = " ".join(settings.trusted_proxies) or "255.255.255.255"
+    yield f"    acl from_proxy src {trusted}"
+    yield "    tcp-request connection track-sc0 src table connections unless from_proxy"
+    yield f"    tcp-request connection reject if {{ sc0_conn_cur gt {2 * most} }}"
+    yield from _identity(settings)
+    yield from _refusals(settings, max_body_bytes)
+    yield "    default_backend service"
+
+
+def _log_format() -> str:
+    texts = [f'"{name}":"{what}"' for name, what in _LOG.items()]
+    numbers = [f'"{name}":{what}' for name, what in _LOG_NUMBERS.items()]
+    return "'{" + ",".join([*texts, *numbers]) + "}'"
+
+
+def _identity(settings: FrontSettings) -> Iterator[str]:
+    """Who asks, and under which id: known before anything is refused."""
+    sent = "req.fhdr(x-request-id)"
+    yield (
+        f"    http-request set-var(txn.request_id) {sent} if {{ req.fhdr_cnt(x-request-id) eq 1 }} "
+        f"{{ {sent} -m reg {REQUEST_ID_PATTERN} }}"
+    )
+    yield (
+        "    http-request set-var(txn.request_id) uuid() unless { var(txn.request_id) -m found }"
+    )
+    yield f"    http-request set-header x-request-id {REQUEST_ID}"
+    yield f"    http-after-response set-header x-request-id {REQUEST_ID}"
+    if settings.tls is not None and settings.tls.hsts_s:
+        age = f"max-age={settings.tls.hsts_s}"
+        yield f"    http-after-response set-header strict-transport-security {age}"
+    # As the service will read it: decoded once.
+    yield "    http-request set-var(txn.path) path,url_dec"
+    yield "    http-request set-var(txn.proxied) bool(true) if from_proxy"
+    proxied = "{ var(txn.proxied) -m found }"
+    for name in ("x-forwarded-for", "x-forwarded-proto"):
+        yield f"    http-request del-header {name} unless {proxied}"
+    yield f"    http-request set-src req.hdr_ip(x-forwarded-for,-1) if {proxied}"
+    yield "    http-request set-header x-forwarded-for %[src]"
+    scheme = "https" if settings.tls else "http"
+    missing = "!{ req.hdr(x-forwarded-proto) -m found }"
+    yield f"    http-request set-header x-forwarded-proto {scheme} if {missing}"
+    for name in ("forwarded", "proxy", "upgrade", *_SERVES_HEADERS):
+        yield f"    http-request del-header {name}"
+    for prefix in _SERVES_PREFIXES:
+        yield f"    http-request del-header {prefix} -m beg"
+
+
+def _refusals(settings: FrontSettings, max_body_bytes: int) -> Iterator[str]:
+    """Cheapest first; all but the last before anything of the body is read."""
+
+    def refuse(answer: Answer, when: str) -> str:
+        return f"    http-request return {_reply(answer)} if {when}"
+
+    yield refuse(answers.MALFORMED, "HTTP_1.1 !{ req.hdr_cnt(host) eq 1 }")
+    # HAProxy takes chunks in HTTP/1.0, which has none: others would read them as a second request.
+    yield refuse(answers.MALFORMED, "HTTP_1.0 { req.hdr(transfer-encoding) -m found }")
+    yield refuse(answers.METHOD, "METH_TRACE or METH_CONNECT")
+    for path in settings.denied_paths:
+        match = "-m beg" if path.endswith("/") else "-m end"
+        yield refuse(answers.DENIED, f"{{ var(txn.path) -i {match} {path} }}")
+    length = "req.hdr_val(content-length)"
+    yield refuse(answers.too_large(max_body_bytes), f"{{ {length} gt {max_body_bytes} }}")
+
+    most = settings.max_connections_per_source
+    yield refuse(answers.TOO_MANY, f"{{ sc0_conn_cur gt {most} }}")
+    yield "    http-request track-sc1 src table requests if { var(txn.proxied) -m found }"
+    yield refuse(answers.TOO_MANY, f"{{ sc1_conn_cur gt {most} }}")
+
+    in_all = settings.max_requests_per_backend * len(settings.backends)
+    yield refuse(answers.FULL, f"{{ be_conn(service) ge {in_all} }}")
+    large = f"{{ {length} gt {settings.large_body_bytes} }}"
+    yield f"    http-request track-sc2 int(1) table large_bodies if {large}"
+    yield refuse(answers.FULL, f"{{ sc2_conn_cur gt {settings.max_large_bodies} }}")
+
+    yield f"    http-request wait-for-body time {_ms(settings.body_timeout_s)}"
+    lengthless = "!{ req.hdr(content-length) -m found }"
+    yield refuse(answers.NO_LENGTH, f"{lengthless} {{ req.body_len gt {LENGTHLESS_BYTES} }}")
+
+
+def _service(settings: FrontSettings) -> Iterator[str]:
+    yield "backend service"
+    yield "    balance leastconn"
+    yield "    option httpchk GET /readyz"
+    # A service that is too full even for its probe is there nevertheless.
+    yield """    http-check expect rstring '"status": ?"ready"|dropped due to backpressure'"""
+    yield (
+        f"    default-server check inter {_ms(settings.check_interval_s)} fall 3 rise 1 "
+        f"maxconn {settings.max_requests_per_backend} init-addr last,libc,none"
+    )
+    # Ray Serve's own answers are plain text; the application's are JSON already.
+    for answer in (answers.TOO_SLOW, answers.FAILED, answers.FULL, answers.NO_TIME):
+        foreign = "!{ res.hdr(content-type) -m beg application/json }"
+        yield f"    http-response return {_reply(answer)} if {{ status {answer.status} }} {foreign}"
+    for number, address in enumerate(settings.backends, 1):
+        yield f"    server s{number} {address}"
+
+
+def _tables() -> Iterator[str]:
+    for name, kind, size in (
+        ("connections", "ipv6", 100_000),
+        ("requests", "ipv6", 100_000),
+        ("large_bodies", "integer", 1),
+    ):
+        yield f"backend {name}"
+        yield f"    stick-table type {kind} size {size} expire 60s store conn_cur"
