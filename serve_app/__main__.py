@@ -9,7 +9,17 @@ from collections.abc import Sequence
 
 from serve_app.commands import CommandError
 
-COMMAND_MODULES = ("serve", "models", "evaluate", "measure", "quantise", "simulate", "bench")
+COMMAND_MODULES = (
+    "serve",
+    "models",
+    "evaluate",
+    "measure",
+    "quantise",
+    "simulate",
+    "bench",
+    "front",
+    "keys",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

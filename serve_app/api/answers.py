@@ -160,6 +160,10 @@ class Status(Answer):
     status: str
 
 
+class Readiness(Status):
+    in_flight: int | None = Field(None, description="requests under way (draining)")
+
+
 class Models(BaseModel):
     """What is deployed."""
 

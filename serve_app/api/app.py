@@ -6,13 +6,21 @@ from collections.abc import Awaitable, Callable
 
 from fastapi import FastAPI
 
+from serve_app.api.account import Account
+from serve_app.api.admission import Admission
+from serve_app.api.body_limit import BodyLimit
 from serve_app.api.docs import SamApi
 from serve_app.api.errors import ErrorEnvelope, install
-from serve_app.api.middleware import BodyLimit, RequestIds
+from serve_app.api.keys import Keys
+from serve_app.api.lingering import Lingering
+from serve_app.api.middleware import RequestIds
+from serve_app.api.rates import Rates
 from serve_app.api.routes_article import article_router
 from serve_app.api.routes_service import service_router
 from serve_app.api.routes_v1 import v1_router
+from serve_app.api.work import Work
 from serve_app.domain.limits import Limits
+from serve_app.domain.settings import SecuritySettings
 from serve_app.ports import SegmentationService
 
 _DESCRIPTION = """
@@ -36,6 +44,8 @@ def create_app(
     *,
     metrics: Callable[[], Awaitable[bytes]],
     version: str,
+    security: SecuritySettings | None = None,
+    work: Work | None = None,
 ) -> FastAPI:
     """The HTTP interface of a service.
 
@@ -44,20 +54,33 @@ def create_app(
         limits: what a request may hold; refused here, before the service sees it.
         metrics: gives the process' metrics in Prometheus' text format.
         version: of this service, for the documents.
+        security: who may ask, and how much; None: everybody, without bound.
+        work: counts what is under way; None: nobody else wants to know.
     """
+    security, work = security or SecuritySettings(), work or Work()
     app = SamApi(
         title="Segment Anything",
         description=_DESCRIPTION,
         version=version,
         openapi_tags=_TAGS,
         redirect_slashes=False,
+        keys_needed=bool(security.api_keys),
+        # FastAPI's own would cut a request's trace in two, and has paths and bodies in it.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         responses={500: {"model": ErrorEnvelope, "description": "`internal_error`"}},
     )
     install(app)
-    # The one added last is outermost: a refused body has its request id, too.
-    app.add_middleware(BodyLimit, max_bytes=limits.max_body_bytes)
+    # The one added last is outermost.  A request is named, counted, and then refused as early as
+    # can be: whoever has no key costs no rate, whoever is over the rate no place, and who finds no
+    # place keeps the body.
+    app.add_middleware(BodyLimit, limits=limits)
+    app.add_middleware(Admission, most=limits.max_concurrent_requests, work=work)
+    app.add_middleware(Rates, security=security)
+    app.add_middleware(Keys, security=security)
+    app.add_middleware(Account, templates=app.templates)
     app.add_middleware(RequestIds)
+    app.add_middleware(Lingering, seconds=limits.linger_seconds)
     app.include_router(v1_router(service, limits))
     app.include_router(article_router(service, limits, version))
-    app.include_router(service_router(service, metrics))
+    app.include_router(service_router(service, metrics, work))
     return app

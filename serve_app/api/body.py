@@ -19,8 +19,8 @@ from serve_app.api.parsing import load_json
 from serve_app.domain.errors import InvalidImage, InvalidRequest, TooManyPrompts
 from serve_app.domain.limits import Limits
 
-MAX_FORM_FIELDS = 128
-MAX_FIELD_BYTES = 16 * 2**20
+FieldReader = Callable[[list[str], str, Limits], Any]
+"""What the values of a form field, by its name, mean."""
 
 
 class _InMemory(MultiPartParser):
@@ -76,15 +76,15 @@ async def read_form(request: Request, limits: Limits) -> Form:
             request.headers,
             request.stream(),
             max_files=limits.max_batch_images + 1,
-            max_fields=MAX_FORM_FIELDS,
-            max_part_size=MAX_FIELD_BYTES,
+            max_fields=limits.max_form_fields,
+            max_part_size=limits.max_field_bytes,
         ).parse()
     except (MultiPartException, ValueError) as exc:
         if isinstance(exc, MultiPartException) and exc.message.startswith("Too many files"):
             raise TooManyPrompts(f"at most {limits.max_batch_images} files") from None
         raise InvalidRequest(
-            f"broken multipart/form-data, more than {MAX_FORM_FIELDS} fields, "
-            f"or a field of more than {MAX_FIELD_BYTES} bytes"
+            f"broken multipart/form-data, more than {limits.max_form_fields} fields, "
+            f"or a field of more than {limits.max_field_bytes} bytes"
         ) from None
     try:
         for name, value in form.multi_items():
@@ -95,6 +95,14 @@ async def read_form(request: Request, limits: Limits) -> Form:
     finally:
         await form.close()
     return Form(fields, files)
+
+
+async def _whole(request: Request) -> bytearray:
+    """The body in one piece: a list of a million pieces would be many times its size."""
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+    return body
 
 
 def the_only(values: list[Any], field: str) -> Any:
@@ -111,53 +119,60 @@ def image_file(content: bytes, field: str) -> bytes:
     return content
 
 
-def json_field(values: list[str], field: str) -> Any:
+def json_field(values: list[str], field: str, limits: Limits) -> Any:
     """A field with JSON text."""
-    return load_json(the_only(values, field), field)
+    return load_json(the_only(values, field), limits, field)
 
 
-def points_field(values: list[str], field: str) -> Any:
+def points_field(values: list[str], field: str, limits: Limits) -> Any:
     """Points as JSON text; a single ``[x, y]`` is one point."""
-    points = json_field(values, field)
+    points = json_field(values, field, limits)
     if isinstance(points, list) and points and not any(isinstance(p, list) for p in points):
         return [points]
     return points
 
 
-def labels_field(values: list[str], field: str) -> Any:
+def labels_field(values: list[str], field: str, limits: Limits) -> Any:
     """Labels as JSON text; a single number is one label."""
-    labels = json_field(values, field)
+    labels = json_field(values, field, limits)
     return [labels] if isinstance(labels, int) else labels
 
 
-def _flag(values: list[str], field: str) -> Any:
+def _plain(values: list[str], field: str, limits: Limits) -> Any:
+    """A text as it stands."""
+    return the_only(values, field)
+
+
+def _flag(values: list[str], field: str, limits: Limits) -> Any:
     flag = the_only(values, field).strip().lower()
     if flag not in ("true", "false"):
         raise InvalidRequest(f"{field} must be true or false", field)
     return flag == "true"
 
 
-def _everything(values: list[str], field: str) -> Any:
+def _everything(values: list[str], field: str, limits: Limits) -> Any:
     text = the_only(values, field)
     return (
-        _flag(values, field)
+        _flag(values, field, limits)
         if text.strip().lower() in ("true", "false")
-        else load_json(text, field)
+        else load_json(text, limits, field)
     )
 
 
-def _text(values: list[str], field: str) -> Any:
+def _text(values: list[str], field: str, limits: Limits) -> Any:
     """A text, several fields with one each, or a JSON list."""
     if len(values) > 1:
         return values
-    return load_json(values[0], field) if values[0].lstrip().startswith("[") else values[0]
+    if values[0].lstrip().startswith("["):
+        return load_json(values[0], limits, field)
+    return values[0]
 
 
-FORM_MEMBERS: Mapping[str, Callable[[list[str], str], Any]] = {
-    "image_id": the_only,
-    "variant": the_only,
-    "format": the_only,
-    "proposals": the_only,
+FORM_MEMBERS: Mapping[str, FieldReader] = {
+    "image_id": _plain,
+    "variant": _plain,
+    "format": _plain,
+    "proposals": _plain,
     "text": _text,
     "text_threshold": json_field,
     "max_masks": json_field,
@@ -165,7 +180,7 @@ FORM_MEMBERS: Mapping[str, Callable[[list[str], str], Any]] = {
     "point_coords": points_field,
     "point_labels": labels_field,
     "box": json_field,
-    "mask_input": the_only,
+    "mask_input": _plain,
     "prompts": json_field,
     "everything": _everything,
     "multimask_output": _flag,
@@ -184,7 +199,7 @@ async def receive(request: Request, limits: Limits, file_field: str) -> Received
     """
     kind = _content_type(request)
     if kind == "application/json":
-        members = load_json(await request.body())
+        members = load_json(await _whole(request), limits)
         if not isinstance(members, dict):
             raise InvalidRequest("the request must be a JSON object")
         return Received(members, [])
@@ -202,25 +217,27 @@ async def receive(request: Request, limits: Limits, file_field: str) -> Received
             f"{file_field} must be a file (with a filename), such as {file_field}=@x.jpg in curl",
             file_field,
         )
-    members = _request_field(form, "request", {})
+    members = _request_field(form, "request", {}, limits)
     if not isinstance(members, dict):
         raise InvalidRequest("request must hold a JSON object", "request")
-    requests = _request_field(form, "requests", None)
+    requests = _request_field(form, "requests", None, limits)
     if requests is not None and not isinstance(requests, list):
         raise InvalidRequest("requests must hold a JSON list", "requests")
-    members = {**members, **_plain_members(form.fields, members)}
+    members = {**members, **_plain_members(form.fields, members, limits)}
     if requests is not None and members:
         raise InvalidRequest("requests stands alone: give no request fields beside it", "requests")
     return Received(members, form.files.get(file_field, []), requests)
 
 
-def _request_field(form: Form, name: str, default: Any) -> Any:
+def _request_field(form: Form, name: str, default: Any, limits: Limits) -> Any:
     """The JSON of the field ``name``, which clients may send as a file too."""
     parts: list[Any] = [*form.fields.get(name, []), *form.files.get(name, [])]
-    return load_json(the_only(parts, name), name) if parts else default
+    return load_json(the_only(parts, name), limits, name) if parts else default
 
 
-def _plain_members(fields: Mapping[str, list[str]], members: Mapping[str, Any]) -> dict[str, Any]:
+def _plain_members(
+    fields: Mapping[str, list[str]], members: Mapping[str, Any], limits: Limits
+) -> dict[str, Any]:
     """The members that have form fields of their own."""
     plain: dict[str, Any] = {}
     for name, read in FORM_MEMBERS.items():
@@ -228,7 +245,7 @@ def _plain_members(fields: Mapping[str, list[str]], members: Mapping[str, Any]) 
             continue
         if name in members:
             raise InvalidRequest(f"{name} is given twice, in request and beside it", name)
-        plain[name] = read(fields[name], name)
+        plain[name] = read(fields[name], name, limits)
     points = plain.get("point_coords")
     if isinstance(points, list) and "point_labels" not in {*plain, *members}:
         # By hand one clicks on the object; JSON, which programs write, asks for labels.

@@ -11,8 +11,10 @@ from pydantic.json_schema import models_json_schema
 from serve_app.api.answers import BatchLine, FeatureCollectionAnswer
 from serve_app.api.body import FORM_MEMBERS
 from serve_app.api.formats import GEOJSON_TYPE, NPZ_TYPE
+from serve_app.api.keys import KEY_HEADER
 from serve_app.api.parsing import TIMEOUT_HEADER
 from serve_app.api.schemas import BatchBody, EmbedBody, SegmentBody
+from serve_app.api.tally import PROBES
 
 _REF = "#/components/schemas/{model}"
 _FILE = {"type": "string", "format": "binary", "description": "an image file"}
@@ -42,8 +44,11 @@ def _ref(model: type[BaseModel]) -> dict[str, Any]:
     return {"$ref": _REF.format(model=model.__name__)}
 
 
-def _form(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
+def _form(properties: dict[str, Any], required: list[str], *, more: bool = False) -> dict[str, Any]:
+    """A form's schema; ``more`` fields than these do no harm."""
     schema: dict[str, Any] = {"type": "object", "properties": properties}
+    if not more:
+        schema["additionalProperties"] = False
     if required:
         schema["required"] = required
     return {"schema": schema}
@@ -100,7 +105,7 @@ def article_body(files: str, members: list[str]) -> dict[str, Any]:
         "box": "JSON text: [x0, y0, x1, y1]",
     }
     fields = {name: {"type": "string", "description": texts[name]} for name in members}
-    form = _form({files: file if files == "files" else _FILE, **fields}, [files])
+    form = _form({files: file if files == "files" else _FILE, **fields}, [files], more=True)
     return {
         "requestBody": {"required": True, "content": {"multipart/form-data": form}},
         "parameters": [
@@ -125,21 +130,52 @@ SEGMENT_CONTENT: dict[str, Any] = {
 BATCH_CONTENT: dict[str, Any] = {"application/x-ndjson": {"schema": _ref(BatchLine)}}
 
 
+_SCHEMES: dict[str, Any] = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "an API key"},
+    "header": {"type": "apiKey", "in": "header", "name": KEY_HEADER, "description": "the same"},
+}
+
+
 class SamApi(FastAPI):
-    """FastAPI whose document also has the schemas of bodies that routes read themselves."""
+    """FastAPI whose document also has what middleware and routes do by themselves.
+
+    Args:
+        keys_needed: all but the probes needs an API key.
+        more: FastAPI's own.
+    """
+
+    def __init__(self, *, keys_needed: bool, **more: Any) -> None:
+        super().__init__(**more)
+        self._keys_needed = keys_needed
+
+    def templates(self) -> list[str]:
+        """The paths of all routes, with their parameters' names."""
+        own = (self.openapi_url, self.docs_url, self.swagger_ui_oauth2_redirect_url, self.redoc_url)
+        return [*self.openapi()["paths"], *filter(None, own)]
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
             document = super().openapi()
-            _, definitions = models_json_schema(
-                [
-                    *((m, "validation") for m in (SegmentBody, EmbedBody, BatchBody)),
-                    *((m, "serialization") for m in (FeatureCollectionAnswer, BatchLine)),
-                ],
-                ref_template=_REF,
-            )
-            schemas = document.setdefault("components", {}).setdefault("schemas", {})
-            schemas.update(definitions["$defs"])
-            # Items are checked one by one, so that a faulty one fails alone.
-            schemas["BatchBody"]["properties"]["items"]["items"] = _ref(SegmentBody)
+            components = document.setdefault("components", {})
+            self._add_bodies(components.setdefault("schemas", {}))
+            components["securitySchemes"] = _SCHEMES
+            document["security"] = [{name: []} for name in _SCHEMES]
+            if not self._keys_needed:
+                document["security"].append({})
+            for path in PROBES:
+                for operation in document["paths"].get(path, {}).values():
+                    operation["security"] = []
         return super().openapi()
+
+    def _add_bodies(self, schemas: dict[str, Any]) -> None:
+        """The schemas of bodies that routes read themselves."""
+        _, definitions = models_json_schema(
+            [
+                *((m, "validation") for m in (SegmentBody, EmbedBody, BatchBody)),
+                *((m, "serialization") for m in (FeatureCollectionAnswer, BatchLine)),
+            ],
+            ref_template=_REF,
+        )
+        schemas.update(definitions["$defs"])
+        # Items are checked one by one, so that a faulty one fails alone.
+        schemas["BatchBody"]["properties"]["items"]["items"] = _ref(SegmentBody)

@@ -18,21 +18,32 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
+from serve_app.api.tally import tally_of
 from serve_app.domain.errors import (
+    BodyTimeout,
     InternalError,
     InvalidRequest,
     MethodNotAllowed,
     NotFound,
     Overloaded,
     PayloadTooLarge,
+    RateLimited,
+    ReplicaLost,
     SamServeError,
+    ShuttingDown,
+    Unauthorized,
 )
 
 logger = logging.getLogger("serve_app.api")
 
 RETRY_AFTER_S = 1
-"""What an overloaded service tells clients to wait: a queue of ours empties in seconds."""
+"""What clients are told to wait where nothing better is known: queues empty in seconds."""
+
+_AGAIN = (Overloaded, RateLimited, ReplicaLost, ShuttingDown)
+_REFUSED: tuple[type[SamServeError], ...] = (Unauthorized, RateLimited)
+_UNREAD: tuple[type[SamServeError], ...] = (PayloadTooLarge, BodyTimeout)
 
 
 class ErrorBody(BaseModel):
@@ -70,6 +81,20 @@ def unexpected(exc: BaseException, request_id: str) -> InternalError:
     return InternalError("the service failed; its log has the cause under this request_id")
 
 
+class ErrorResponse(Response):
+    """An error's answer, which tells its code to the audit line when it is sent."""
+
+    media_type = "application/json"
+
+    def __init__(self, code: str, content: bytes, status: int, headers: Mapping[str, str]) -> None:
+        super().__init__(content, status, headers)
+        self._code = code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        tally_of(scope).code = self._code
+        await super().__call__(scope, receive, send)
+
+
 def error_response(
     error: SamServeError,
     request_id: str,
@@ -86,17 +111,13 @@ def error_response(
         extra: more members beside ``error``.
     """
     all_headers = dict(headers or {})
-    if isinstance(error, Overloaded):
-        all_headers["retry-after"] = str(RETRY_AFTER_S)
-    if isinstance(error, PayloadTooLarge):
+    if isinstance(error, _AGAIN):
+        all_headers.setdefault("retry-after", str(RETRY_AFTER_S))
+    if isinstance(error, _UNREAD):
         # The rest of the body is not read, so the connection cannot serve another request.
         all_headers["connection"] = "close"
-    return Response(
-        orjson.dumps({**envelope(error, request_id), **(extra or {})}),
-        status_code=status or error.status,
-        media_type="application/json",
-        headers=all_headers,
-    )
+    content = orjson.dumps({**envelope(error, request_id), **(extra or {})})
+    return ErrorResponse(error.code, content, status or error.status, all_headers)
 
 
 def install(app: FastAPI) -> None:
@@ -132,22 +153,23 @@ def install(app: FastAPI) -> None:
 
 
 def declared(
-    *errors: type[SamServeError], status: Mapping[int, int] | None = None
+    *errors: type[SamServeError], status: Mapping[int, int] | None = None, body: bool = True
 ) -> dict[int | str, dict[str, Any]]:
     """OpenAPI ``responses`` for the errors a route can answer with, grouped by status.
 
     Args:
         status: replaces a status by another, for routes that keep to older conventions.
+        body: the route works on a body, which is bounded as the number of such requests is.
     """
+    of_body = (PayloadTooLarge, BodyTimeout, Overloaded, ShuttingDown) if body else ()
     by_status: dict[int, list[type[SamServeError]]] = {}
-    kinds: tuple[type[SamServeError], ...] = (*errors, PayloadTooLarge, InternalError)
-    for error in kinds:
+    for error in dict.fromkeys((*errors, *_REFUSED, *of_body, InternalError)):
         by_status.setdefault((status or {}).get(error.status, error.status), []).append(error)
     responses: dict[int | str, dict[str, Any]] = {}
     for code, same in sorted(by_status.items()):
         told = [f"`{kind.code}`: {(kind.__doc__ or '').splitlines()[0]}" for kind in same]
         responses[code] = {"model": ErrorEnvelope, "description": "\n\n".join(told)}
-        if Overloaded in same:
+        if any(kind in _AGAIN for kind in same):
             responses[code]["headers"] = {
                 "Retry-After": {"schema": {"type": "string"}, "description": "seconds to wait"}
             }

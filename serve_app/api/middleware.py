@@ -1,4 +1,4 @@
-"""Pure ASGI middleware around all routes: request ids, the last line of defence, body size.
+"""The outermost ASGI middleware: request ids, and the last line of defence.
 
 Starlette's ``BaseHTTPMiddleware`` is not used: it buffers and breaks cancellation.
 """
@@ -12,10 +12,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.api.errors import error_response, request_id_of, unexpected
-from serve_app.domain.errors import PayloadTooLarge
+from serve_app.api.errors import error_response, unexpected
+from serve_app.telemetry.request import rename_request
+from serve_app.telemetry.request import request_id as known_id
 
-_DIGITS = re.compile(r"[0-9]+")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
@@ -36,13 +36,17 @@ class RequestIds:
         sent = Headers(scope=scope).get("x-request-id", "")
         request_id = sent if _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
         scope["state"] = {**scope.get("state", {}), "request_id": request_id}
+        # Ray Serve puts the id that it knows into the answer by itself.
+        told = known_id() == request_id
+        rename_request(request_id)  # whatever id it had: log lines and traces must agree with us
         started = False
 
         async def send_with_id(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                if not told:
+                    MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
         try:
@@ -55,39 +59,3 @@ class RequestIds:
                 # Half an answer must not look whole: the server drops the connection.
                 raise
             await error_response(error, request_id)(scope, receive, send_with_id)
-
-
-class BodyLimit:
-    """Refuses a body beyond ``max_bytes``: at once if announced, else while it arrives.
-
-    Nothing is kept here: the bytes are counted as the route reads them, and `PayloadTooLarge`
-    is raised from that read.
-    """
-
-    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
-        self._app = app
-        self._max_bytes = max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        too_large = PayloadTooLarge(f"the request body is larger than {self._max_bytes} bytes")
-        announced = Headers(scope=scope).get("content-length", "")
-        if _DIGITS.fullmatch(announced) and (
-            len(announced) > 18 or int(announced) > self._max_bytes
-        ):
-            await error_response(too_large, request_id_of(scope))(scope, receive, send)
-            return
-        arrived = 0
-
-        async def counted() -> Message:
-            nonlocal arrived
-            message = await receive()
-            if message["type"] == "http.request":
-                arrived += len(message.get("body", b""))
-                if arrived > self._max_bytes:
-                    raise too_large
-            return message
-
-        await self._app(scope, counted, send)

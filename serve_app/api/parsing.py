@@ -22,28 +22,22 @@ from serve_app.domain.limits import Limits
 
 TIMEOUT_HEADER = "x-request-timeout-seconds"
 
-MAX_JSON_DEPTH = 16
-MAX_JSON_VALUES = 4_000_000
-"""Values in one JSON text.  Two bytes such as ``[]`` become 56 in Python; this bounds that."""
-
-MAX_JSON_MEMBERS = 64
-"""Members of one object; more are unknown ones, and each would be a fault to tell."""
-
 _PROMPT_MEMBERS = {"prompts", "point_coords", "point_labels", "box", "mask_input"}
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
-def load_json(text: bytes | str, field: str | None = None) -> Any:
+def load_json(text: bytes | bytearray | str, limits: Limits, field: str | None = None) -> Any:
     """Parse strict JSON: no NaN, no infinity, no number beyond a double, bounded in depth.
 
     Raises:
         InvalidRequest: it is not that, told at ``field``.
     """
     raw = text.encode("utf-8", "replace") if isinstance(text, str) else text
-    if sum(raw.count(mark) for mark in (b",", b"[", b"{")) > MAX_JSON_VALUES:
+    if sum(raw.count(mark) for mark in (b",", b"[", b"{")) > limits.max_json_values:
         raise InvalidRequest(
-            f"the JSON holds more than {MAX_JSON_VALUES} values; send masks as base64", field
+            f"the JSON holds more than {limits.max_json_values} values; send masks as base64",
+            field,
         )
     try:
         value = orjson.loads(raw)
@@ -52,13 +46,15 @@ def load_json(text: bytes | str, field: str | None = None) -> Any:
             "malformed JSON (NaN, Infinity and text that is not UTF-8 are not JSON)", field
         ) from None
     level = list(_containers([value]))
-    for _ in range(MAX_JSON_DEPTH):
+    for _ in range(limits.max_json_depth):
         if not level:
             return value
-        if any(isinstance(node, dict) and len(node) > MAX_JSON_MEMBERS for node in level):
-            raise InvalidRequest(f"an object has more than {MAX_JSON_MEMBERS} members", field)
+        if any(isinstance(node, dict) and len(node) > limits.max_json_members for node in level):
+            raise InvalidRequest(
+                f"an object has more than {limits.max_json_members} members", field
+            )
         level = [child for node in level for child in _containers(node)]
-    raise InvalidRequest(f"the JSON is nested deeper than {MAX_JSON_DEPTH} levels", field)
+    raise InvalidRequest(f"the JSON is nested deeper than {limits.max_json_depth} levels", field)
 
 
 def _containers(node: Any) -> Iterable[Any]:

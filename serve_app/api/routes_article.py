@@ -20,6 +20,7 @@ from starlette.responses import Response
 
 from serve_app.api.answers import ArticleAnswer, ArticleBatchAnswer, ArticleHealth
 from serve_app.api.body import (
+    FieldReader,
     Form,
     image_file,
     json_field,
@@ -34,6 +35,7 @@ from serve_app.api.errors import declared, error_response, request_id_of, unexpe
 from serve_app.api.formats import JSON_TYPE, finite, png_base64, to_json
 from serve_app.api.parsing import validated
 from serve_app.api.schemas import SegmentBody
+from serve_app.api.tally import tally_of
 from serve_app.domain.errors import (
     DeadlineExceeded,
     ImageTooLarge,
@@ -41,6 +43,7 @@ from serve_app.domain.errors import (
     InvalidPrompt,
     InvalidRequest,
     Overloaded,
+    ReplicaLost,
     SamServeError,
     TooManyPrompts,
     UnknownVariant,
@@ -51,11 +54,10 @@ from serve_app.domain.types import SegmentResult
 from serve_app.ports import SegmentationService
 
 MODEL_TYPES = ("fast", "accurate", "quantized")
-BATCH_CONCURRENCY = 8
 
 _STATUS = {InvalidRequest.status: HTTPStatus.BAD_REQUEST}
-_WORK = (Overloaded, WeightsUnavailable, DeadlineExceeded)
-_READERS: Mapping[str, Callable[[list[str], str], Any]] = {
+_WORK = (Overloaded, ReplicaLost, WeightsUnavailable, DeadlineExceeded)
+_READERS: Mapping[str, FieldReader] = {
     "point_coords": points_field,
     "point_labels": labels_field,
     "box": json_field,
@@ -106,12 +108,17 @@ def article_router(service: SegmentationService, limits: Limits, version: str) -
         variant = _model_type(fields)
         file = _file(the_only(form.files.get("file", []), "file"))
         prompt = {
-            name: read(fields[name], name) for name, read in _READERS.items() if name in fields
+            name: read(fields[name], name, limits)
+            for name, read in _READERS.items()
+            if name in fields
         }
         points = prompt.get("point_coords")
         if isinstance(points, list):
             prompt.setdefault("point_labels", [1] * len(points))
+        tally = tally_of(request)
+        tally.work(images=1, prompts=1)
         result = await _segment(service, limits, file, variant, prompt)
+        tally.variant = result.variant
         return Response(to_json(await asyncio.to_thread(_answer, result)), media_type=JSON_TYPE)
 
     @router.post(
@@ -128,7 +135,8 @@ def article_router(service: SegmentationService, limits: Limits, version: str) -
         files = form.files.get("files", [])
         if not 1 <= len(files) <= limits.max_batch_images:
             raise TooManyPrompts(f"send 1 to {limits.max_batch_images} files", "files")
-        slots = asyncio.Semaphore(BATCH_CONCURRENCY)
+        tally_of(request).work(images=len(files), prompts=len(files))
+        slots = asyncio.Semaphore(limits.batch_concurrency)
 
         async def one(file: bytes) -> dict[str, Any]:
             async with slots:

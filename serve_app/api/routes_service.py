@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from serve_app.api.answers import Status
+from serve_app.api.answers import Readiness, Status
+from serve_app.api.errors import declared
 from serve_app.api.formats import JSON_TYPE, to_json
+from serve_app.api.work import Work
 from serve_app.ports import SegmentationService
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def service_router(
-    service: SegmentationService, metrics: Callable[[], Awaitable[bytes]]
+    service: SegmentationService, metrics: Callable[[], Awaitable[bytes]], work: Work
 ) -> APIRouter:
     """``/healthz``, ``/readyz``, ``/metrics``."""
     router = APIRouter(tags=["service"])
@@ -27,14 +30,17 @@ def service_router(
     @router.get(
         "/readyz",
         summary="Whether the models are loaded",
-        response_model=Status,
-        responses={503: {"model": Status, "description": "still loading"}},
+        response_model=Readiness,
+        responses={503: {"model": Readiness, "description": "still loading, or about to stop"}},
     )
     async def readyz() -> Response:
-        ready = await service.ready()
+        """`draining` means that nothing new is begun, and `in_flight` how much is under way."""
+        told: dict[str, Any] = {"status": "draining", "in_flight": work.in_flight}
+        if not work.draining:
+            told = {"status": "ready" if await service.ready() else "loading"}
         return Response(
-            to_json({"status": "ready" if ready else "loading"}),
-            status_code=200 if ready else 503,
+            to_json(told),
+            status_code=200 if told["status"] == "ready" else 503,
             media_type=JSON_TYPE,
         )
 
@@ -42,7 +48,10 @@ def service_router(
         "/metrics",
         summary="Metrics in Prometheus' text format",
         response_class=Response,
-        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+        responses={
+            200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+            **declared(body=False),
+        },
     )
     async def metrics_text() -> Response:
         return Response(await metrics(), headers={"content-type": METRICS_TYPE})

@@ -36,6 +36,8 @@ from serve_app.api.formats import (
 from serve_app.api.parsing import timeout_of, validated
 from serve_app.api.schemas import BatchBody, EmbedBody, SegmentBody
 from serve_app.api.stream import NdjsonResponse
+from serve_app.api.tally import tally_of
+from serve_app.api.totals import check_totals
 from serve_app.domain.errors import (
     DeadlineExceeded,
     HintsUnmet,
@@ -44,6 +46,7 @@ from serve_app.domain.errors import (
     InvalidPrompt,
     InvalidRequest,
     Overloaded,
+    ReplicaLost,
     SamServeError,
     TextUnavailable,
     TooManyPrompts,
@@ -53,13 +56,10 @@ from serve_app.domain.errors import (
     WeightsUnavailable,
 )
 from serve_app.domain.limits import Limits
-from serve_app.domain.types import Everything
+from serve_app.domain.types import Everything, Task, TextQuery
 from serve_app.ports import SegmentationService
 
-BATCH_CONCURRENCY = 8
-"""Items of one batch call under way at once: enough to fill the encoder's batches."""
-
-_WORK = (Overloaded, WeightsUnavailable, DeadlineExceeded)
+_WORK = (Overloaded, ReplicaLost, WeightsUnavailable, DeadlineExceeded)
 _IMAGE = (InvalidImage, ImageTooLarge, UnknownImage)
 _SEGMENT = (
     *(InvalidRequest, InvalidPrompt, TooManyPrompts, UnknownFormat, UnknownVariant),
@@ -99,8 +99,11 @@ def v1_router(service: SegmentationService, limits: Limits) -> APIRouter:
         _no_requests(received)
         body = validated(SegmentBody, received.members, limits)
         call = segment_request(body, _one_file(received), limits, timeout_of(request.headers))
+        tally = tally_of(request)
+        tally.work(images=1, prompts=_prompts_of(call.task))
         clock = Clock(started, time.perf_counter())
         result = await service.segment(call)
+        tally.variant = result.variant
         formatted = partial(
             segment_file, result, body.format, isinstance(call.task, Everything), clock
         )
@@ -125,8 +128,11 @@ def v1_router(service: SegmentationService, limits: Limits) -> APIRouter:
         _no_requests(received)
         body = validated(EmbedBody, received.members, limits)
         image = image_of(body, _one_file(received))
+        tally = tally_of(request)
+        tally.work(images=1, prompts=0)
         clock = Clock(started, time.perf_counter())
         result = await service.embed(image, body.variant)
+        tally.variant = result.variant
         return Response(to_json(embed_answer(result, clock)), media_type=JSON_TYPE)
 
     @router.post(
@@ -148,25 +154,34 @@ def v1_router(service: SegmentationService, limits: Limits) -> APIRouter:
         own.  Closing the connection cancels what is left.
         """
         items = _batch_items(await receive(request, limits, "files"), limits)
+        prompts = check_totals((members for members, _ in items), limits)
+        tally_of(request).work(images=len(items), prompts=prompts)
         request_id = request_id_of(request)
         timeout_s = timeout_of(request.headers)
         jobs = (
             partial(_batch_line, service, limits, timeout_s, request_id, index, members, file)
             for index, (members, file) in enumerate(items)
         )
-        return NdjsonResponse(jobs, BATCH_CONCURRENCY)
+        return NdjsonResponse(jobs, limits.batch_concurrency)
 
     @router.get(
         "/models",
         tags=["service"],
         summary="Variants, models, the text engine and the limits of this service",
         response_model=Models,
-        responses=declared(Overloaded, DeadlineExceeded),
+        responses=declared(Overloaded, DeadlineExceeded, body=False),
     )
     async def models() -> Response:
         return Response(to_json(await service.models()), media_type=JSON_TYPE)
 
     return router
+
+
+def _prompts_of(task: Task) -> int:
+    """Prompts, or texts; "everything" is one."""
+    if isinstance(task, Everything):
+        return 1
+    return len(task.texts) if isinstance(task, TextQuery) else len(task)
 
 
 def _no_requests(received: Received) -> None:

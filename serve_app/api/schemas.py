@@ -19,7 +19,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from serve_app.domain.errors import InvalidRequest
+from serve_app.domain.errors import InvalidRequest, TooManyPrompts
 from serve_app.domain.types import LOW_RES
 
 Proposals = Literal["grid", "detector", "contours"]
@@ -233,6 +233,15 @@ class SegmentBody(EmbedBody):
                 raise InvalidRequest(f"{name} belongs to text, which is not there", name)
         if self.multimask_output is not None and self.prompts is None and not single:
             raise InvalidRequest("multimask_output belongs to prompts", "multimask_output")
+        return self
+
+    @model_validator(mode="after")
+    def _few_points(self, info: ValidationInfo) -> SegmentBody:
+        """`TooManyPrompts` for too many points in all prompts together."""
+        points = sum(len(prompt.point_coords or ()) for prompt in self.prompts or ())
+        bound = info.context.max_total_points  # type: ignore[union-attr]
+        if points > bound:
+            raise TooManyPrompts(f"{points} points, but the limit is {bound}", "prompts")
         return self
 
 

@@ -1,7 +1,8 @@
 """``serve``: weights, Ray, the graph, a demonstration, and then requests until Ctrl-C.
 
 Runs Ray Serve's own ``serve run`` as a child process, so that this command shows nothing that
-``serve run configs/local.yaml`` would not do too.
+``serve run configs/local.yaml`` would not do too.  But it stops in good order: requests under way
+are answered first, while new ones are refused.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from types import FrameType
@@ -31,6 +32,8 @@ from serve_app.commands.models import fetch_models
 
 _READY_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 60.0
+_DRAIN_TIMEOUT_S = 30.0
+_POLL_S = 0.25
 _LOG_TAIL = 25
 
 
@@ -45,6 +48,10 @@ def add_parser(subparsers: Any) -> None:
         help="do not measure variants that were not measured on this host yet",
     )  # fmt: skip
     parser.add_argument("--once", action="store_true", help="stop after the demonstration")
+    parser.add_argument(
+        "--drain", type=float, default=_DRAIN_TIMEOUT_S, metavar="SECONDS",
+        help="how long requests under way are waited for when it is to stop",
+    )  # fmt: skip
     parser.add_argument(
         "--out", type=Path, default=Path("out"), help="folder of the pictures and the log"
     )
@@ -80,7 +87,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"starting Ray and the graph (log: {log_path}) ...", flush=True)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, log_path.open("wb") as log:
-        config_path = Path(folder) / "serve.yaml"
+        config_path, sign = Path(folder) / "serve.yaml", Path(folder) / "draining"
+        _drain_at(config, sign)
         config_path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         child = _start(config_path, log, {**ray_environment(Path(folder)), **os.environ})
         try:
@@ -96,6 +104,8 @@ def run(args: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             print("\nstopping ...", flush=True)
         finally:
+            prefixes = [app.get("route_prefix", "/") for app in config["applications"]]
+            _drain(child, [url + prefix.rstrip("/") for prefix in prefixes], sign, args.drain)
             _stop(child)
     return 0
 
@@ -143,7 +153,7 @@ def _wait_until_ready(child: subprocess.Popen[bytes], url: str, log: Path) -> No
                 return
         except httpx.HTTPError:
             pass
-        time.sleep(0.25)
+        time.sleep(_POLL_S)
     raise CommandError(f"the graph was not ready within {_READY_TIMEOUT_S:.0f} s:\n{_tail(log)}")
 
 
@@ -170,6 +180,35 @@ def _say_how(url: str, photo: Path) -> None:
         f"curl -F file=@{photo} -F text=cat {url}/v1/segment",
         flush=True,
     )
+
+
+def _drain_at(config: dict[str, Any], sign: Path) -> None:
+    """Have all applications stop taking requests once there is a file of this name."""
+    for application in config["applications"]:
+        arguments = application["args"] = dict(application.get("args") or {})
+        arguments["ingress"] = {**(arguments.get("ingress") or {}), "drain_file": str(sign)}
+
+
+def _drain(child: subprocess.Popen[bytes], urls: Sequence[str], sign: Path, seconds: float) -> None:
+    """Wait until nothing is under way any more; another Ctrl-C ends that."""
+    sign.touch()
+    end = time.monotonic() + seconds
+    try:
+        while child.poll() is None and time.monotonic() < end and any(map(_in_flight, urls)):
+            time.sleep(_POLL_S)
+    except KeyboardInterrupt:
+        print("not waiting for requests under way", flush=True)
+
+
+def _in_flight(url: str) -> int:
+    """Requests under way; 0 if nobody answers any more."""
+    import httpx
+
+    try:
+        answer = httpx.get(f"{url}/readyz", timeout=10, trust_env=False).json()
+        return int(answer.get("in_flight") or 0)
+    except (httpx.HTTPError, ValueError, AttributeError):
+        return 0
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:

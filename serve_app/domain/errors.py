@@ -2,7 +2,9 @@
 
 The way of a request, with the error that can leave each step::
 
-    body ──InvalidRequest, PayloadTooLarge──▶ prompts ──InvalidPrompt, TooManyPrompts──▶
+    key ──Unauthorized, RateLimited, Overloaded──▶
+    body ──InvalidRequest, PayloadTooLarge, BodyTimeout──▶
+    prompts ──InvalidPrompt, TooManyPrompts──▶
     image ──InvalidImage, ImageTooLarge, UnknownImage──▶ variant ──UnknownVariant, HintsUnmet──▶
     weights ──WeightsUnavailable──▶ model ──Overloaded, DeadlineExceeded, InternalError──▶ masks
 
@@ -114,6 +116,27 @@ class PayloadTooLarge(SamServeError):
     status = 413
 
 
+class BodyTimeout(SamServeError):
+    """The request body did not arrive in time."""
+
+    code = "body_timeout"
+    status = 408
+
+
+class Unauthorized(SamServeError):
+    """The request holds none of the service's API keys."""
+
+    code = "unauthorized"
+    status = 401
+
+
+class RateLimited(SamServeError):
+    """The key's requests of this minute are used up; try again later."""
+
+    code = "rate_limited"
+    status = 429
+
+
 class UnknownImage(SamServeError):
     """The ``image_id`` is not, or no longer, known: send the image again."""
 
@@ -146,6 +169,13 @@ class ReplicaLost(SamServeError):
     """A part of the service went twice during the request; it is safe to send it again."""
 
     code = "replica_lost"
+    status = 503
+
+
+class ShuttingDown(SamServeError):
+    """The service is about to stop and begins nothing new."""
+
+    code = "shutting_down"
     status = 503
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from serve_app.domain.limits import Limits
 from serve_app.domain.types import ProposalSource
@@ -20,7 +20,8 @@ VARIANT_NAME = r"^[a-z0-9][a-z0-9_.-]{0,31}$"
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # A fault's text tells where it is and not what was there: that may be a password.
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 EngineName = Literal["torch", "compiled", "openvino", "onnxruntime"]
@@ -76,6 +77,11 @@ class Replicas(Strict):
     max_ongoing_requests: int = Field(64, ge=1)
     max_queued_requests: int = Field(512, ge=-1, description="-1: no bound")
     graceful_shutdown_timeout_s: float = Field(20.0, ge=0)
+    health_check_period_s: float = Field(10.0, gt=0)
+    health_check_timeout_s: float = Field(30.0, gt=0)
+    stuck_after_s: float = Field(
+        120.0, gt=0, description="longest pass of an engine; one that takes more is unhealthy"
+    )
 
     @property
     def sleeps(self) -> bool:
@@ -298,11 +304,95 @@ class CacheSettings(Strict):
 
     embedding_bytes: int = Field(512 * 2**20, ge=0, description="memory tier of one replica")
     image_bytes: int = Field(128 * 2**20, ge=0, description="uploaded files kept by the ingress")
-    redis_url: str | None = Field(None, description="a shared second tier; null: none")
-    redis_ttl_s: int = Field(3600, ge=1)
+    redis_url: str | None = Field(
+        None,
+        # It may hold a password.
+        repr=False,
+        description="a shared second tier, redis://, rediss:// (TLS) or unix://; null: none",
+    )
+    redis_ttl_s: int = Field(3600, ge=1, description="for how long a value is kept there")
+    redis_timeout_s: float = Field(
+        0.05,
+        gt=0,
+        le=1,
+        description="longest lookup, which is what a Redis that hangs adds to a request; what "
+        "comes later is a miss.  4 MiB, an embedding of vit_t, take 5 ms on one idle machine, and 34 ms "
+        "of a wire of 1 Gbit/s alone",
+    )
+    redis_connections: int = Field(
+        2,
+        ge=1,
+        description="lookups of one replica at once; two more connections write and ping.  Few, "
+        "since large values that are read side by side are all late together",
+    )
+    redis_queue_bytes: int = Field(
+        64 * 2**20, ge=0, description="values that wait to be written; more are dropped"
+    )
+    redis_value_bytes: int = Field(
+        32 * 2**20, gt=0, description="largest value written, and most that is read of one"
+    )
+    redis_rest_s: float = Field(
+        2.0,
+        gt=0,
+        le=8,
+        description="after three failures in a row Redis is only pinged, so often, until it "
+        "answers",
+    )
+
+    @field_validator("redis_url")
+    @classmethod
+    def _known_scheme(cls, url: str | None) -> str | None:
+        if url is not None and not url.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("cache.redis_url must begin with redis://, rediss:// or unix://")
+        return url
+
+
+class Rate(Strict):
+    """How many requests a caller may make; for each ingress replica."""
+
+    requests_per_minute: int | None = Field(
+        None, ge=1, description="each image of a batch counts as one; null: no bound"
+    )
+    burst: int = Field(20, ge=1, description="requests that may come at once after a quiet time")
+
+
+class ApiKey(Rate):
+    """Who may ask.  ``python -m serve_app key NAME`` makes a key and its entry."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}$", description="in the audit log")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the key, which is nowhere kept")
+
+
+class SecuritySettings(Rate):
+    """Who may ask, and how much.  The rate is that of all callers without keys together."""
+
+    api_keys: tuple[ApiKey, ...] = Field(
+        (), description="if there is any, all but the probes needs one"
+    )
+
+    @model_validator(mode="after")
+    def _distinct(self) -> SecuritySettings:
+        for what in ("name", "sha256"):
+            if len({getattr(key, what) for key in self.api_keys}) < len(self.api_keys):
+                raise ValueError(f"security.api_keys has two entries of the same {what}")
+        return self
 
 
 class IngressSettings(Replicas):
+    max_surge_percent: int = Field(
+        100,
+        ge=0,
+        le=100,
+        description="replicas beyond their number while they are replaced: with 100 the old ones "
+        "answer until the new ones can; takes num_cpus for both",
+    )
+    drain_file: str | None = Field(
+        None,
+        description="while this file exists nothing new is begun and /readyz says so; for whoever "
+        "stops a node in good order",
+    )
+    # More than limits.max_concurrent_requests, so that refusals come from here with their code.
+    max_ongoing_requests: int = Field(128, ge=1)
     request_timeout_s: float = Field(
         120.0, gt=0, description="longest time for one request; less than the proxy's own"
     )
@@ -328,6 +418,7 @@ class GraphSettings(Strict):
     ledger: LedgerSettings = LedgerSettings()
     scaling: ScalingSettings = ScalingSettings()
     limits: Limits = Limits()
+    security: SecuritySettings = SecuritySettings()
 
     @property
     def on_gpus(self) -> bool:
@@ -375,6 +466,11 @@ class GraphSettings(Strict):
             reference = described.reference
             if reference is not None and (reference not in self.variants or reference == name):
                 raise ValueError(f"the reference of {name} must be another variant")
+        if self.ingress.max_ongoing_requests <= self.limits.max_concurrent_requests:
+            raise ValueError(
+                "ingress.max_ongoing_requests must be above limits.max_concurrent_requests: else "
+                "Serve holds back what the service would refuse, and probes with it"
+            )
         if self.cache.redis_url is None and self.ingress.max_replicas > 1:
             raise ValueError(
                 "several ingress replicas need cache.redis_url: without it an image_id is known "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
 import httpx
@@ -25,6 +25,10 @@ from serve_app.domain.types import (
     SegmentResult,
     TextQuery,
 )
+from serve_app.telemetry import instruments
+from serve_app.telemetry.instruments import collect_with
+
+from .asgi import Figures
 
 HEIGHT, WIDTH = 24, 32
 IMAGE_ID = "32x24-abc"
@@ -156,8 +160,23 @@ def service() -> FakeService:
 @pytest.fixture
 def limits() -> Limits:
     return Limits(
-        max_body_bytes=4 * 2**20, max_prompts=8, max_points=4, max_texts=3, max_batch_images=4
+        linger_seconds=0,  # these tests look at what the service itself reads
+        max_body_bytes=4 * 2**20,
+        max_prompts=8,
+        max_points=4,
+        max_texts=3,
+        max_batch_images=4,
     )
+
+
+@pytest.fixture
+def figures() -> Iterator[Figures]:
+    """What this process counts meanwhile."""
+    kept = Figures()
+    before = instruments._collector
+    collect_with(kept)
+    yield kept
+    collect_with(before)
 
 
 @pytest.fixture

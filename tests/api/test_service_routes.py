@@ -78,10 +78,12 @@ async def test_the_openapi_document(client):
                 schema = response["content"]["application/json"]["schema"]
                 assert schema == {"$ref": "#/components/schemas/ErrorEnvelope"}, (path, status)
         if method == "post":
-            assert {"413", "500"} <= operation["responses"].keys()
+            assert {"401", "408", "413", "429", "500", "503"} <= operation["responses"].keys()
             assert "multipart/form-data" in operation["requestBody"]["content"]
     segment = document["paths"]["/v1/segment"]["post"]
-    assert {"200", "400", "404", "413", "422", "500", "503", "504"} == segment["responses"].keys()
+    assert segment["responses"].keys() == {
+        *("200", "400", "401", "404", "408", "413", "422", "429", "500", "503", "504")
+    }
     assert segment["responses"]["200"]["content"].keys() == {
         *("application/json", "application/geo+json", "application/x-npz")
     }

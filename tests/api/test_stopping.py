@@ -24,6 +24,14 @@ def sign(tmp_path: Path) -> Path:
     return tmp_path / "draining"
 
 
+def stop(sign: Path) -> None:
+    sign.touch()
+
+
+def go_on_again(sign: Path) -> None:
+    sign.unlink()
+
+
 @pytest.fixture
 async def client(service: FakeService, sign: Path) -> AsyncIterator[httpx.AsyncClient]:
     async def metrics() -> bytes:
@@ -49,7 +57,7 @@ async def test_what_has_begun_is_answered_and_what_comes_then_is_not_begun(
     first = asyncio.create_task(client.post("/v1/segment", json=BODY))
     await begun.wait()
     assert (await client.get("/readyz")).json() == {"status": "ready"}
-    sign.touch()
+    stop(sign)
     probe = await client.get("/readyz")
     assert (probe.status_code, probe.json()) == (503, {"status": "draining", "in_flight": 1})
     refused = await client.post("/v1/segment", json=BODY)
@@ -65,7 +73,7 @@ async def test_what_has_begun_is_answered_and_what_comes_then_is_not_begun(
 async def test_without_the_sign_it_takes_requests_again(
     client: httpx.AsyncClient, sign: Path
 ) -> None:
-    sign.touch()
+    stop(sign)
     assert (await client.post("/v1/segment", json=BODY)).status_code == 503
-    sign.unlink()
+    go_on_again(sign)
     assert (await client.post("/v1/segment", json=BODY)).status_code == 200

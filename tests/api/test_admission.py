@@ -1,0 +1,171 @@
+"""A full service says so at once, and keeps nothing of what it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import ValidationError
+
+from serve_app.api.admission import Admission, Pace
+from serve_app.api.app import create_app
+from serve_app.api.tally import Tally
+from serve_app.domain.limits import Limits
+from serve_app.domain.settings import GraphSettings
+
+from .asgi import Clock, Exchange, fine
+
+
+class Gate:
+    """An app whose requests end when they are told to."""
+
+    def __init__(self) -> None:
+        self.entered = 0
+        self.arrivals = asyncio.Semaphore(0)
+        self.open = asyncio.Event()
+        self.failure: BaseException | None = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.entered += 1
+        self.arrivals.release()
+        await self.open.wait()
+        if self.failure is not None:
+            raise self.failure
+        await fine(scope, receive, send)
+
+
+@pytest.fixture
+def gate() -> Gate:
+    return Gate()
+
+
+async def fill(admission: Admission, gate: Gate, count: int) -> list[asyncio.Task[Exchange]]:
+    tasks = [asyncio.create_task(Exchange().run(admission)) for _ in range(count)]
+    for _ in tasks:
+        await gate.arrivals.acquire()
+    return tasks
+
+
+async def test_who_comes_too_many_is_refused_unread(gate, figures):
+    admission = Admission(gate, most=2)
+    tasks = await fill(admission, gate, 2)
+    refused = await Exchange(tally=Tally(), headers={"content-length": "5000000"}).run(admission)
+    assert refused.status == 503
+    assert refused.error["code"] == refused.tally.code == "overloaded"
+    assert 1 <= int(refused.answered["retry-after"]) <= 30
+    assert refused.answered["connection"] == "close"
+    assert (refused.read, gate.entered) == (0, 2)
+    assert figures.refused("capacity") == 1
+    # A short body is read over sooner than a connection is made anew.
+    short = await Exchange(headers={"content-length": "300"}).run(admission)
+    assert "connection" not in short.answered
+    unknown = await Exchange(headers={"transfer-encoding": "chunked"}).run(admission)
+    assert unknown.answered["connection"] == "close"
+    gate.open.set()
+    assert [(await task).status for task in tasks] == [200, 200]
+    assert (await Exchange().run(admission)).status == 200
+
+
+async def test_what_only_reads_always_passes(gate):
+    admission = Admission(gate, most=1)
+    (task,) = await fill(admission, gate, 1)
+    probes = [asyncio.create_task(Exchange(method="GET").run(admission)) for _ in range(5)]
+    for _ in probes:
+        await gate.arrivals.acquire()
+    gate.open.set()
+    assert [(await probe).status for probe in (task, *probes)] == [200] * 6
+
+
+@pytest.mark.parametrize("end", ["fault", "cancelled"])
+async def test_a_place_is_free_again_however_a_request_ends(gate, end):
+    admission = Admission(gate, most=1)
+    (task,) = await fill(admission, gate, 1)
+    if end == "fault":
+        gate.failure = RuntimeError()
+        gate.open.set()
+    else:
+        task.cancel()
+    with contextlib.suppress(RuntimeError, asyncio.CancelledError):
+        await task
+    gate.failure = None
+    gate.open.set()
+    assert (await Exchange().run(admission)).status == 200
+
+
+def test_the_wait_is_what_the_present_work_takes_at_the_present_pace():
+    pace = Pace()
+    pace.begin(100.0)
+    for second in range(1, 9):  # two end each second
+        pace.end(100.0 + second)
+        pace.end(100.0 + second)
+    assert pace.wait_s(20, 108.0) == 10
+    assert pace.wait_s(1, 108.0) == 1
+    assert pace.wait_s(1000, 108.0) == 30
+    # None ends any more: it takes longer and longer.
+    assert pace.wait_s(20, 112.0) > 10
+    assert pace.wait_s(20, 160.0) == 30
+
+
+def test_a_pause_is_not_taken_for_slowness():
+    pace = Pace()
+    pace.begin(0.0)
+    pace.end(1.0)
+    pace.begin(5000.0)
+    for i in range(1, 11):
+        pace.end(5000.0 + i * 0.1)
+    assert pace.wait_s(50, 5001.0) == 5
+    # Many more than are remembered: still the present pace.
+    for i in range(1, 2001):
+        pace.end(5001.0 + i * 0.01)
+    assert pace.wait_s(500, 5021.0) == 5
+
+
+def test_of_a_service_that_has_just_filled_nothing_is_known():
+    pace = Pace()
+    pace.begin(0.0)
+    assert pace.wait_s(64, 0.0) == 1
+    assert pace.wait_s(64, 4.5) == 5
+
+
+async def test_the_refusal_tells_the_wait_by_the_clock(gate):
+    clock = Clock()
+    admission = Admission(gate, most=1, clock=clock)
+    (task,) = await fill(admission, gate, 1)
+    clock.now += 7
+    assert (await Exchange().run(admission)).answered["retry-after"] == "7"
+    task.cancel()
+
+
+async def test_the_interface_holds_its_own_bound(service):
+    limits = Limits(max_concurrent_requests=2)
+    app = create_app(service, limits, metrics=None, version="1")
+    entered, go = asyncio.Semaphore(0), asyncio.Event()
+
+    async def wait(request: Any) -> None:
+        entered.release()
+        await go.wait()
+
+    service.hook = wait
+    body = {"image_id": "a", "text": "dog"}
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://sam") as client:
+        tasks = [asyncio.create_task(client.post("/v1/segment", json=body)) for _ in range(2)]
+        for _ in tasks:
+            await entered.acquire()
+        for path in ("/v1/segment", "/v1/embed", "/v1/segment/batch", "/segment"):
+            refused = await client.post(path, json=body)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
+        for path in ("/healthz", "/readyz", "/health", "/v1/models", "/docs"):
+            assert (await client.get(path)).status_code == 200
+        go.set()
+        assert [(await task).status_code for task in tasks] == [200, 200]
+        assert (await client.post("/v1/segment", json=body)).status_code == 200
+
+
+def test_serves_own_bound_is_above_ours():
+    with pytest.raises(ValidationError, match="max_concurrent_requests"):
+        GraphSettings.model_validate({"ingress": {"max_ongoing_requests": 64}})
+    GraphSettings.model_validate({"ingress": {"max_ongoing_requests": 65}})
