@@ -56,6 +56,13 @@ def served(ray_cluster: RayCluster) -> Served:
     config = yaml.safe_load((CONFIGS / "local.yaml").read_text("utf-8"))
     (port,) = free_ports(1)
     config["http_options"]["port"] = port
+    # As in production, and every trace: written to files in the cluster's folder.
+    config["logging_config"]["encoding"] = "JSON"
+    config["tracing_config"] = {
+        "enabled": True,
+        "exporter_import_path": "serve_app.deployments.tracing:exporter",
+        "sampling_ratio": 1.0,
+    }
     arguments = config["applications"][0]["args"]
     ledger = ray_cluster.folder / "ledger.json"
     arguments["ledger"] = {"path": str(ledger)}
@@ -76,17 +83,8 @@ def http(served: Served) -> Iterator[httpx.Client]:
 @pytest.fixture(scope="session")
 def driver(served: Served) -> Iterator[None]:
     """This process as a Python caller of the cluster."""
-    import ray
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in served.cluster.environment.items():
-            if name.startswith("RAY_"):
-                patch.setenv(name, value)
-        ray.init(address=served.cluster.address, log_to_driver=False, configure_logging=False)
-        try:
-            yield
-        finally:
-            ray.shutdown()
+    with served.cluster.driver():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -8,17 +8,20 @@ so whatever outlives it is found by that session's id.
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
 import httpx
+import pytest
 import yaml
 
 from serve_app.commands.environment import free_ports, ray_environment
@@ -54,6 +57,14 @@ def session_members(session: int) -> list[int]:
     return members
 
 
+def _read_token_anew() -> None:
+    """Ray reads mode and token once, when it is imported."""
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
 class RayCluster:
     """``ray start --head`` as a child process, with ``serve deploy`` and the dashboard's API.
 
@@ -70,7 +81,10 @@ class RayCluster:
         self.dashboard = f"http://127.0.0.1:{dashboard}"
         self.environment = {
             **os.environ,
-            "RAY_AUTH_MODE": "disabled",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(16),
+            # Callers too: else they look for it at this machine's other address.
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
             # Nobody else uses this node: there is nothing to drain before it ends.
@@ -99,9 +113,14 @@ class RayCluster:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 # As `make serve` sets Ray up; callers have none of it.
-                env={**self.environment, **ray_environment(self.folder)},
+                env={**ray_environment(self.folder), **self.environment},
                 start_new_session=True,
             )
+
+    @property
+    def session(self) -> int:
+        """To which all of its processes belong; see `session_members`."""
+        return self._head.pid
 
     def wait_until_up(self) -> None:
         """Until the dashboard takes Serve's configurations."""
@@ -110,7 +129,7 @@ class RayCluster:
             if self._head.poll() is not None:
                 raise RuntimeError(f"ray start ended:\n{self.log.read_text()[-4000:]}")
             try:
-                return httpx.get(f"{self.dashboard}/api/serve/applications/", timeout=5).is_success
+                return self._applications(timeout_s=5).is_success
             except httpx.HTTPError:
                 return False
 
@@ -131,10 +150,36 @@ class RayCluster:
 
     def applications(self) -> dict[str, Any]:
         """What Serve says of each application: status, deployments, replicas."""
-        answer = httpx.get(f"{self.dashboard}/api/serve/applications/", timeout=10)
+        answer = self._applications(timeout_s=10)
         answer.raise_for_status()
         applications: dict[str, Any] = answer.json()["applications"]
         return applications
+
+    def _applications(self, timeout_s: float) -> httpx.Response:
+        return httpx.get(
+            f"{self.dashboard}/api/serve/applications/",
+            headers={"authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"},
+            timeout=timeout_s,
+            trust_env=False,
+        )
+
+    @contextmanager
+    def driver(self, **options: Any) -> Iterator[None]:
+        """This process as a Python caller of the cluster, with ``ray.init``'s options."""
+        import ray
+
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in self.environment.items():
+                if name.startswith("RAY_"):
+                    patch.setenv(name, value)
+            patch.setattr("ray._private.ray_constants.ENABLE_RAY_CLUSTER", False)
+            _read_token_anew()
+            ray.init(address=self.address, log_to_driver=False, configure_logging=False, **options)
+            try:
+                yield
+            finally:
+                ray.shutdown()
+        _read_token_anew()
 
     def replicas(self, application: str) -> dict[str, list[dict[str, Any]]]:
         """Running replicas of an application by deployment."""

@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from . import standins
@@ -39,19 +37,6 @@ POLICIES: dict[str, tuple[dict[str, Any], bool]] = {
         False,
     ),
 }
-
-
-@contextmanager
-def driver(cluster: RayCluster) -> Iterator[None]:
-    """This process as a Python caller of the cluster."""
-    import ray
-
-    os.environ.update({k: v for k, v in cluster.environment.items() if k.startswith("RAY_")})
-    ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def deploy(cluster: RayCluster, config: dict[str, Any], name: str) -> None:
@@ -126,7 +111,7 @@ def main() -> None:
     rows = []
     try:
         cluster.wait_until_up()
-        with driver(cluster):
+        with cluster.driver():
             for index in chosen:
                 record = measure(cluster, port, index, args.warm, args.then)
                 rows.append(row(list(POLICIES)[index], record, args.warm, args.then))

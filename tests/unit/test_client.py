@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from serve_app import client
 from serve_app.api.app import create_app
 from serve_app.client import HttpService, UnexpectedAnswer, Unreachable
 from serve_app.domain.errors import InternalError, Overloaded, SamServeError, UnknownImage
@@ -276,6 +277,96 @@ async def test_masks_that_do_not_fit_the_image_are_refused(segmentation: dict[st
         with pytest.raises(UnexpectedAnswer) as caught:
             await sam.segment(SegmentRequest(image="x", task=Everything()))
     assert "run lengths do not add up" in str(caught.value.__cause__)
+
+
+class Refusals:
+    """Refuses so many times, then answers; keeps what it was asked and how long was waited."""
+
+    def __init__(
+        self, count: int, monkeypatch: pytest.MonkeyPatch, status: int = 503, wait: str = "2"
+    ) -> None:
+        self.left, self.status, self.wait = count, status, wait
+        self.requests: list[httpx.Request] = []
+        self.waits: list[float] = []
+        monkeypatch.setattr(client, "_pause", self._pause)
+
+    async def _pause(self, seconds: float) -> None:
+        self.waits.append(seconds)
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        if self.left == 0:
+            return httpx.Response(200, json={"variants": []})
+        self.left -= 1
+        error = {"error": {"code": "overloaded", "message": "full"}}
+        headers = {"retry-after": self.wait} if self.wait else {}
+        return httpx.Response(self.status, json=error, headers=headers)
+
+
+def refused(service: Refusals, **more: Any) -> HttpService:
+    return HttpService("http://sam", transport=httpx.MockTransport(service), **more)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_a_refusal_is_waited_out_as_long_as_it_says(
+    monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    service = Refusals(2, monkeypatch, status)
+    async with refused(service, retries=2) as sam:
+        assert await sam.models() == {"variants": []}
+    assert len(service.requests) == 3
+    assert all(2 <= wait <= 2.5 for wait in service.waits)
+    assert len(service.waits) == 2
+
+
+@pytest.mark.parametrize(
+    ("count", "status", "wait", "settings", "asked"),
+    [
+        (1, 503, "2", {}, 1),  # unasked nobody asks twice
+        (9, 503, "2", {"retries": 3}, 4),
+        (1, 503, "30", {"retries": 3, "timeout_s": 20}, 1),  # longer than the caller waits
+        (1, 503, "", {"retries": 3}, 1),
+        (1, 503, "Wed, 21 Oct 2026 07:28:00 GMT", {"retries": 3}, 1),
+        (1, 422, "2", {"retries": 3}, 1),
+        (1, 500, "2", {"retries": 3}, 1),
+    ],
+)
+async def test_what_is_not_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+    status: int,
+    wait: str,
+    settings: dict[str, Any],
+    asked: int,
+) -> None:
+    service = Refusals(count, monkeypatch, status, wait)
+    async with refused(service, **settings) as sam:
+        with pytest.raises(Overloaded):
+            await sam.models()
+    assert len(service.requests) == asked
+
+
+async def test_a_requests_own_time_bounds_the_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = Refusals(20, monkeypatch, wait="4")
+    async with refused(service, retries=5) as sam:
+        with pytest.raises(Overloaded):
+            await sam.segment(SegmentRequest(image="x", task=Everything(), timeout_s=3))
+        assert len(service.requests) == 1
+        with pytest.raises(Overloaded):
+            await sam.segment(SegmentRequest(image="x", task=Everything(), timeout_s=90))
+    assert len(service.requests) > 2
+    told = [float(r.headers["x-request-timeout-seconds"]) for r in service.requests[1:]]
+    assert told == sorted(told, reverse=True)
+    assert told[0] <= 90
+
+
+async def test_the_key_goes_with_every_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = Refusals(0, monkeypatch)
+    async with refused(service, api_key="sam_k") as sam:
+        await sam.models()
+    async with refused(service) as sam:
+        await sam.models()
+    assert [r.headers.get("authorization") for r in service.requests] == ["Bearer sam_k", None]
 
 
 async def test_nobody_there() -> None:

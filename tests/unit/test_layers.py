@@ -103,7 +103,17 @@ def test_cache_and_routing_know_the_domain_alone(layer: str) -> None:
     modules = _of(layer)
     assert modules
     _check_reaches_not(modules, {"ray", *WEB, *HEAVY})
-    assert all(n.startswith(("serve_app.domain", layer)) for _, n in _own_imports(modules))
+    known = ("serve_app.domain", "serve_app.telemetry", layer)
+    assert all(n.startswith(known) for _, n in _own_imports(modules))
+
+
+def test_whoever_tells_something_need_not_know_who_collects_it() -> None:
+    modules = _of("serve_app.telemetry")
+    assert {"serve_app.telemetry.catalogue", "serve_app.telemetry.spans"} <= set(modules)
+    for module in modules:
+        foreign = {name.split(".")[0] for name in _imports(module)} - {"serve_app"}
+        assert foreign <= set(sys.stdlib_module_names), module
+    assert all(n.startswith("serve_app.telemetry") for _, n in _own_imports(modules))
 
 
 def test_the_router_computes_with_the_standard_library() -> None:

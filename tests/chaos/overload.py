@@ -1,0 +1,142 @@
+"""Item 5: ten times more requests than can be answered.
+
+One ingress, two encoders of 100 ms an image, one image in a pass: so the encoders are what is
+short, and their rate is known.  Each request uploads a new image of 147 KB.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+from serve_app.domain.limits import Limits
+
+from ..faults.standins import graph
+from .load import Client, Outcome, median, quantile
+from .processes import MIB, pss_bytes
+from .questions import LARGE, new_image
+from .report import Report
+from .service import Service, serving
+
+ITEM = "5 overload"
+ENCODE_MS, DECODE_MS = 100.0, 5.0
+ENCODERS = 2
+ADMITTED = 16
+"""Requests that the ingress takes in at once."""
+CACHE = {"image_bytes": 8 * MIB}
+"""Full before the overload begins: uploads that are kept are no growth."""
+TIMES = 10
+WINDOW_S = 3.0
+
+
+def admission() -> dict[str, Any]:
+    """Settings by which the ingress takes in `ADMITTED` requests and refuses the others."""
+    if "max_concurrent_requests" in Limits.model_fields:
+        return {"limits": {"max_concurrent_requests": ADMITTED}}
+    return {}
+
+
+class MemoryWatch:
+    """The greatest sum of the processes' memory, looked at twice a second."""
+
+    def __init__(self, pids: list[int]) -> None:
+        self._pids = pids
+        self.before = self.greatest = self._now()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def _now(self) -> int:
+        return sum(map(pss_bytes, self._pids))
+
+    def _look(self) -> None:
+        while not self._stop.wait(0.5):
+            self.greatest = max(self.greatest, self._now())
+
+    def __enter__(self) -> MemoryWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    @property
+    def grown_mib(self) -> float:
+        return (self.greatest - self.before) / MIB
+
+
+def run(report: Report, quick: bool) -> None:
+    """Measure the capacity, overload, and see it recover."""
+    times = {"encode_ms": ENCODE_MS, "decode_ms": DECODE_MS}
+    args = graph(encoder_batch=1, standins=times, cache=CACHE, **admission())
+    if not admission():
+        args["ingress"] |= {"max_ongoing_requests": ADMITTED, "max_queued_requests": 0}
+    with serving(args) as service:
+        asyncio.run(_run(report, service, quick))
+
+
+async def _run(report: Report, service: Service, quick: bool) -> None:
+    async with Client(service.url) as client:
+        await client.closed_loop(lambda: new_image(LARGE), 8, 3.0)  # connections, caches, code
+        capacity = await client.closed_loop(lambda: new_image(LARGE), 8, 8.0 if quick else 20.0)
+        usual = await client.open_loop(lambda: new_image(LARGE), capacity / 2, 10.0)
+    report.add(ITEM, "capacity C, requests/s", capacity, f"of {ENCODERS / ENCODE_MS * 1e3:g}")
+    seconds = 15.0 if quick else 60.0
+    pids = {"ingress": service.pids("ingress"), "proxies": service.proxies()}
+    watches = [MemoryWatch(found) for found in pids.values()]
+    async with Client(service.url) as client:
+        with watches[0], watches[1]:
+            began = time.monotonic()
+            outcomes = await client.open_loop(lambda: new_image(LARGE), capacity * TIMES, seconds)
+        _judge(report, outcomes, capacity, began, seconds)
+        ledger = client.ledger
+    for name, watch in zip(pids, watches, strict=True):
+        report.at_most(ITEM, f"memory of {name}, growth", watch.grown_mib, 64, "MiB")
+    report.at_most(ITEM, "ids without exactly one outcome", ledger.unanswered, 0)
+    await _recovery(report, service, capacity, median(o.took_ms for o in usual))
+    report.note(f"\nOverload, ledger:\n\n{ledger.table()}\n")
+
+
+def _judge(
+    report: Report, outcomes: list[Outcome], capacity: float, began: float, seconds: float
+) -> None:
+    good = [o for o in outcomes if o.status == 200]
+    refused = [o for o in outcomes if o.status in (429, 503)]
+    others = len(outcomes) - len(good) - len(refused)
+    report.add(ITEM, "requests sent", len(outcomes), f"{TIMES} C for {seconds:g} s")
+    report.at_most(ITEM, "answers other than 200, 429, 503", others, 0)
+    without = sum(o.retry_after is None for o in refused)
+    report.at_most(ITEM, "refusals without Retry-After", without, 0)
+    in_time = sum(o.done_s <= began + seconds for o in good)
+    report.at_least(ITEM, "goodput / C", in_time / seconds / capacity, 0.7)
+    # Of those that are taken in some are being served; the others wait before one, in two rows.
+    queue = (ADMITTED - ENCODERS) / ENCODERS
+    bound = 2 * (queue + 1) * (ENCODE_MS + DECODE_MS)
+    report.at_most(ITEM, "accepted, p99", quantile((o.took_ms for o in good), 0.99), bound, "ms")
+    report.add(ITEM, "accepted, p50", f"{median(o.took_ms for o in good):.0f} ms")
+    report.at_most(ITEM, "refused, p99", quantile((o.took_ms for o in refused), 0.99), 250, "ms")
+    report.add(ITEM, "refused, p50", f"{median(o.took_ms for o in refused):.0f} ms")
+    lag = quantile((o.lag_ms for o in outcomes), 0.99)
+    report.at_most(ITEM, "the generator's own lag, p99 (contained above)", lag, 100, "ms")
+
+
+async def _recovery(report: Report, service: Service, capacity: float, usual_ms: float) -> None:
+    """Half load, from the end of the overload on."""
+    ended = time.monotonic()
+    async with Client(service.url) as client:
+        after = await client.open_loop(lambda: new_image(LARGE), capacity / 2, 20.0)
+    back = None
+    for step in range(int(20 / WINDOW_S)):
+        start = ended + step * WINDOW_S
+        window = [o for o in after if start <= o.due_s < start + WINDOW_S]
+        fine = all(o.status == 200 for o in window)
+        if fine and median(o.took_ms for o in window) <= 1.2 * usual_ms:
+            back = step * WINDOW_S if back is None else back
+        else:
+            back = None
+    report.add(ITEM, "p50 at half load before", f"{usual_ms:.0f} ms")
+    report.at_most(
+        ITEM, "p50 within 20 % again, after", float("nan") if back is None else back, 15, "s"
+    )

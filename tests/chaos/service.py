@@ -1,0 +1,192 @@
+"""The stand-in application on a Ray of its own, and a look into its replicas."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from serve_app.commands.environment import free_ports
+
+from ..cluster.ray_cluster import RayCluster, session_members, wait_until
+from ..faults.standins import application
+from .processes import processes_named, pss_bytes
+
+READY_S = 180.0
+APP = "faults"
+
+
+@dataclass
+class Service:
+    """A deployed stand-in application; callable as ``/v1/...`` below ``url``."""
+
+    cluster: RayCluster
+    config: dict[str, Any]
+    url: str
+    app: str = APP
+
+    def pids(self, role: str) -> list[int]:
+        """Of the running replicas of a deployment."""
+        return [int(r["pid"]) for r in self.cluster.replicas(self.app).get(role, [])]
+
+    def roles(self) -> dict[str, set[int]]:
+        """Process ids by deployment."""
+        replicas = self.cluster.replicas(self.app)
+        return {role: {int(r["pid"]) for r in found} for role, found in replicas.items()}
+
+    def logs(self, role: str) -> list[str]:
+        """Paths of the replicas' logs, the dead ones' too."""
+        folder = self.cluster.folder / "session_latest/logs/serve"
+        return sorted(map(str, folder.glob(f"replica_{self.app}_{role}_*.log")))
+
+    def proxies(self) -> list[int]:
+        """HAProxy and Serve's own proxy, whichever there is."""
+        members = session_members(self.cluster.session)
+        return processes_named(members, "haproxy") + processes_named(members, "ServeProxy")
+
+    def metric(self, name: str) -> dict[str, float]:
+        """A metric's samples by their ``outcome`` (or empty), of all replicas together."""
+        page = httpx.get(f"{self.url}/metrics", timeout=10, trust_env=False).text
+        found: dict[str, float] = {}
+        for line in page.splitlines():
+            if not line.startswith("#") and line.partition("{")[0] in (name, f"ray_{name}"):
+                outcome = re.search(r'outcome="([^"]*)"', line)
+                key = outcome.group(1) if outcome else ""
+                found[key] = found.get(key, 0.0) + float(line.rsplit(" ", 1)[1])
+        return found
+
+    def redeploy(self, config: dict[str, Any]) -> None:
+        """Deploy without waiting."""
+        self.config = config
+        self.cluster.deploy(config)
+
+    def app_of(self, config: dict[str, Any]) -> dict[str, Any]:
+        """This application in a configuration."""
+        (found,) = (app for app in config["applications"] if app["name"] == self.app)
+        app: dict[str, Any] = found
+        return app
+
+    def told(self) -> dict[str, Any]:
+        """What Serve says of this application."""
+        told: dict[str, Any] = self.cluster.applications()[self.app]
+        return told
+
+    def status(self) -> str:
+        return str(self.told()["status"])
+
+    def ongoing(self) -> dict[str, int]:
+        """Requests that each replica has, as Serve counts them; needs `RayCluster.driver`."""
+        import ray
+
+        replicas = [
+            (f"{role} {r['pid']}", r["actor_name"])
+            for role, found in self.cluster.replicas(self.app).items()
+            for r in found
+        ]
+        calls = [
+            ray.get_actor(name, namespace="serve").get_num_ongoing_requests.remote()
+            for _, name in replicas
+        ]
+        return dict(zip((who for who, _ in replicas), ray.get(calls, timeout=10), strict=True))
+
+    def held(self) -> dict[str, dict[str, int]]:
+        """What the stand-ins hold in batchers and threads; needs `RayCluster.driver`."""
+        from ray import serve
+
+        found = {}
+        for role, replicas in self.cluster.replicas(self.app).items():
+            if role == "ingress" or not replicas:
+                continue
+            handle = serve.get_deployment_handle(role, self.app)
+            for told in handle.broadcast("held").results():
+                found[f"{role} {told['pid']}"] = told
+        return found
+
+    def busy(self) -> dict[str, int]:
+        """What has anything to do, by replica; needs `RayCluster.driver`."""
+        found = {f"{who}: requests": count for who, count in self.ongoing().items()}
+        for who, told in self.held().items():
+            found |= {f"{who}: {what}": told[what] for what in ("waiting", "running")}
+        return {what: count for what, count in found.items() if count}
+
+    def done(self) -> dict[str, int]:
+        """Items that the stand-ins of each role have worked on; needs `RayCluster.driver`."""
+        counts: dict[str, int] = {}
+        for who, told in self.held().items():
+            role = who.split()[0]
+            counts[role] = counts.get(role, 0) + told["done"]
+        return counts
+
+
+def wait_until_ready(url: str, timeout_s: float = READY_S) -> None:
+    """Until ``/readyz`` says so."""
+
+    def ready() -> bool:
+        try:
+            return httpx.get(f"{url}/readyz", timeout=10, trust_env=False).is_success
+        except httpx.HTTPError:
+            return False
+
+    wait_until(ready, "/readyz", timeout_s)
+
+
+def serve_config(args: dict[str, Any], port: int, **more: Any) -> dict[str, Any]:
+    """A Serve config with the stand-in application at ``/``."""
+    http = {"host": "127.0.0.1", "port": port, "request_timeout_s": 60}
+    logs = {"log_level": "INFO"}
+    apps = [application(APP, args, "/", **more)]
+    return {"http_options": http, "logging_config": logs, "applications": apps}
+
+
+def all_running(service: Service, counts: dict[str, int]) -> Callable[[], bool]:
+    """Whether each deployment has so many running replicas, none of them dead or replaced.
+
+    Serve takes a moment to see that a process is gone; the kernel knows it at once.
+    """
+
+    def running() -> bool:
+        replicas = {role: t["replicas"] for role, t in service.told()["deployments"].items()}
+        return all(
+            [r["state"] for r in replicas[role]] == ["RUNNING"] * count
+            and all(pss_bytes(int(r["pid"])) for r in replicas[role])
+            for role, count in counts.items()
+        )
+
+    return running
+
+
+@contextmanager
+def serving(args: dict[str, Any], **more: Any) -> Iterator[Service]:
+    """Start Ray, deploy the stand-ins, and end everything afterwards."""
+    with serving_config(serve_config(args, 0, **more), APP) as service:
+        yield service
+
+
+@contextmanager
+def serving_config(config: dict[str, Any], app: str) -> Iterator[Service]:
+    """The same with a configuration of any application, on a port of its own."""
+    cluster = RayCluster(num_gpus=0)
+    try:
+        cluster.wait_until_up()
+        (port,) = free_ports(1)
+        config["http_options"]["port"] = port
+        service = Service(cluster, config, f"http://127.0.0.1:{port}", app)
+        cluster.deploy(config)
+        wait_until_ready(service.url)
+        wait_until(lambda: service.status() == "RUNNING", "all replicas run", READY_S)
+        yield service
+    finally:
+        cluster.stop()
+
+
+def kill_and_wait(pid: int, patience_s: float = 10.0) -> None:
+    """``kill -9``; returns when the process is gone."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: pss_bytes(pid) == 0, "the killed process is gone", patience_s)
