@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 UV_VERSION := 0.13.9
 
-.PHONY: help install serve test test-quick lint format lock models measure quantise bench bench-reaction bench-prediction \
+.PHONY: help install serve test test-quick lint format lock models measure quantise bench chaos soak bench-reaction bench-prediction \
 	bench-simulation clean
 
 help:  ## this list
@@ -53,11 +53,17 @@ quantise: $(INSTALLED)  ## an int8 version of vit_t, held against it; IMAGES=fol
 
 lock: $(INSTALLED)  ## compile requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
-		--extra dev --extra redis --extra workshop --generate-hashes --output-file requirements.lock pyproject.toml
+		--extra dev --extra redis --extra tracing --extra workshop --generate-hashes --output-file requirements.lock pyproject.toml
 
 bench: $(INSTALLED)  ## ours and the peers side by side (25 minutes); SECTIONS="a b", QUICK=1, URL=..., IMAGES=...
 	@$(BIN)/python -m serve_app bench $(SECTIONS) $(if $(QUICK),--quick) $(if $(CONFIG),--config $(CONFIG)) \
 		$(if $(URL),--url $(URL)) $(if $(IMAGES),--images $(IMAGES))
+
+chaos: $(INSTALLED)  ## overload, kills, a failing Redis, slow clients, ...: one table (40 minutes); NAMES="kills drain", QUICK=1
+	$(BIN)/python -m tests.chaos $(NAMES) $(if $(QUICK),--quick)
+
+soak: $(INSTALLED)  ## half load for long: does memory grow?; MINUTES=30
+	$(BIN)/python -m tests.chaos soak $(if $(MINUTES),--minutes $(MINUTES))
 
 bench-reaction: $(INSTALLED)  ## how fast replicas follow a load that moves between variants (9 minutes)
 	$(BIN)/python -m tests.cluster.reaction

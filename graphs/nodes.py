@@ -15,7 +15,12 @@ from serve_app.deployments.encoder import EncoderReplica
 from serve_app.deployments.ingress import IngressReplica
 from serve_app.deployments.proposals import ProposalsReplica
 from serve_app.deployments.text import TextReplica
-from serve_app.domain.settings import GraphSettings, Replicas, VariantSettings
+from serve_app.domain.settings import (
+    GraphSettings,
+    IngressSettings,
+    Replicas,
+    VariantSettings,
+)
 from serve_app.ledger.load import load_ledger
 from serve_app.ledger.wiring import variant_infos
 
@@ -26,6 +31,8 @@ def deployed(
     replica: type, name: str, replicas: Replicas, router: RequestRouterConfig | None = None
 ) -> Deployment:
     """A replica class with its settings, as a Serve deployment; ``router`` None: Ray's own."""
+    # Encoders and decoders are not doubled: a GPU that is full has no room for a second one.
+    surge = replicas.max_surge_percent if isinstance(replicas, IngressSettings) else 0
     decorate = serve.deployment(
         name=name,
         ray_actor_options=dict(replicas.ray_actor_options),
@@ -36,6 +43,7 @@ def deployed(
         health_check_period_s=replicas.health_check_period_s,
         health_check_timeout_s=replicas.health_check_timeout_s,
         request_router_config=router or RequestRouterConfig(),
+        max_surge_percent=surge,
     )
     deployment: Deployment = decorate(replica)
     return deployment

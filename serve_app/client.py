@@ -14,8 +14,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
+import random
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -46,6 +49,10 @@ from serve_app.domain.types import (
     TextQuery,
 )
 
+_MAY_COME_AGAIN = (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE)
+_SPREAD = 0.25
+"""Share by which waits differ, so that not all who were refused together come again together."""
+
 
 class Unreachable(SamServeError):
     """No answer came: wrong address, refused connection, or a time limit of this client."""
@@ -66,7 +73,11 @@ class HttpService:
 
     Args:
         url: its address without ``/v1``.
-        timeout_s: longest wait for one answer.
+        api_key: sent with every request, where the service asks for one.
+        timeout_s: longest wait for one answer, waits before further attempts included.
+        retries: how often to ask again after a refusal (429, 503) that says when: after that
+            time, unless it is beyond ``timeout_s`` or the request's own.  Inference is pure, so
+            asking twice does no harm.
         transport: how to reach it; None: over the network.
 
     Raises:
@@ -78,15 +89,23 @@ class HttpService:
         self,
         url: str,
         *,
+        api_key: str | None = None,
         timeout_s: float = 300.0,
+        retries: int = 0,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         timeout = httpx.Timeout(timeout_s, connect=10.0)
         # A proxy of the environment cannot reach this machine's own loopback address.
         loopback = httpx.URL(url).host in ("127.0.0.1", "localhost", "::1")
         self._http = httpx.AsyncClient(
-            base_url=url, timeout=timeout, transport=transport, trust_env=not loopback
+            base_url=url,
+            timeout=timeout,
+            transport=transport,
+            trust_env=not loopback,
+            headers={} if api_key is None else {"authorization": f"Bearer {api_key}"},
         )
+        self._timeout_s = timeout_s
+        self._retries = retries
 
     async def __aenter__(self) -> HttpService:
         return self
@@ -113,11 +132,8 @@ class HttpService:
             "max_latency_ms": request.max_latency_ms,
             "min_quality": request.min_quality,
         }
-        headers = {}
-        if request.timeout_s is not None:
-            headers["x-request-timeout-seconds"] = f"{request.timeout_s:g}"
         fields = {name: value for name, value in fields.items() if value is not None}
-        answer = await self._send("/v1/segment", request.image, fields, headers)
+        answer = await self._send("/v1/segment", request.image, fields, request.timeout_s)
         with _reading():
             return _segment_result(answer)
 
@@ -151,29 +167,61 @@ class HttpService:
         path: str,
         image: bytes | RgbArray | str,
         fields: Mapping[str, Any],
-        headers: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
     ) -> dict[str, Any]:
-        sent = dict(headers or {})
+        content: dict[str, Any]
         if isinstance(image, str):
             body = orjson.dumps({"image_id": image, **fields})
-            sent["content-type"] = "application/json"
-            return _content(await self._exchange("POST", path, content=body, headers=sent))
-        data = image if isinstance(image, bytes) else _png(image)
-        return _content(
-            await self._exchange(
-                "POST",
-                path,
-                files={"file": ("image", data, "application/octet-stream")},
-                data={"request": orjson.dumps(fields).decode()},
-                headers=sent,
-            )
-        )
+            content = {"content": body, "headers": {"content-type": "application/json"}}
+        else:
+            data = image if isinstance(image, bytes) else _png(image)
+            content = {
+                "files": {"file": ("image", data, "application/octet-stream")},
+                "data": {"request": orjson.dumps(fields).decode()},
+            }
+        return _content(await self._exchange("POST", path, timeout_s, **content))
 
-    async def _exchange(self, method: str, path: str, **content: Any) -> httpx.Response:
+    async def _exchange(
+        self, method: str, path: str, timeout_s: float | None = None, **content: Any
+    ) -> httpx.Response:
+        """The answer; after a refusal perhaps that of a later attempt.
+
+        Args:
+            timeout_s: when the caller goes away, which the service is told.
+        """
+        began = time.monotonic()
+        headers = dict(content.pop("headers", {}))
+        for left in range(self._retries, -1, -1):
+            if timeout_s is not None:
+                seconds = timeout_s - (time.monotonic() - began)
+                headers["x-request-timeout-seconds"] = f"{seconds:g}"
+            answer = await self._once(method, path, headers=headers, **content)
+            wait_s = _wait_of(answer)
+            if left == 0 or wait_s is None:
+                break
+            most = min(self._timeout_s, timeout_s or self._timeout_s)
+            if time.monotonic() - began + wait_s >= most:
+                break
+            await _pause(wait_s)
+        return answer
+
+    async def _once(self, method: str, path: str, **content: Any) -> httpx.Response:
         try:
             return await self._http.request(method, path, **content)
         except (httpx.HTTPError, httpx.InvalidURL) as exc:
             raise Unreachable("the service did not answer: is it running at this address?") from exc
+
+
+def _wait_of(answer: httpx.Response) -> float | None:
+    """Seconds until it makes sense to ask again; None: it does not, or nobody knows."""
+    told = answer.headers.get("retry-after", "")
+    if answer.status_code not in _MAY_COME_AGAIN or not told.isdecimal():
+        return None
+    return int(told) * random.uniform(1, 1 + _SPREAD)  # noqa: S311 (nobody is to be kept out)
+
+
+async def _pause(seconds: float) -> None:
+    await asyncio.sleep(seconds)
 
 
 @contextmanager

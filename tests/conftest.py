@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from serve_app.compute.weights import WeightStore
 from serve_app.domain.registry import load_registry
+from serve_app.telemetry.instruments import Counter, Gauge, Histogram, collect_with
 
 # What was measured on this machine must not decide what tests see; replicas inherit this too.
 os.environ["SAM_SERVE_LEDGER"] = str(Path(__file__).with_name("no-ledger.json"))
@@ -29,3 +30,42 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _weighs(item: pytest.Item) -> int:
     return int(item.get_closest_marker("weights") is not None)
+
+
+class Counted:
+    """A collector of metrics that remembers them.
+
+    Attributes:
+        totals: of counters, and last values of gauges, by name and labels.
+    """
+
+    def __init__(self) -> None:
+        self.totals: dict[tuple[str, ...], float] = {}
+
+    def of(self, instrument: Counter | Gauge, **labels: str) -> float:
+        """The sum over all labels that are not given."""
+        wanted = {f"{name}={value}" for name, value in labels.items()}
+        return sum(v for k, v in self.totals.items() if k[0] == instrument.name and wanted <= {*k})
+
+    def count(self, counter: Counter, amount: float, labels: Mapping[str, str]) -> None:
+        key = _named(counter, labels)
+        self.totals[key] = self.totals.get(key, 0) + amount
+
+    def set(self, gauge: Gauge, value: float, labels: Mapping[str, str]) -> None:
+        self.totals[_named(gauge, labels)] = value
+
+    def observe(self, histogram: Histogram, value: float, labels: Mapping[str, str]) -> None:
+        """No test asks for these yet."""
+
+
+def _named(instrument: Counter | Gauge, labels: Mapping[str, str]) -> tuple[str, ...]:
+    return instrument.name, *(f"{name}={value}" for name, value in labels.items())
+
+
+@pytest.fixture
+def counted() -> Iterator[Counted]:
+    """The metrics that this process tells during a test."""
+    collector = Counted()
+    collect_with(collector)
+    yield collector
+    collect_with(None)
