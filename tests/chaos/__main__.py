@@ -1,35 +1,15 @@
-"""``python -m tests.chaos [items ...] [--quick] [--out FILE]``: one table of what is survived."""
+"""``python -m tests.chaos [parts ...] [--quick] [--out FILE]``: one table of what is survived."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
+import signal
 import sys
-import traceback
-from collections.abc import Mapping
 from pathlib import Path
 
-from .report import Part, Report
-
-PARTS: Mapping[str, str] = {
-    "overload": "overload:run",
-    "kills": "kills:run",
-    "redis": "redis_faults:run",
-    "slow_clients": "slow_clients:run",
-    "cancellation": "cancellation:run",
-    "drain": "drain:run",
-    "changes": "changes:run",
-    "suites": "suites:run",
-}
-"""What a run without names does, in this order."""
-
-LONG: Mapping[str, str] = {
-    "soak": "soak:run",
-    "soak_leak": "soak:run_leak",
-    "soak_real": "soak:run_real",
-}
-"""Only by name; half an hour, ten minutes and half an hour, with ``--quick`` about five each."""
+from .parts import LONG, PARTS, apart, leave_in_order
+from .report import Report
 
 
 def main() -> int:
@@ -46,17 +26,13 @@ def main() -> int:
     unknown = set(args.parts) - set(known)
     if unknown:
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    signal.signal(signal.SIGTERM, leave_in_order)
     report = Report()
     for name in args.parts or PARTS:
         print(f"\n== {name}", flush=True)
-        module, _, function = known[name].partition(":")
-        try:
-            part: Part = getattr(importlib.import_module(f"{__package__}.{module}"), function)
-            part(report, args.quick)
-        except Exception as exc:
-            # The other parts are run all the same; this one counts as broken.
-            traceback.print_exc()
-            report.add(name, "ran to its end", type(exc).__name__, "", False)
+        found = apart(name, args.quick)
+        report.rows += found.rows
+        report.notes += found.notes
     return report.finish(args.out)
 
 

@@ -23,6 +23,8 @@ ITEM = "10 cancellation"
 TIMES = {"encode_ms": 400.0, "decode_ms": 100.0}
 PHASES = ("upload", "embedding", "waiting", "decoding", "streaming")
 STOP_S = 2.0
+ASKED = {"fast-encoder": 1 + 8 + 48, "fast-decoder": 1 + 8 + 1600 + 48}
+"""Images and prompts of five leavers, one in each phase, if nobody left."""
 NEIGHBOURS, KNOWN_PROMPTS = 4, 16
 """In each wave so many with a new image, and as many with prompts on a known one."""
 _POLL_S = 0.05
@@ -48,11 +50,11 @@ def leaver(phase: str, rng: random.Random) -> Leaver:
         # Eight images more than the encoders take at once.
         return Leaver(batch(8), 1.0, rng.uniform(0.05, 0.3))
     if phase == "decoding":
-        number = new_number()
+        number, image = rng.choice(_KNOWN)
         points = {"everything": {"points_per_side": 40, "mode": "exact"}}
-        ask = form("everything", f"everything-{number}", bmp(number), points)
-        return Leaver(ask, 1.0, rng.uniform(0.5, 0.9))
-    return Leaver(batch(24), 1.0, rng.uniform(0.0, 0.3), lines=True)
+        ask = form("everything", f"everything-{number}", image, points)
+        return Leaver(ask, 1.0, rng.uniform(0.2, 0.9))
+    return Leaver(batch(48), 1.0, rng.uniform(0.0, 0.3), lines=True)
 
 
 async def leave(url: str, one: Leaver) -> None:
@@ -67,7 +69,7 @@ async def leave(url: str, one: Leaver) -> None:
     await writer.drain()
     if one.lines:
         with suppress(TimeoutError):
-            await asyncio.wait_for(reader.read(1), 10.0)
+            await asyncio.wait_for(reader.readuntil(b'"index"'), 10.0)
     await asyncio.sleep(one.after_s)
     writer.transport.abort()
 
@@ -84,7 +86,7 @@ async def _run(report: Report, service: Service, waves: int) -> None:
     stopped: list[float] = []
     async with Client(service.url) as client:
         await client.open_loop(new_image, 4.0, 2.0)
-        await asyncio.gather(*(client.ask(_known(turn)) for turn in range(NEIGHBOURS)))
+        await make_known(client)
         await until_empty(service, 30.0)
         before = await asyncio.to_thread(service.done)
         client.ledger = Ledger()
@@ -109,11 +111,9 @@ async def _run(report: Report, service: Service, waves: int) -> None:
         ITEM, "all queues and slots free after the last one left, worst", worst, STOP_S, "s"
     )
     report.add(ITEM, "the same, median", f"{sorted(stopped)[len(stopped) // 2]:.2f} s")
-    # What a wave of leavers asked for, besides the neighbours' images and prompts.
-    asked = {"fast-encoder": 2 * (1 + 8 + 1 + 24), "fast-decoder": 2 * (1 + 8 + 1600 + 24)}
     stayed = {"fast-encoder": NEIGHBOURS, "fast-decoder": NEIGHBOURS * (1 + KNOWN_PROMPTS)}
     for role, what in (("fast-encoder", "images embedded"), ("fast-decoder", "prompts decoded")):
-        theirs, whole = spent.get(role, 0) - waves * stayed[role], waves * asked[role]
+        theirs, whole = spent.get(role, 0) - waves * stayed[role], waves * 2 * ASKED[role]
         # Some leave when their work is all but done; most of the whole must not be done.
         report.at_most(ITEM, f"of theirs all the same: {what}", theirs, whole / 2)
     failed = sum(o.status != 200 for o in ledger.all())
@@ -129,6 +129,11 @@ def _known(turn: int) -> Ask:
     number, image = _KNOWN[turn]
     box = {"box": [2, 2, 30, 30]}
     return form("known", f"known-{number}", image, {"prompts": [POINT, box] * (KNOWN_PROMPTS // 2)})
+
+
+async def make_known(client: Client) -> None:
+    """Have the images embedded on which leavers and neighbours prompt."""
+    await asyncio.gather(*(client.ask(_known(turn)) for turn in range(NEIGHBOURS)))
 
 
 async def until_empty(service: Service, patience_s: float) -> float:

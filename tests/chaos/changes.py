@@ -15,6 +15,7 @@ from ..faults.redis_server import RedisServer
 from ..faults.standins import graph
 from .kills import TIMES, half_load
 from .load import Client, Ledger, Outcome
+from .processes import pss_bytes
 from .questions import Mix
 from .report import Report
 from .service import Service, serving
@@ -146,10 +147,14 @@ def changed(service: Service, config: dict[str, Any], timeout_s: float = 180.0) 
 
 
 def refused(service: Service, spoil: Change) -> bool:
-    """Whether a wrong configuration changes nothing but what Serve says of the application."""
-    before = service.roles()
+    """Whether a wrong configuration ends no process; that they go on answering, the load tells.
+
+    Serve lists no replicas of an application whose last configuration failed, so the kernel is
+    asked.
+    """
+    before = {pid for pids in service.roles().values() for pid in pids}
     config = copy.deepcopy(service.config)
     spoil(service.app_of(config))
     service.cluster.deploy(config)
     wait_until(lambda: service.status() == "DEPLOY_FAILED", "it is refused", 60.0)
-    return before == service.roles()
+    return bool(before) and all(map(pss_bytes, before))

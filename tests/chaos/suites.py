@@ -32,13 +32,13 @@ class Suite:
 
 SUITES = (
     Suite(
-        "1 fuzz: Schemathesis, 1,000 cases an operation",
+        "1 fuzz",
         ("tests/api/test_openapi_fuzz.py",),
         {"SAM_SERVE_FUZZ_CASES": "1000"},
         {"SAM_SERVE_FUZZ_CASES": "50"},
     ),
     Suite(
-        "2 properties: round trips, keys, settings, errors",
+        "2 properties",
         (
             "tests/unit/test_masks.py",
             "tests/unit/test_frame.py",
@@ -49,13 +49,13 @@ SUITES = (
         ),
     ),
     Suite(
-        "3 hostile images, 400",
+        "3 hostile images",
         ("tests/hostile",),
         {"SAM_SERVE_HOSTILE_IMAGES": "400"},
         {"SAM_SERVE_HOSTILE_IMAGES": "81"},
     ),
     Suite("4 protocol", ("tests/api", "tests/security")),
-    Suite("7 and 8 Redis and corrupted values", ("tests/faults",)),
+    Suite("7, 8 Redis, corrupted values", ("tests/faults",)),
     Suite("14 exposure", ("tests/front", "tests/unit/test_weights.py")),
 )
 
@@ -64,9 +64,11 @@ def run(report: Report, quick: bool) -> None:
     """One pytest after the other; none of them starts Ray."""
     for suite in SUITES:
         began = time.monotonic()
-        rc, last = _pytest(suite, suite.shortened if quick else suite.settings)
+        settings = suite.shortened if quick else suite.settings
+        rc, last = _pytest(suite, settings)
         told = f"{last} in {time.monotonic() - began:.0f} s"
-        report.add(suite.item, ", ".join(suite.paths), told, "all pass", rc == 0)
+        what = [*suite.paths, *(f"{name}={value}" for name, value in settings.items())]
+        report.add(suite.item, ", ".join(what), told, "all pass", rc == 0)
 
 
 def _pytest(suite: Suite, settings: dict[str, str]) -> tuple[int, str]:

@@ -21,6 +21,8 @@ class Gate:
     Attributes:
         waiting: requests inside.
         left: requests whose client went away meanwhile.
+        probes: asked for so far.
+        probe: what they are answered while it is not ready.
     """
 
     def __init__(self) -> None:
@@ -28,13 +30,16 @@ class Gate:
         self.ready = True
         self.waiting = 0
         self.left = 0
+        self.probes = 0
+        self.probe = b'{"status":"loading"}'
         self.answer: tuple[int, bytes, bytes] = (200, b"application/json", b"{}")
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         status, kind, body = self.answer
         if scope["path"] == "/readyz":
             status = 200 if self.ready else 503
-            body = b'{"status":"ready"}' if self.ready else b'{"status":"loading"}'
+            body = b'{"status":"ready"}' if self.ready else self.probe
+            self.probes += 1
         else:
             self.waiting += 1
             while (await receive()).get("more_body"):
@@ -150,6 +155,16 @@ def test_a_service_that_is_not_ready_is_told_as_503() -> None:
         refused(front, 503, "overloaded")
         gate.ready = True
         wait_until(lambda: ready(front), "and that it is back")
+
+
+def test_a_service_too_full_for_its_probe_is_kept() -> None:
+    with gated() as (gate, front):
+        gate.opened.set()
+        gate.ready = False
+        gate.probe = b"Request dropped due to backpressure"
+        asked = gate.probes
+        wait_until(lambda: gate.probes >= asked + 5, "the probe has failed often enough")
+        assert httpx.get(f"{front.url}/v1/models", trust_env=False).status_code == 200
 
 
 def test_without_any_service_the_answer_is_503() -> None:

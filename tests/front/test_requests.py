@@ -58,7 +58,12 @@ def test_headers_that_ray_serve_obeys_and_false_origins_do_not_pass(
         "X-Serve-Router-Target: r", "X-HAProxy-Reload-Id: 1", "Forwarded: for=1.2.3.4",
         "Proxy: http://a", "Upgrade: websocket",
     ]  # fmt: skip
-    sent = [*forbidden, "X-Forwarded-For: 1.2.3.4", "X-Forwarded-Proto: https", "X-Harmless: 1"]
+    sent = [
+        *forbidden,
+        "X-Forwarded-For: 1.2.3.4",
+        "X-Forwarded-Proto: https",
+        "X-Harmless: 1",
+    ]
     with Raw(front.port) as client:
         client.send(
             b"GET /healthz HTTP/1.1\r\nHost: a\r\n" + "\r\n".join(sent).encode() + b"\r\n\r\n"
@@ -98,6 +103,15 @@ def test_methods_of_proxies_are_refused(front: RunningFront, line: bytes) -> Non
         client.send(line + b"\r\nHost: a:80\r\n\r\n")
         status, _, body = client.answer()
     assert (status, body["error"]["code"]) == (405, "method_not_allowed")
+
+
+def test_an_upgrade_is_served_as_the_plain_request_that_it_is(front: RunningFront) -> None:
+    with Raw(front.port) as client:
+        client.send(
+            b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        assert client.answer()[0] == 200
 
 
 REFUSED = {

@@ -120,3 +120,15 @@ async def test_a_damaged_or_swapped_value_counts_as_a_miss_and_is_mended() -> No
         assert await cache.get_or_compute("k", None) is None
         assert await cache.get_or_compute("k", encoder) == (encoder.embedding, CacheTier.MISS)
         assert shared.kept["k"] == good
+
+
+async def test_a_request_that_asks_twice_asks_the_shared_tier_once() -> None:
+    shared, encoder = DictTier(), Encoder()
+    cache = TieredEmbeddingCache(0, shared)
+    assert await cache.get_or_compute("k", None) is None
+    assert await cache.get_or_compute("k", encoder) == (encoder.embedding, CacheTier.MISS)
+    assert shared.gets == 1
+    # It was put there, so the next one asks again.
+    found = await cache.get_or_compute("k", None)
+    assert found is not None
+    assert (found[1], shared.gets) == (CacheTier.REDIS, 2)

@@ -46,3 +46,40 @@ def test_the_documents_explain_every_switch(tmp_path: Path) -> None:
     explained = {name.removeprefix("RAY_SERVE_HAPROXY") for name in ray_environment(tmp_path)}
     unexplained = {name for name in explained if name not in text}
     assert unexplained <= {"RAY_ENABLE_UV_RUN_RUNTIME_ENV"}
+
+
+def test_each_run_has_a_token_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    one, two = ray_environment(tmp_path), ray_environment(tmp_path)
+    assert {one["RAY_AUTH_MODE"], two["RAY_AUTH_MODE"]} == {"token"}
+    assert len({one["RAY_AUTH_TOKEN"], two["RAY_AUTH_TOKEN"]}) == 2
+    assert len(one["RAY_AUTH_TOKEN"]) >= 32
+
+
+@pytest.mark.parametrize("name", ["RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"])
+def test_a_token_that_is_there_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "own")
+    assert "RAY_AUTH_TOKEN" not in ray_environment(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="HAProxy comes for Linux alone")
+def test_haproxy_reads_what_ray_wrote_with_its_pages_on_loopback(tmp_path: Path) -> None:
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(
+        f"global\n    stats socket {tmp_path}/h.sock mode 666 level admin\n"
+        "defaults\n    mode http\n    timeout client 1s\n    timeout connect 1s\n"
+        "    timeout server 1s\n"
+        "frontend prometheus\n    bind :9101\n"
+        "frontend http_frontend\n    bind 0.0.0.0:8000\n"
+        "listen stats\n  bind *:8404\n  stats enable\n"
+    )
+    program = ray_environment(tmp_path)["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    subprocess.run([program, "-c", "-f", str(config)], check=True, capture_output=True)
+    told = config.read_text()
+    assert "    bind 127.0.0.1:9101\n" in told
+    assert "  bind 127.0.0.1:8404\n" in told
+    assert "    bind 0.0.0.0:8000\n" in told, "where the service listens is the operator's choice"
+    assert "mode 600 level admin" in told
