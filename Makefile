@@ -59,11 +59,11 @@ bench: $(INSTALLED)  ## ours and the peers side by side (25 minutes); SECTIONS="
 	@$(BIN)/python -m serve_app bench $(SECTIONS) $(if $(QUICK),--quick) $(if $(CONFIG),--config $(CONFIG)) \
 		$(if $(URL),--url $(URL)) $(if $(IMAGES),--images $(IMAGES))
 
-chaos: $(INSTALLED)  ## overload, kills, a failing Redis, slow clients, ...: one table (40 minutes); NAMES="kills drain", QUICK=1
+chaos: $(INSTALLED)  ## overload, kills, a failing Redis, slow clients, ...: one table (25 minutes); NAMES="kills drain", QUICK=1
 	$(BIN)/python -m tests.chaos $(NAMES) $(if $(QUICK),--quick)
 
 soak: $(INSTALLED)  ## half load for long: does memory grow?; MINUTES=30
-	$(BIN)/python -m tests.chaos soak $(if $(MINUTES),--minutes $(MINUTES))
+	$(BIN)/python -m tests.chaos soak soak_leak $(if $(MINUTES),--minutes $(MINUTES))
 
 bench-reaction: $(INSTALLED)  ## how fast replicas follow a load that moves between variants (9 minutes)
 	$(BIN)/python -m tests.cluster.reaction
