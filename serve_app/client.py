@@ -74,7 +74,7 @@ class HttpService:
     Args:
         url: its address without ``/v1``.
         api_key: sent with every request, where the service asks for one.
-        timeout_s: longest wait for one answer, waits before further attempts included.
+        timeout_s: longest silence of one attempt; none is begun after this time.
         retries: how often to ask again after a refusal (429, 503) that says when: after that
             time, unless it is beyond ``timeout_s`` or the request's own.  Inference is pure, so
             asking twice does no harm.
@@ -193,7 +193,8 @@ class HttpService:
         headers = dict(content.pop("headers", {}))
         for left in range(self._retries, -1, -1):
             if timeout_s is not None:
-                seconds = timeout_s - (time.monotonic() - began)
+                # The service takes what is not above zero for no limit.
+                seconds = max(1e-3, timeout_s - (time.monotonic() - began))
                 headers["x-request-timeout-seconds"] = f"{seconds:g}"
             answer = await self._once(method, path, headers=headers, **content)
             wait_s = _wait_of(answer)

@@ -26,7 +26,6 @@ from serve_app.domain.errors import (
     InvalidPrompt,
     InvalidRequest,
     Overloaded,
-    ReplicaLost,
     TextUnavailable,
     WeightsUnavailable,
 )
@@ -131,7 +130,7 @@ class SegmentationFlow:
         choice = self._dispatcher.choose(ask, image.id)
         try:
             done = await self._answer(request, image, choice, timings, started)
-        except (Overloaded, ReplicaLost, WeightsUnavailable):
+        except (Overloaded, WeightsUnavailable):
             other = self._dispatcher.instead(ask, image.id, choice)
             if other is None:
                 raise

@@ -7,11 +7,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.api.refusals import refuse
 from serve_app.api.work import Work
 from serve_app.domain.errors import Overloaded
+from serve_app.domain.limits import Limits
+from serve_app.telemetry.catalogue import REFUSALS
 
 _LEAST_WAIT_S, _LONGEST_WAIT_S = 1, 30
 _MEMORY_S = 10.0
@@ -48,45 +50,74 @@ class Pace:
 
 
 class Admission:
-    """Works on at most ``most`` POST requests at once and refuses the others unread.
+    """Works on so many POST requests at once and refuses the others unread.
 
-    All that changes nothing, probes, metrics and documents, passes.  A refusal is `Overloaded`
-    and says after how long the requests in work will have ended, or `ShuttingDown`.
+    A request takes its place when its body has arrived: those who send slowly, or never finish,
+    take none from those who wait for masks.  All that changes nothing, probes, metrics and
+    documents, passes.  A refusal is `Overloaded` and says after how long the requests in work
+    will have ended, or `ShuttingDown`.
     """
 
     def __init__(
         self,
         app: ASGIApp,
         *,
-        most: int,
+        limits: Limits,
         work: Work | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._app = app
-        self._most = most
+        self._most = limits.max_concurrent_requests
+        self._most_arriving = limits.max_arriving_requests
         self._work = work or Work()
         self._clock = clock
+        self._working = self._arriving = 0
         self._pace = Pace()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        in_flight = self._work.in_flight
-        if in_flight >= self._most:
-            wait_s = self._pace.wait_s(in_flight, self._clock())
-            error = Overloaded(
-                f"{self._most} requests are in work, which is all; try again in {wait_s} s"
-            )
-            await refuse(error, "capacity", scope, receive, send, {"retry-after": str(wait_s)})
+        if self._working >= self._most or self._arriving >= self._most_arriving:
+            error = self._full()
+            await refuse(error, "capacity", scope, receive, send, self._later())
             return
         if self._work.draining:
             await refuse(self._work.refusal, "stopping", scope, receive, send)
             return
-        if in_flight == 0:
-            self._pace.begin(self._clock())
-        with self._work.one():
-            try:
-                await self._app(scope, receive, send)
-            finally:
+        working = False
+
+        async def arriving() -> Message:
+            nonlocal working
+            message = await receive()
+            whole = message["type"] == "http.request" and not message.get("more_body", False)
+            if whole and not working:
+                if self._working >= self._most:
+                    REFUSALS.inc(reason="capacity")
+                    raise self._full()
+                working = True
+                self._begin()
+            return message
+
+        self._arriving += 1
+        try:
+            with self._work.one():
+                await self._app(scope, arriving, send)
+        finally:
+            if working:
+                self._working -= 1
                 self._pace.end(self._clock())
+            else:
+                self._arriving -= 1
+
+    def _begin(self) -> None:
+        if self._working == 0:
+            self._pace.begin(self._clock())
+        self._arriving -= 1
+        self._working += 1
+
+    def _full(self) -> Overloaded:
+        return Overloaded(f"{self._working} requests are in work, which is all; try again later")
+
+    def _later(self) -> dict[str, str]:
+        return {"retry-after": str(self._pace.wait_s(self._working, self._clock()))}

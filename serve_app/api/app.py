@@ -14,6 +14,7 @@ from serve_app.api.errors import ErrorEnvelope, install
 from serve_app.api.keys import Keys
 from serve_app.api.lingering import Lingering
 from serve_app.api.middleware import RequestIds
+from serve_app.api.patience import Patience
 from serve_app.api.rates import Rates
 from serve_app.api.routes_article import article_router
 from serve_app.api.routes_service import service_router
@@ -74,12 +75,13 @@ def create_app(
     # can be: whoever has no key costs no rate, whoever is over the rate no place, and who finds no
     # place keeps the body.
     app.add_middleware(BodyLimit, limits=limits)
-    app.add_middleware(Admission, most=limits.max_concurrent_requests, work=work)
+    app.add_middleware(Patience, limits=limits)
+    app.add_middleware(Admission, limits=limits, work=work)
     app.add_middleware(Rates, security=security)
     app.add_middleware(Keys, security=security)
     app.add_middleware(Account, templates=app.templates)
     app.add_middleware(RequestIds)
-    app.add_middleware(Lingering, seconds=limits.linger_seconds)
+    app.add_middleware(Lingering, seconds=limits.linger_seconds, most=limits.max_lingering_requests)
     app.include_router(v1_router(service, limits))
     app.include_router(article_router(service, limits, version))
     app.include_router(service_router(service, metrics, work))

@@ -46,7 +46,10 @@ class Keys:
         await self._app(scope, receive, send)
 
     def _name_of(self, headers: Headers) -> str | None:
-        digest = hashlib.sha256(_key_in(headers).encode("latin-1")).digest()
+        key = _key_in(headers)
+        if not key:
+            return None  # whatever the configuration says of the empty text's hash
+        digest = hashlib.sha256(key.encode("latin-1")).digest()
         found = None
         # All are compared, each in constant time: the time tells nothing of which came close.
         for known, name in self._names:
@@ -56,7 +59,7 @@ class Keys:
 
 
 def _key_in(headers: Headers) -> str:
-    """The key that a request holds; empty if none, which is no key's text."""
+    """The key that a request holds; empty: none."""
     given = headers.get("authorization", "")
     if given[: len(_SCHEME)].lower() == _SCHEME:
         return given[len(_SCHEME) :].strip()

@@ -7,6 +7,7 @@ resets the connection, and the client sees that instead of the answer; so the re
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -18,11 +19,14 @@ class Lingering:
 
     Args:
         seconds: for which a body is read over; 0: not at all.
+        most: bodies read over at once; others are cut, for each takes a place in the server.
     """
 
-    def __init__(self, app: ASGIApp, *, seconds: float) -> None:
+    def __init__(self, app: ASGIApp, *, seconds: float, most: int) -> None:
         self._app = app
         self._seconds = seconds
+        self._most = most
+        self._lingering = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not self._seconds:
@@ -40,19 +44,23 @@ class Lingering:
         async def held_open(message: Message) -> None:
             nonlocal answered
             if message["type"] == "http.response.body" and not message.get("more_body", False):
-                answered = not body_ended and not _has_no_body(scope)
+                answered = (
+                    not body_ended and not _has_no_body(scope) and self._lingering < self._most
+                )
+                self._lingering += answered
                 message = {**message, "more_body": answered}
             await send(message)
 
-        await self._app(scope, watched, held_open)
-        if answered:
-            try:
-                async with asyncio.timeout(self._seconds):
-                    while not body_ended:
-                        await watched()
-            except TimeoutError:
-                pass
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        try:
+            await self._app(scope, watched, held_open)
+            if answered:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._seconds):
+                        while not body_ended:
+                            await watched()
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            self._lingering -= answered
 
 
 def _has_no_body(scope: Scope) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -61,9 +62,15 @@ class NdjsonResponse(Response):
                         {"type": "http.response.body", "body": line + b"\n", "more_body": True}
                     )
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(self._concurrency):
-                group.create_task(work())
+        left = False
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self._concurrency):
+                    group.create_task(work())
+        except* ClientDisconnect:
+            left = True
+        if left:
+            raise ClientDisconnect
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

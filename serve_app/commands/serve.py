@@ -29,11 +29,14 @@ from serve_app.commands.configuration import DEFAULT_CONFIG, left_out, load_sett
 from serve_app.commands.environment import ray_environment
 from serve_app.commands.measure import measure_once
 from serve_app.commands.models import fetch_models
+from serve_app.domain.exposure import exposure_warning
 
 _READY_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 60.0
 _DRAIN_TIMEOUT_S = 30.0
 _POLL_S = 0.25
+_QUIET = 3
+"""Times in a row that nothing is under way: of several ingress replicas any may answer."""
 _LOG_TAIL = 25
 
 
@@ -74,6 +77,9 @@ def run(args: argparse.Namespace) -> int:
     if missing:
         print(f"warning: variants of {sorted(missing)} will not answer", file=sys.stderr)
 
+    for settings in load_settings(args.config):
+        if warning := exposure_warning(settings.security, host):
+            print(f"warning: {warning}", file=sys.stderr)
     for variant, reason in left_out(args.config).items():
         print(f"note: {variant} is answered by its reference: {reason}", file=sys.stderr)
     if args.measure:
@@ -105,8 +111,10 @@ def run(args: argparse.Namespace) -> int:
             print("\nstopping ...", flush=True)
         finally:
             prefixes = [app.get("route_prefix", "/") for app in config["applications"]]
-            _drain(child, [url + prefix.rstrip("/") for prefix in prefixes], sign, args.drain)
-            _stop(child)
+            try:
+                _drain(child, [url + prefix.rstrip("/") for prefix in prefixes], sign, args.drain)
+            finally:
+                _stop(child)
     return 0
 
 
@@ -191,32 +199,37 @@ def _drain_at(config: dict[str, Any], sign: Path) -> None:
 
 def _drain(child: subprocess.Popen[bytes], urls: Sequence[str], sign: Path, seconds: float) -> None:
     """Wait until nothing is under way any more; another Ctrl-C ends that."""
-    sign.touch()
     end = time.monotonic() + seconds
     try:
-        while child.poll() is None and time.monotonic() < end and any(map(_in_flight, urls)):
+        sign.touch()
+        quiet = 0
+        while child.poll() is None and time.monotonic() < end and quiet < _QUIET:
+            quiet = 0 if any(map(_has_work, urls)) else quiet + 1
             time.sleep(_POLL_S)
     except KeyboardInterrupt:
         print("not waiting for requests under way", flush=True)
 
 
-def _in_flight(url: str) -> int:
-    """Requests under way; 0 if nobody answers any more."""
+def _has_work(url: str) -> bool:
+    """Whether requests are under way; a service too busy to tell has some."""
     import httpx
 
     try:
-        answer = httpx.get(f"{url}/readyz", timeout=10, trust_env=False).json()
-        return int(answer.get("in_flight") or 0)
-    except (httpx.HTTPError, ValueError, AttributeError):
-        return 0
+        told = httpx.get(f"{url}/readyz", timeout=10, trust_env=False).json()
+        return not (isinstance(told, dict) and told.get("in_flight") == 0)
+    except httpx.ConnectError:
+        return False
+    except (httpx.HTTPError, ValueError):
+        return True
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:
     """End ``serve run`` as Ctrl-C does; it takes its Ray processes with it."""
     if child.poll() is not None:
         return
-    # A second Ctrl-C must not leave Ray's processes behind.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A second Ctrl-C or SIGTERM must not leave Ray's processes behind.
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, signal.SIG_IGN)
     child.send_signal(signal.SIGINT)
     try:
         child.wait(_STOP_TIMEOUT_S)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -83,18 +84,32 @@ async def ask(callee: str, send: Callable[[], Response]) -> Any:
     """
     try:
         return await answer_of(send())
-    except ReplicaLost:
+    except _LostHere:
         left_s = time_left_s()
         if left_s is not None and left_s <= 0:
             raise
     log.warning("a replica of %s was lost during a call, which is made again", callee)
+    outcome = "ok"
     try:
-        answer = await answer_of(send())
-    except BaseException:
-        RETRIES.inc(callee=callee, outcome="failed")
+        return await answer_of(send())
+    except _LostHere:
+        outcome = "failed"
         raise
-    RETRIES.inc(callee=callee, outcome="ok")
-    return answer
+    except asyncio.CancelledError:
+        outcome = "left"
+        raise
+    finally:
+        RETRIES.inc(callee=callee, outcome=outcome)
+
+
+class _LostHere(ReplicaLost):
+    """Lost by the very replica that was called; it leaves this process as a `ReplicaLost`.
+
+    One that the callee tells of was asked again already, where it was lost.
+    """
+
+    def __reduce__(self) -> tuple[type[ReplicaLost], tuple[str, str | None]]:
+        return ReplicaLost, (self.message, self.field)
 
 
 async def answer_of(response: Response) -> Any:
@@ -112,8 +127,9 @@ async def answer_of(response: Response) -> Any:
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task is not None and not task.cancelling():
-            raise ReplicaLost("a part of the service went during the request") from None
-        response.cancel()
+            raise _LostHere("a part of the service went during the request") from None
+        with suppress(Exception):  # of a call that has just ended in another way
+            response.cancel()
         raise
     except RayTaskError as exc:
         if isinstance(exc.cause, SamServeError):
@@ -128,10 +144,10 @@ async def answer_of(response: Response) -> Any:
             "a part of the service could not start; its log says why"
         ) from None
     except (RayActorError, ObjectLostError) as exc:
-        raise ReplicaLost("a part of the service was lost during the request") from exc
+        raise _LostHere("a part of the service was lost during the request") from exc
     except grpc.aio.AioRpcError as exc:
         if exc.code() in _GONE:
-            raise ReplicaLost("a part of the service was lost during the request") from exc
+            raise _LostHere("a part of the service was lost during the request") from exc
         raise
 
 

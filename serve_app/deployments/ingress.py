@@ -12,6 +12,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
+from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.api.app import create_app
@@ -27,6 +28,7 @@ from serve_app.deployments.metrics import cluster_metrics
 from serve_app.deployments.replica import join_serve_log
 from serve_app.deployments.telemetry import start_telemetry
 from serve_app.deployments.watch import ReplicaWatch
+from serve_app.domain.exposure import exposure_warning
 from serve_app.domain.settings import GraphSettings
 from serve_app.domain.types import (
     EmbedResult,
@@ -58,7 +60,10 @@ class IngressReplica:
     ) -> None:
         join_serve_log()
         start_telemetry(ingress=True)
-        for warning in ledger.warnings:
+        controller = _get_global_client()
+        host = None if controller is None else controller.http_config.host
+        exposed = exposure_warning(settings.security, host)
+        for warning in filter(None, (*ledger.warnings, exposed)):
             log.warning("%s", warning)
         self._limits, self._security = settings.limits, settings.security
         sign = settings.ingress.drain_file

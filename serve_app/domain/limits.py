@@ -29,8 +29,23 @@ class Limits(BaseModel):
     min_body_bytes_per_second: int = Field(
         4_096, gt=0, description="what must have come, on average, of a body that takes longer"
     )
+    answer_grace_seconds: float = Field(
+        20, gt=0, description="seconds in which a client may take nothing of its answer"
+    )
+    min_answer_bytes_per_second: int = Field(
+        16_384, gt=0, description="what must be taken, on average, of a piece that needs longer"
+    )
     max_concurrent_requests: int = Field(
         64, gt=0, description="POST requests in work in one ingress replica; beyond: overloaded"
+    )
+    max_arriving_requests: int = Field(
+        128,
+        gt=0,
+        description="POST requests whose bodies are on their way to it: slow ones take no place "
+        "from those in work; beyond: overloaded",
+    )
+    max_lingering_requests: int = Field(
+        16, ge=0, description="bodies read over at once after an early answer"
     )
     max_image_pixels: int = Field(64_000_000, gt=0, description="pixels of one image")
     max_image_side: int = Field(16_384, gt=0, description="pixels of an image's longer side")
@@ -63,3 +78,10 @@ class Limits(BaseModel):
     )
     max_form_fields: int = Field(128, gt=0, description="fields of a form, files apart")
     max_field_bytes: int = Field(16 * 2**20, gt=0, description="bytes of a form field, not a file")
+
+    @property
+    def most_requests(self) -> int:
+        """POST requests that one ingress replica may hold at once, in whatever state."""
+        return (
+            self.max_concurrent_requests + self.max_arriving_requests + self.max_lingering_requests
+        )

@@ -316,8 +316,8 @@ class CacheSettings(Strict):
         gt=0,
         le=1,
         description="longest lookup, which is what a Redis that hangs adds to a request; what "
-        "comes later is a miss.  4 MiB, an embedding of vit_t, take 5 ms on one idle machine, and 34 ms "
-        "of a wire of 1 Gbit/s alone",
+        "comes later is a miss.  4 MiB, an embedding of vit_t, take 5 ms on one idle machine, and "
+        "34 ms of a wire of 1 Gbit/s alone",
     )
     redis_connections: int = Field(
         2,
@@ -391,8 +391,8 @@ class IngressSettings(Replicas):
         description="while this file exists nothing new is begun and /readyz says so; for whoever "
         "stops a node in good order",
     )
-    # More than limits.max_concurrent_requests, so that refusals come from here with their code.
-    max_ongoing_requests: int = Field(128, ge=1)
+    # More than `Limits.most_requests`, so that refusals come from here with their code.
+    max_ongoing_requests: int = Field(256, ge=1)
     request_timeout_s: float = Field(
         120.0, gt=0, description="longest time for one request; less than the proxy's own"
     )
@@ -466,10 +466,11 @@ class GraphSettings(Strict):
             reference = described.reference
             if reference is not None and (reference not in self.variants or reference == name):
                 raise ValueError(f"the reference of {name} must be another variant")
-        if self.ingress.max_ongoing_requests <= self.limits.max_concurrent_requests:
+        if self.ingress.max_ongoing_requests <= self.limits.most_requests:
             raise ValueError(
-                "ingress.max_ongoing_requests must be above limits.max_concurrent_requests: else "
-                "Serve holds back what the service would refuse, and probes with it"
+                "ingress.max_ongoing_requests must be above the sum of "
+                "limits.max_concurrent_requests, max_arriving_requests and max_lingering_requests: "
+                "else Serve holds back what the service would refuse, and probes with it"
             )
         if self.cache.redis_url is None and self.ingress.max_replicas > 1:
             raise ValueError(

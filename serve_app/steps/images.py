@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import logging
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from serve_app.cache.codec import seal, unseal
@@ -77,7 +78,8 @@ class ImageStore:
         self._names: OrderedDict[bytes, str] = OrderedDict()
         self._shared = shared
         self._opening: SingleFlight[tuple[str, RgbArray]] = SingleFlight()
-        self._decoding = asyncio.Semaphore(_DECODINGS)
+        # A decoded image may be 200 MB: only so many at once, whether or not their callers wait.
+        self._decoders = ThreadPoolExecutor(_DECODINGS, thread_name_prefix="decode")
 
     async def open(self, source: bytes | RgbArray | str) -> OpenImage:
         """Name an image.
@@ -167,9 +169,7 @@ class ImageStore:
         return None
 
     async def _decoded(self, data: bytes) -> tuple[str, RgbArray]:
-        # A decoded image may be 200 MB: only so many at once.
-        async with self._decoding:
-            return await asyncio.to_thread(self._decode, data)
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, self._decode, data)
 
     def _decode(self, data: bytes) -> tuple[str, RgbArray]:
         pixels = decode_image(data, self._limits).pixels

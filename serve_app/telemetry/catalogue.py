@@ -69,7 +69,7 @@ ESCALATIONS = Counter(
 )
 RETRIES = Counter(
     "sam_retries_total",
-    "Calls made again since a replica was lost, by callee and outcome (ok, failed)",
+    "Calls made again since a replica was lost, by callee and outcome (ok, failed, left)",
     labels=("callee", "outcome"),
 )
 VARIANT_REPLICAS = Gauge(

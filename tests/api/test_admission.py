@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from serve_app.api.admission import Admission, Pace
 from serve_app.api.app import create_app
 from serve_app.api.tally import Tally
+from serve_app.domain.errors import Overloaded
 from serve_app.domain.limits import Limits
 from serve_app.domain.settings import GraphSettings
 
@@ -30,6 +31,7 @@ class Gate:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.entered += 1
+        await receive()
         self.arrivals.release()
         await self.open.wait()
         if self.failure is not None:
@@ -50,7 +52,7 @@ async def fill(admission: Admission, gate: Gate, count: int) -> list[asyncio.Tas
 
 
 async def test_who_comes_too_many_is_refused_unread(gate, figures):
-    admission = Admission(gate, most=2)
+    admission = Admission(gate, limits=Limits(max_concurrent_requests=2))
     tasks = await fill(admission, gate, 2)
     refused = await Exchange(tally=Tally(), headers={"content-length": "5000000"}).run(admission)
     assert refused.status == 503
@@ -70,7 +72,7 @@ async def test_who_comes_too_many_is_refused_unread(gate, figures):
 
 
 async def test_what_only_reads_always_passes(gate):
-    admission = Admission(gate, most=1)
+    admission = Admission(gate, limits=Limits(max_concurrent_requests=1))
     (task,) = await fill(admission, gate, 1)
     probes = [asyncio.create_task(Exchange(method="GET").run(admission)) for _ in range(5)]
     for _ in probes:
@@ -79,9 +81,79 @@ async def test_what_only_reads_always_passes(gate):
     assert [(await probe).status for probe in (task, *probes)] == [200] * 6
 
 
+PIECE = {"type": "http.request", "body": b"x", "more_body": True}
+
+
+async def test_a_body_on_its_way_takes_no_place(gate):
+    limits = Limits(max_concurrent_requests=1, max_arriving_requests=2)
+    admission = Admission(body_of(gate), limits=limits)
+    slow = [asyncio.create_task(Exchange(incoming=[PIECE]).run(admission)) for _ in range(2)]
+    await asyncio.sleep(0)
+    # Who sends slowly keeps others of that kind out, and nobody who has sent: they come and go.
+    refused = await Exchange(incoming=[PIECE]).run(admission)
+    assert (refused.status, refused.read) == (503, 0)
+    for task in slow:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    (working,) = await fill(admission, gate, 1)
+    gate.open.set()
+    assert (await working).status == 200
+
+
+async def test_whose_body_has_arrived_when_all_places_are_taken_is_refused(gate):
+    limits = Limits(max_concurrent_requests=1, max_arriving_requests=2)
+    admission = Admission(body_of(gate), limits=limits)
+    late = Exchange(incoming=[PIECE, {"type": "http.request"}])
+    come = asyncio.Event()
+    late_task = asyncio.create_task(late.run(_after(admission, come)))
+    await asyncio.sleep(0)
+    (working,) = await fill(admission, gate, 1)
+    come.set()
+    with pytest.raises(Overloaded):
+        await late_task
+    gate.open.set()
+    assert (await working).status == 200
+    # Nothing of it is left behind.
+    assert (await Exchange().run(admission)).status == 200
+
+
+def body_of(app: Any) -> Any:
+    """An app that reads the whole body before it does anything."""
+
+    async def reads(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive()).get("more_body"):
+            pass
+        await app(scope, _nothing, send)
+
+    return reads
+
+
+async def _nothing() -> dict[str, Any]:
+    return {"type": "http.request"}
+
+
+def _after(app: Any, come: asyncio.Event) -> Any:
+    """The second piece of a body comes when it is told to."""
+
+    async def waits(scope: Any, receive: Any, send: Any) -> None:
+        first = True
+
+        async def slowly() -> Any:
+            nonlocal first
+            if not first:
+                await come.wait()
+            first = False
+            return await receive()
+
+        await app(scope, slowly, send)
+
+    return waits
+
+
 @pytest.mark.parametrize("end", ["fault", "cancelled"])
 async def test_a_place_is_free_again_however_a_request_ends(gate, end):
-    admission = Admission(gate, most=1)
+    admission = Admission(gate, limits=Limits(max_concurrent_requests=1))
     (task,) = await fill(admission, gate, 1)
     if end == "fault":
         gate.failure = RuntimeError()
@@ -132,7 +204,7 @@ def test_of_a_service_that_has_just_filled_nothing_is_known():
 
 async def test_the_refusal_tells_the_wait_by_the_clock(gate):
     clock = Clock()
-    admission = Admission(gate, most=1, clock=clock)
+    admission = Admission(gate, limits=Limits(max_concurrent_requests=1), clock=clock)
     (task,) = await fill(admission, gate, 1)
     clock.now += 7
     assert (await Exchange().run(admission)).answered["retry-after"] == "7"
@@ -167,5 +239,6 @@ async def test_the_interface_holds_its_own_bound(service):
 
 def test_serves_own_bound_is_above_ours():
     with pytest.raises(ValidationError, match="max_concurrent_requests"):
-        GraphSettings.model_validate({"ingress": {"max_ongoing_requests": 64}})
-    GraphSettings.model_validate({"ingress": {"max_ongoing_requests": 65}})
+        GraphSettings.model_validate({"ingress": {"max_ongoing_requests": 208}})
+    GraphSettings.model_validate({"ingress": {"max_ongoing_requests": 209}})
+    assert Limits().most_requests == 208

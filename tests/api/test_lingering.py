@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.api.lingering import Lingering
+
+from .asgi import Exchange
 
 ANSWER = b"no"
 BODY = bytes(4 * 2**20)
@@ -47,7 +50,7 @@ async def answer_to(port: int, sent: bytes, announced: int) -> bytes:
 
 
 async def test_the_answer_is_read_after_the_whole_body_was_sent() -> None:
-    async for port in serving(Lingering(refusing, seconds=5)):
+    async for port in serving(Lingering(refusing, seconds=5, most=9)):
         for _ in range(5):
             answer = await answer_to(port, BODY, len(BODY))
             assert answer.startswith(b"HTTP/1.1 503")
@@ -62,7 +65,35 @@ async def test_without_it_the_connection_is_reset() -> None:
 
 
 async def test_it_waits_for_the_rest_of_a_body_for_a_while_only() -> None:
-    async for port in serving(Lingering(refusing, seconds=0.05)):
+    async for port in serving(Lingering(refusing, seconds=0.05, most=9)):
         async with asyncio.timeout(10):
             answer = await answer_to(port, b"half", 1_000)
         assert answer.startswith(b"HTTP/1.1 503")
+
+
+async def test_no_more_are_waited_for_than_may_be() -> None:
+    """Whoever comes beyond them is cut off: places in the server are for others."""
+    ends: list[int] = []
+
+    class Unfinished(Exchange):
+        async def _send(self, message: Any) -> None:
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                ends.append(self.number)
+
+    app = Lingering(refusing, seconds=60, most=2)
+    asked = []
+    for number in range(4):
+        exchange = Unfinished(headers={"content-length": "9"}, incoming=[])
+        exchange.number = number
+        asked.append(asyncio.create_task(exchange.run(app)))
+        await asyncio.sleep(0)
+    await asyncio.wait(asked[2:])
+    assert ends == [2, 3]
+    for task in asked[:2]:
+        task.cancel()
+    await asyncio.wait(asked)
+    last = Unfinished(headers={"content-length": "9"}, incoming=[])
+    task = asyncio.create_task(last.run(app))
+    await asyncio.sleep(0.01)
+    assert not task.done()
+    task.cancel()

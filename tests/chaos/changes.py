@@ -13,7 +13,7 @@ from typing import Any
 from ..cluster.ray_cluster import wait_until
 from ..faults.redis_server import RedisServer
 from ..faults.standins import graph
-from .kills import TIMES, half_load
+from .kills import TIMES, half_load, note_causes
 from .load import Client, Ledger, Outcome
 from .processes import pss_bytes
 from .questions import Mix
@@ -82,6 +82,8 @@ def run(report: Report, quick: bool) -> None:
         serving(graph(ingresses=2, standins=TIMES, cache={"redis_url": redis.url})) as service,
     ):
         asyncio.run(_run(report, service, CHANGES[:3] if quick else CHANGES))
+        if report.broken:
+            note_causes(report, service)
 
 
 async def _run(report: Report, service: Service, changes: tuple[Change, ...]) -> None:

@@ -64,7 +64,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     made = Engine()
     warn = "_warn_if_max_batch_size_exceeds_max_ongoing_requests"
     monkeypatch.setattr(ray.serve.batching._BatchQueue, warn, lambda queue: None)
-    context = SimpleNamespace(replica_tag="one")
+    context = SimpleNamespace(replica_tag="one", app_name="sam", deployment="fast-decoder")
     monkeypatch.setattr(serve_app.deployments.decoder.serve, "get_replica_context", lambda: context)
     monkeypatch.setattr(serve_app.deployments.decoder, "load_decoder", lambda *_: made)
     monkeypatch.setattr(serve_app.deployments.encoder, "load_encoder", lambda *_: made)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from collections.abc import Generator
 from typing import Any
 
@@ -23,6 +24,7 @@ from serve_app.deployments.handles import (
 from serve_app.domain.deadline import deadline
 from serve_app.domain.errors import InvalidPrompt, Overloaded, ReplicaLost
 from serve_app.domain.types import DecodeOptions, Embedding, Prompt
+from serve_app.telemetry.catalogue import RETRIES
 
 CLICK = Prompt(point_coords=np.array([[1.0, 1.0]]), point_labels=np.array([1]))
 MASKED = Prompt(mask_input=np.zeros((256, 256), np.float32))
@@ -161,8 +163,10 @@ async def test_without_time_it_is_not_made_again() -> None:
         (BackPressureError(num_queued_requests=1, max_queued_requests=1), Overloaded),
         (_rpc_error(grpc.StatusCode.RESOURCE_EXHAUSTED), grpc.aio.AioRpcError),
         (RayTaskError("predict", "trace", KeyError("x")), RayTaskError),
+        (RayTaskError("predict", "trace", ReplicaLost("behind it")), ReplicaLost),
+        (ReplicaLost("behind it, over gRPC"), ReplicaLost),
     ],
-    ids=["a caller's fault", "full", "too large", "a fault of ours"],
+    ids=["a caller's fault", "full", "too large", "a fault of ours", "lost there", "there, gRPC"],
 )
 async def test_what_would_fail_again_is_not_made_again(
     fault: BaseException, told: type[Exception]
@@ -194,3 +198,52 @@ async def test_a_deadline_cancels_the_call_and_does_not_make_it_again() -> None:
         async with asyncio.timeout(0.01):
             await ask("decoder", send)
     assert [response.cancelled for response in given] == [True]
+
+
+def _sent(error: Exception) -> Exception:
+    """An error as another process gets it."""
+    sent: Exception = pickle.loads(pickle.dumps(error))  # noqa: S301 (our own)
+    return sent
+
+
+async def test_of_one_loss_each_hop_on_the_way_makes_nothing_of_its_own() -> None:
+    """An encoder that kills whatever runs it is asked twice, however many stand before it."""
+    asked = 0
+
+    def encode() -> _Response:
+        nonlocal asked
+        asked += 1
+        return _Response(ActorDiedError())
+
+    class Decoder(_Response):
+        def __await__(self) -> Generator[Any, None, Any]:
+            try:
+                return (yield from ask("encoder", encode).__await__())
+            except ReplicaLost as lost:  # as it comes out of a process
+                raise RayTaskError("predict", "trace", _sent(lost)) from None
+
+    with pytest.raises(ReplicaLost) as told:
+        await ask("decoder", Decoder)
+    assert asked == 2
+    assert type(_sent(told.value)) is ReplicaLost
+
+
+@pytest.mark.parametrize(
+    ("second", "outcome"),
+    [
+        ("masks", "ok"),
+        (ActorDiedError(), "failed"),
+        (RayTaskError("predict", "trace", InvalidPrompt("no", "box")), "ok"),
+        (None, "left"),
+    ],
+)
+async def test_what_became_of_a_second_call_is_counted(
+    second: Any, outcome: str, counted: Any
+) -> None:
+    responses = [_Response(ActorDiedError()), _Response(second, never=second is None)]
+    asking = asyncio.create_task(ask("decoder", lambda: responses.pop(0)))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    asking.cancel()
+    await asyncio.wait([asking])
+    assert counted.of(RETRIES, callee="decoder", outcome=outcome) == counted.of(RETRIES) == 1

@@ -1,0 +1,67 @@
+"""Clients that do not read their answers are counted as gone."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from starlette.requests import ClientDisconnect
+
+from serve_app.api.patience import Patience
+from serve_app.api.stream import NdjsonResponse
+from serve_app.domain.limits import Limits
+
+from .asgi import Exchange, fine
+
+LIMITS = Limits(answer_grace_seconds=0.02, min_answer_bytes_per_second=1_000_000)
+
+
+async def _full(*message: Any) -> None:
+    """The ``send`` of a connection that nobody reads, or the ``receive`` of a silent one."""
+    await asyncio.Event().wait()
+
+
+async def test_who_takes_nothing_is_gone() -> None:
+    async with asyncio.timeout(10):
+        with pytest.raises(ClientDisconnect):
+            await Patience(fine, limits=LIMITS)({"type": "http"}, _full, _full)
+
+
+async def test_a_large_piece_may_take_longer() -> None:
+    taken: list[Any] = []
+
+    async def slowly(message: Any) -> None:
+        await asyncio.sleep(0.05)
+        taken.append(message)
+
+    async def large(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.body", "body": bytes(10_000_000)})
+
+    await Patience(large, limits=LIMITS)({"type": "http"}, _full, slowly)
+    assert len(taken) == 1
+
+
+async def test_a_batch_ends_with_its_client_and_its_jobs_with_it() -> None:
+    started = 0
+
+    async def job() -> bytes:
+        nonlocal started
+        started += 1
+        return b"{}"
+
+    async def batch(scope: Any, receive: Any, send: Any) -> None:
+        await NdjsonResponse([job] * 100, 2)(scope, receive, send)
+
+    async def first_only(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    async with asyncio.timeout(10):
+        with pytest.raises(ClientDisconnect):
+            await Patience(batch, limits=LIMITS)({"type": "http"}, _full, first_only)
+    assert started <= 4
+
+
+async def test_who_reads_is_answered() -> None:
+    assert (await Exchange().run(Patience(fine, limits=LIMITS))).status == 200
