@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +13,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ..chaos import cancellation, slow_clients
+from ..chaos.cancellation import PHASES, Done
+from ..chaos.kills import Kill, judge_ingress, strays
 from ..chaos.load import Client, Ledger, Outcome, answer_digest, quantile
 from ..chaos.processes import open_files, pss_bytes, slope_per_min
 from ..chaos.questions import Mix, batch, bmp, new_image
 from ..chaos.report import Report
-from ..chaos.soak import Watch
+from ..chaos.slow_clients import KINDS, Drips, judge_drips
+from ..chaos.soak import Watch, judge_leak, judge_steady
 
+MIB_A_MINUTE = np.arange(0.0, 300.0, 2.0) / 60
 GOOD = Outcome("a", "new", "q", 1.0, 1.5, 3.0, 200, digest="x")
 
 
@@ -126,3 +134,204 @@ def test_a_mix_has_all_kinds() -> None:
     assert {ask.kind for ask in asks} == {"new", "known", "text", "everything"}
     assert len({ask.key for ask in asks if ask.kind == "new"}) == 20
     assert batch(3).body.count(b"filename=") == 3
+
+
+def watch(slopes: Mapping[str, float], files: Mapping[str, float] | None = None) -> Watch:
+    """Five minutes of processes that grow by so many MiB, and open so many files, a minute."""
+    made = Watch({who: turn for turn, who in enumerate(slopes)})
+    made.at_s = list(MIB_A_MINUTE * 60)
+    made.memory = {who: list(100 + slope * MIB_A_MINUTE) for who, slope in slopes.items()}
+    opened = files or {}
+    made.files = {who: [int(n) for n in 10 + opened.get(who, 0) * MIB_A_MINUTE] for who in slopes}
+    return made
+
+
+ENCODERS = ("fast-encoder 1", "fast-encoder 2")
+PLANTED = dict.fromkeys(ENCODERS, 8.0)
+QUIET = {"ingress 3": 0.1, "text 4": 0.0, "proposals 5": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("slopes", "files", "broken"),
+    [
+        (dict.fromkeys(ENCODERS, 2.0), PLANTED, 0),
+        # The ingress grows, and no encoder leaks: nothing was found.
+        (dict.fromkeys(ENCODERS, 0.0) | {"ingress 3": 9.0}, PLANTED, 4),
+        # One of two leaks.
+        ({ENCODERS[0]: 2.0, ENCODERS[1]: 0.0}, PLANTED, 2),
+        # Everybody grows alike.
+        (dict.fromkeys(ENCODERS, 2.0) | dict.fromkeys(QUIET, 2.0), PLANTED, 2),
+        # Descriptors of others.
+        (dict.fromkeys(ENCODERS, 2.0), {"ingress 3": 8.0}, 2),
+    ],
+)
+def test_a_planted_leak_is_found_where_it_was_planted(
+    slopes: dict[str, float], files: dict[str, float], broken: int
+) -> None:
+    report = Report()
+    judge_leak(report, watch(dict.fromkeys(ENCODERS, 0.0) | QUIET | slopes, files), 60)
+    assert len(report.broken) == broken
+    others = {row.measure.rpartition(" ")[2] for row in report.rows if "no leak" in row.measure}
+    assert others == {"ingress", "text", "proposals"}
+
+
+def test_without_an_encoder_no_leak_is_found() -> None:
+    report = Report()
+    judge_leak(report, watch(QUIET), 60)
+    assert report.broken
+
+
+def test_whoever_grows_breaks_the_soak() -> None:
+    for growing, files, broken in ((0.0, 0.0, 0), (1.5, 0.0, 2), (0.0, 8.0, 1)):
+        report = Report()
+        judge_steady(report, "13", watch(QUIET | {"text 4": growing}, {"text 4": files}), 60)
+        assert len(report.broken) == broken
+
+
+KILL = Kill("ingress", at_s=10.0, gone_s=10.5, back_s=3.0)
+LOST = Outcome("lost", "new", "q", 9.0, 9.0, 10.1, 0, code="ServerDisconnectedError")
+
+
+def test_a_failure_must_span_a_kill() -> None:
+    just_after = replace(LOST, request_id="b", sent_s=10.4, done_s=11.0)
+    before = replace(LOST, request_id="c", done_s=9.9)
+    later = replace(LOST, request_id="d", sent_s=10.6, done_s=11.0)
+    answered = [replace(GOOD, request_id=str(n), sent_s=9.0, done_s=12.0) for n in range(50)]
+    assert strays([LOST, just_after, *answered], [KILL]) == []
+    assert strays([LOST, before, later, *answered], [KILL]) == [before, later]
+    report = Report()
+    judge_ingress(report, [LOST, *answered], [KILL])
+    assert not report.broken
+    # Many were under way and answered: that excuses nobody else.
+    judge_ingress(report, [LOST, later, *answered], [KILL])
+    assert len(report.broken) == 1
+
+
+def test_kills_that_hit_nobody_show_nothing() -> None:
+    report = Report()
+    judge_ingress(report, [GOOD], [KILL])
+    assert [row.value for row in report.broken] == ["0"]
+
+
+def drips(headers: Drips, bodies: Drips) -> list[str]:
+    report = Report()
+    judge_drips(report, {"headers": headers, "bodies": bodies})
+    return [row.measure.rpartition(": ")[2] for row in report.broken]
+
+
+def test_slow_clients_of_each_kind_are_reaped() -> None:
+    headers = Drips([5.0] * KINDS["headers"] * 3, [3.0] * KINDS["headers"])
+    bodies = Drips([10.0] * KINDS["bodies"], [6.0] * KINDS["bodies"])
+    assert drips(headers, bodies) == []
+    # Bodies are never reaped; header drips enough for both.
+    endless = Drips([], [40.0] * KINDS["bodies"])
+    assert drips(headers, endless) == ["reaped so far, with 408", "oldest, dead or alive"]
+    old = replace(bodies, living=[40.0])
+    assert drips(headers, old) == ["oldest, dead or alive"]
+    assert drips(headers, Drips([], [], 50)) == [
+        "reaped so far, with 408", "oldest, dead or alive", "ended otherwise",
+    ]  # fmt: skip
+
+
+def test_who_is_refused_is_not_reaped() -> None:
+    made = Drips()
+    made.ended(b"HTTP/1.1 408 Request Timeout", 5.0)
+    made.ended(b"HTTP/1.1 429 Too Many Requests", 0.1)
+    made.ended(b"", 0.2)
+    assert (made.reaped, made.otherwise) == ([5.0], 2)
+
+
+class _Attacked:
+    """A front that holds connections as long as they like."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    def memory_bytes(self) -> int:
+        return 0
+
+
+async def test_who_is_never_reaped_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    monkeypatch.setitem(KINDS, "headers", 2)
+    monkeypatch.setitem(KINDS, "bodies", 1)
+    server = await asyncio.start_server(hold, "127.0.0.1", 0)
+    async with server:
+        attack = slow_clients._Attack(_Attacked(server.sockets[0].getsockname()[1]))
+        attack.start()
+        await asyncio.to_thread(attack.end)
+    found = {kind: (len(of.reaped), len(of.living)) for kind, of in attack.drips.items()}
+    assert found == {"headers": (0, 2), "bodies": (0, 1)}
+
+
+def spent(**more: int) -> Done:
+    """What is done where all leave in good time."""
+    found = {name: Counter[str]() for name in PHASES}
+    found["decoding"]["fast-decoder"] = more.get("decoding", 64)
+    found["streaming"].update({"fast-encoder": 10, "fast-decoder": more.get("streaming", 10)})
+    found["upload"]["fast-encoder"] = more.get("upload", 0)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("done", "amiss", "broken"),
+    [
+        (spent(), [], 0),
+        (spent(decoding=0), [], 1),  # left before any prompt was decoded
+        (spent(streaming=0), [], 1),
+        (spent(decoding=1600), [], 1),  # worked on to the end
+        (spent(streaming=48), [], 1),
+        (spent(upload=1), [], 1),
+        (spent(), ["streaming: answered 503"], 1),
+    ],
+)
+def test_leavers_left_in_the_middle_of_something(done: Done, amiss: list[str], broken: int) -> None:
+    report = Report()
+    cancellation.judge(report, done, 1, amiss)
+    assert len(report.broken) == broken
+
+
+LINE = b'{"index":0,"result":{}}\n'
+HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (HEAD + b"18\r\n" + LINE, ""),
+        (HEAD + b"18\r\n", "streaming: no line, IncompleteReadError"),
+        (HEAD, "streaming: no line, IncompleteReadError"),
+        (HEAD + b'{"index":0,"error":{}}\n', "streaming: the first line is an error's"),
+        (b"HTTP/1.1 503 Full\r\n\r\n", "streaming: answered 503"),
+        (b"", "streaming: no line, IncompleteReadError"),
+    ],
+)
+async def test_who_streams_leaves_after_a_line(answer: bytes, told: str) -> None:
+    assert await _left("streaming", answer) == told
+
+
+async def test_who_is_answered_before_has_not_left() -> None:
+    assert "answered too early" in await _left("decoding", b"HTTP/1.1 503 Full\r\n\r\n")
+    assert await _left("decoding", None) == ""
+
+
+async def _left(phase: str, answer: bytes | None) -> str:
+    """What a client of a phase tells of a server that answers so; None: not at all."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(len(one.ask.body))
+        if answer is None:
+            await reader.read()
+        else:
+            writer.write(answer)
+        writer.close()
+
+    one = replace(cancellation.leaver(phase, random.Random(0)), after_s=0.2)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        return await cancellation.leave(f"http://127.0.0.1:{port}", one)

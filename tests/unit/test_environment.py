@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from serve_app.commands.environment import ray_environment
+from serve_app.commands.environment import free_ports, ray_environment, whole_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -77,9 +80,81 @@ def test_haproxy_reads_what_ray_wrote_with_its_pages_on_loopback(tmp_path: Path)
         "listen stats\n  bind *:8404\n  stats enable\n"
     )
     program = ray_environment(tmp_path)["RAY_SERVE_HAPROXY_BINARY_PATH"]
-    subprocess.run([program, "-c", "-f", str(config)], check=True, capture_output=True)
+    for _ in range(2):  # Ray lets it check a file before it runs it
+        subprocess.run([program, "-c", "-f", str(config)], check=True, capture_output=True)
     told = config.read_text()
+    lines = told.splitlines()
+    assert lines[lines.index("frontend http_frontend") + 1].split()[:3] == [
+        "http-request", "del-header", "x-request-id"
+    ]  # fmt: skip
+    assert told.count("x-request-id") == 3, "one rule"
     assert "    bind 127.0.0.1:9101\n" in told
     assert "  bind 127.0.0.1:8404\n" in told
     assert "    bind 0.0.0.0:8000\n" in told, "where the service listens is the operator's choice"
     assert "mode 600 level admin" in told
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="HAProxy comes for Linux alone")
+def test_rays_own_configuration_has_the_place_for_the_rule() -> None:
+    """A new Ray that names its frontend otherwise would be left unmended, silently."""
+    from ray.serve._private import haproxy_templates
+
+    text = "\n".join(v for v in vars(haproxy_templates).values() if isinstance(v, str))
+    assert text.splitlines().count("frontend http_frontend") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="HAProxy comes for Linux alone")
+def test_a_request_id_that_is_not_plain_does_not_reach_serve(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(
+        "defaults\n    mode http\n    timeout client 9s\n    timeout connect 9s\n"
+        f"    timeout server 9s\nfrontend http_frontend\n    bind 127.0.0.1:{port}\n"
+        "    http-request return status 200 content-type text/plain "
+        "lf-string '%[req.hdrs]'\n"
+    )
+    program = ray_environment(tmp_path)["RAY_SERVE_HAPROXY_BINARY_PATH"]
+
+    def arrived(*ids: bytes) -> bytes:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        try:
+            connection.putrequest("GET", "/")
+            for sent in ids:
+                connection.putheader("x-request-id", sent)
+            connection.endheaders()
+            return connection.getresponse().read()
+        finally:
+            connection.close()
+
+    with subprocess.Popen([program, "-db", "-f", str(config)]) as haproxy:
+        try:
+            for _ in range(600):
+                try:
+                    arrived()
+                    break
+                except ConnectionRefusedError:
+                    time.sleep(0.05)
+            for plain in (b"A-1.b:c_2", b"x" * 64):
+                assert b"x-request-id: " + plain + b"\r\n" in arrived(plain)
+            for odd in (b"a b", b"x" * 65, b"a\xff", b"a,b", b""):
+                assert b"x-request-id" not in arrived(odd), odd
+            assert b"x-request-id" not in arrived(b"a", b"b")
+        finally:
+            haproxy.terminate()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="HAProxy comes for Linux alone")
+def test_a_haproxy_of_ones_own_is_mended_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "own haproxy"
+    own.write_text("#!/bin/sh\necho own\n")
+    own.chmod(0o700)
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", str(own))
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_NBTHREAD", "7")
+    switches = whole_environment(tmp_path / "rays")
+    program = Path(switches["RAY_SERVE_HAPROXY_BINARY_PATH"])
+    assert program != own
+    assert shlex.quote(str(own)) in program.read_text()
+    assert subprocess.run([str(program)], check=True, capture_output=True).stdout == b"own\n"
+    assert switches["RAY_SERVE_HAPROXY_NBTHREAD"] == "7", "what is set already is kept"

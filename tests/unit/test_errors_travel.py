@@ -20,7 +20,8 @@ from serve_app.domain.errors import SamServeError
 
 
 def kinds(base: type[SamServeError] = SamServeError) -> Iterator[type[SamServeError]]:
-    yield base
+    if not base.__name__.startswith("_"):  # those that never leave a process as they are
+        yield base
     for kind in base.__subclasses__():
         if kind.__module__.startswith("serve_app."):
             yield from kinds(kind)
