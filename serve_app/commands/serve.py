@@ -26,7 +26,7 @@ import yaml
 
 from serve_app.commands import CommandError
 from serve_app.commands.configuration import DEFAULT_CONFIG, left_out, load_settings, needed_models
-from serve_app.commands.environment import ray_environment
+from serve_app.commands.environment import whole_environment
 from serve_app.commands.measure import measure_once
 from serve_app.commands.models import fetch_models
 from serve_app.domain.exposure import exposure_warning
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         config_path, sign = Path(folder) / "serve.yaml", Path(folder) / "draining"
         _drain_at(config, sign)
         config_path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-        child = _start(config_path, log, {**ray_environment(Path(folder)), **os.environ})
+        child = _start(config_path, log, whole_environment(Path(folder)))
         try:
             _wait_until_ready(child, url, log_path)
             print(f"ready after {time.monotonic() - started:.0f} s", flush=True)

@@ -30,14 +30,17 @@ class Answer:
     @property
     def headers(self) -> dict[str, str]:
         retry = {"retry-after": str(RETRY_AFTER_S)} if self.status in (429, 503) else {}
-        return {"cache-control": "no-store", **retry}
+        # After chunks: a connection on which nobody need agree where they end.
+        close = {"connection": "close"} if self.status == 411 else {}
+        return {"cache-control": "no-store", **retry, **close}
 
 
 MALFORMED = Answer(400, "malformed_request", "this is not a request of HTTP/1.1")
+CONTROL = Answer(400, "malformed_request", "the path holds a control character")
 DENIED = Answer(404, "not_found", "there is no such route; /docs lists them")
 METHOD = Answer(405, "method_not_allowed", "this method is not served")
 TOO_SLOW = Answer(408, "request_timeout", "the request took too long to arrive")
-NO_LENGTH = Answer(411, "length_required", "a body of this size needs a content-length")
+NO_LENGTH = Answer(411, "length_required", "a body needs a content-length; chunks are not taken")
 TOO_MANY = Answer(429, "too_many_requests", "too many requests at once from this address")
 FAILED = Answer(500, "internal_error", "the service failed")
 BAD_ANSWER = Answer(502, "bad_gateway", "the service broke off its answer")

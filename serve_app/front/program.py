@@ -6,15 +6,22 @@ that is started with ``-sf PID`` shares the port and then tells the old one so.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
+import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 BINARY_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
 """Of Ray: names another HAProxy than the one that Ray brings."""
+
+
+_PR_SET_PDEATHSIG = 1
+"""Of Linux' prctl."""
 
 
 class FrontError(Exception):
@@ -42,6 +49,23 @@ def find_haproxy() -> str:
         return str(bundled.get_haproxy_binary())
     except FileNotFoundError as exc:
         raise FrontError(str(exc)) from exc
+
+
+def _dying_with(parent: int) -> Callable[[], None] | None:
+    """For a child, on Linux: the kernel tells it to finish when this process has gone.
+
+    Also if that was killed and could not say so itself.
+    """
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None)  # here: the child between fork and exec should load nothing
+
+    def ask_for_it() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGUSR1)
+        if os.getppid() != parent:  # gone before it was asked for
+            os._exit(1)
+
+    return ask_for_it
 
 
 class Front:
@@ -73,13 +97,14 @@ class Front:
         path.touch(mode=0o600)
         path.write_text(self._configuration(), encoding="utf-8")
         told = subprocess.run(  # noqa: S603
-            [self._binary, "-c", "-q", "-f", str(path)],
+            [self._binary, "-c", "-f", str(path)],
             capture_output=True,
             text=True,
             errors="replace",
         )
         if told.returncode:
-            raise FrontError(f"HAProxy refuses the configuration:\n{told.stderr.strip()}")
+            alerts = [line for line in told.stderr.splitlines() if line.startswith("[ALERT]")]
+            raise FrontError("\n".join(["HAProxy refuses the configuration:", *alerts]))
         return path
 
     def start(self) -> None:
@@ -94,7 +119,9 @@ class Front:
         if running := self._running():
             command += ["-sf", *(str(process.pid) for process in running)]
         # In a session of its own: Ctrl-C at the terminal reaches this command alone.
-        newest = subprocess.Popen(command, start_new_session=True)  # noqa: S603
+        newest = subprocess.Popen(  # noqa: S603
+            command, start_new_session=True, preexec_fn=_dying_with(os.getpid())
+        )
         self._processes = [*running, newest]
 
     def stop(self) -> None:

@@ -11,9 +11,6 @@ from serve_app.front.settings import FrontSettings
 BUFFER_BYTES = 16_384
 """HAProxy's buffer: what it holds of a request, whatever the request's size."""
 
-LENGTHLESS_BYTES = 8_192
-"""Of a body without content-length: what fits in the buffer is known whole before it goes on."""
-
 _CIPHERS = (
     "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:"
     "ECDHE-RSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305"
@@ -21,7 +18,10 @@ _CIPHERS = (
 
 # Ray Serve obeys these: who may switch off its watch for clients that leave, or choose a replica?
 _SERVES_HEADERS = ("x-request-disconnect-disabled", "serve-multiplexed-model-id", "x-session-id")
+_TRACES = ("traceparent", "tracestate", "baggage")
 _SERVES_PREFIXES = ("x-serve-router-", "x-haproxy-")
+
+_DECIMAL = r"^[0-9]{1,9}([.][0-9]{1,9})?$"
 
 _LOG = {
     "time": "%[date,utime(%Y-%m-%dT%H:%M:%SZ)]",
@@ -66,9 +66,14 @@ def _reply(answer: Answer) -> str:
     return f"status {answer.status} content-type application/json lf-string '{body}'{headers}"
 
 
+def _refuse(answer: Answer, when: str) -> str:
+    return f"    http-request return {_reply(answer)} if {when}"
+
+
 def _global(settings: FrontSettings) -> Iterator[str]:
     yield "global"
-    yield "    log stdout format raw daemon info"
+    # HAProxy cuts what is longer, by default at 1,024 bytes: then it is no JSON.
+    yield "    log stdout len 65535 format raw daemon info"
     yield f"    maxconn {settings.max_connections}"
     yield f"    nbthread {settings.threads}"
     yield f"    hard-stop-after {_ms(settings.drain_s)}"
@@ -82,6 +87,7 @@ def _defaults(settings: FrontSettings) -> Iterator[str]:
     yield "defaults"
     yield "    mode http"
     yield "    log global"
+    yield f"    log-format {_log_format()}"
     yield "    option dontlognull"
     # A client that leaves is told to the service, which then stops its work.
     yield "    option abortonclose"
@@ -110,6 +116,11 @@ def _redirect(settings: FrontSettings) -> Iterator[str]:
     there = "%[req.hdr(host),regsub(:[0-9]+$,)]" + ("" if port == "443" else f":{port}")
     yield "frontend redirect"
     yield f"    bind {settings.tls.redirect_from} proto h1"
+    # Whatever happens here, the other port keeps most of the connections that there are.
+    yield f"    maxconn {max(1, settings.max_connections // 4)}"
+    yield from _connections(settings)
+    yield from _name_and_path()
+    yield _refuse(answers.MALFORMED, "!{ req.hdr_cnt(host) eq 1 }")
     yield f"    http-request redirect code 308 location https://{there}%[pathq]"
 
 
@@ -118,15 +129,20 @@ def _public(settings: FrontSettings, max_body_bytes: int) -> Iterator[str]:
     # HTTP/1.1 alone: HAProxy holds HTTP/2's headers to no deadline.
     tls = f" ssl crt {settings.tls.certificate} alpn http/1.1" if settings.tls else ""
     yield f"    bind {settings.bind} proto h1{tls}"
-    yield f"    log-format {_log_format()}"
-    most = settings.max_connections_per_source
-    trusted = " ".join(settings.trusted_proxies) or "255.255.255.255"
-    yield f"    acl from_proxy src {trusted}"
-    yield "    tcp-request connection track-sc0 src table connections unless from_proxy"
-    yield f"    tcp-request connection reject if {{ sc0_conn_cur gt {2 * most} }}"
+    yield from _connections(settings)
+    yield from _name_and_path()
     yield from _identity(settings)
     yield from _refusals(settings, max_body_bytes)
     yield "    default_backend service"
+
+
+def _connections(settings: FrontSettings) -> Iterator[str]:
+    """How many one address may have, those of both ports together."""
+    trusted = " ".join(settings.trusted_proxies) or "255.255.255.255"
+    yield f"    acl from_proxy src {trusted}"
+    yield "    tcp-request connection track-sc0 src table connections unless from_proxy"
+    most = 2 * settings.max_connections_per_source
+    yield f"    tcp-request connection reject if {{ sc0_conn_cur gt {most} }}"
 
 
 def _log_format() -> str:
@@ -135,8 +151,8 @@ def _log_format() -> str:
     return "'{" + ",".join([*texts, *numbers]) + "}'"
 
 
-def _identity(settings: FrontSettings) -> Iterator[str]:
-    """Who asks, and under which id: known before anything is refused."""
+def _name_and_path() -> Iterator[str]:
+    """The request's id and path: known before anything is refused or logged."""
     sent = "req.fhdr(x-request-id)"
     yield (
         f"    http-request set-var(txn.request_id) {sent} if {{ req.fhdr_cnt(x-request-id) eq 1 }} "
@@ -147,11 +163,15 @@ def _identity(settings: FrontSettings) -> Iterator[str]:
     )
     yield f"    http-request set-header x-request-id {REQUEST_ID}"
     yield f"    http-after-response set-header x-request-id {REQUEST_ID}"
+    # As the service will read it: decoded once.
+    yield "    http-request set-var(txn.path) path,url_dec"
+
+
+def _identity(settings: FrontSettings) -> Iterator[str]:
+    """Who asks, and what is not a client's to say."""
     if settings.tls is not None and settings.tls.hsts_s:
         age = f"max-age={settings.tls.hsts_s}"
         yield f"    http-after-response set-header strict-transport-security {age}"
-    # As the service will read it: decoded once.
-    yield "    http-request set-var(txn.path) path,url_dec"
     yield "    http-request set-var(txn.proxied) bool(true) if from_proxy"
     proxied = "{ var(txn.proxied) -m found }"
     for name in ("x-forwarded-for", "x-forwarded-proto"):
@@ -161,42 +181,45 @@ def _identity(settings: FrontSettings) -> Iterator[str]:
     scheme = "https" if settings.tls else "http"
     missing = "!{ req.hdr(x-forwarded-proto) -m found }"
     yield f"    http-request set-header x-forwarded-proto {scheme} if {missing}"
-    for name in ("forwarded", "proxy", "upgrade", *_SERVES_HEADERS):
+    # Serve takes one that is not positive for "no limit".
+    limit = "x-request-timeout-seconds"
+    plain = f"{{ req.fhdr({limit}) -m reg {_DECIMAL} }} {{ req.fhdr({limit}) -m reg [1-9] }}"
+    yield f"    http-request del-header {limit} unless {{ req.fhdr_cnt({limit}) eq 1 }} {plain}"
+    traces = () if settings.trust_traces else _TRACES
+    for name in ("forwarded", "proxy", "upgrade", *traces, *_SERVES_HEADERS):
         yield f"    http-request del-header {name}"
     for prefix in _SERVES_PREFIXES:
         yield f"    http-request del-header {prefix} -m beg"
 
 
 def _refusals(settings: FrontSettings, max_body_bytes: int) -> Iterator[str]:
-    """Cheapest first; all but the last before anything of the body is read."""
-
-    def refuse(answer: Answer, when: str) -> str:
-        return f"    http-request return {_reply(answer)} if {when}"
-
-    yield refuse(answers.MALFORMED, "HTTP_1.1 !{ req.hdr_cnt(host) eq 1 }")
+    """Cheapest first; all before anything of the body is read."""
+    yield _refuse(answers.MALFORMED, "!HTTP_1.0 !{ req.hdr_cnt(host) eq 1 }")
     # HAProxy takes chunks in HTTP/1.0, which has none: others would read them as a second request.
-    yield refuse(answers.MALFORMED, "HTTP_1.0 { req.hdr(transfer-encoding) -m found }")
-    yield refuse(answers.METHOD, "METH_TRACE or METH_CONNECT")
+    yield _refuse(answers.MALFORMED, "HTTP_1.0 { req.hdr(transfer-encoding) -m found }")
+    # Their end is not known before it is there, and may bring headers past the rules above.
+    yield _refuse(answers.NO_LENGTH, "{ req.hdr(transfer-encoding) -m found }")
+    # A router may take a path with a line's end for the path without.
+    yield _refuse(answers.CONTROL, "{ path -m reg -i %([01][0-9a-f]|7f) }")
+    yield _refuse(answers.METHOD, "METH_TRACE or METH_CONNECT")
     for path in settings.denied_paths:
         match = "-m beg" if path.endswith("/") else "-m end"
-        yield refuse(answers.DENIED, f"{{ var(txn.path) -i {match} {path} }}")
+        yield _refuse(answers.DENIED, f"{{ var(txn.path) -i {match} {path} }}")
     length = "req.hdr_val(content-length)"
-    yield refuse(answers.too_large(max_body_bytes), f"{{ {length} gt {max_body_bytes} }}")
+    yield _refuse(answers.too_large(max_body_bytes), f"{{ {length} gt {max_body_bytes} }}")
 
     most = settings.max_connections_per_source
-    yield refuse(answers.TOO_MANY, f"{{ sc0_conn_cur gt {most} }}")
+    yield _refuse(answers.TOO_MANY, f"{{ sc0_conn_cur gt {most} }}")
     yield "    http-request track-sc1 src table requests if { var(txn.proxied) -m found }"
-    yield refuse(answers.TOO_MANY, f"{{ sc1_conn_cur gt {most} }}")
+    yield _refuse(answers.TOO_MANY, f"{{ sc1_conn_cur gt {most} }}")
 
     in_all = settings.max_requests_per_backend * len(settings.backends)
-    yield refuse(answers.FULL, f"{{ be_conn(service) ge {in_all} }}")
+    yield _refuse(answers.FULL, f"{{ be_conn(service) ge {in_all} }}")
     large = f"{{ {length} gt {settings.large_body_bytes} }}"
     yield f"    http-request track-sc2 int(1) table large_bodies if {large}"
-    yield refuse(answers.FULL, f"{{ sc2_conn_cur gt {settings.max_large_bodies} }}")
+    yield _refuse(answers.FULL, f"{{ sc2_conn_cur gt {settings.max_large_bodies} }}")
 
     yield f"    http-request wait-for-body time {_ms(settings.body_timeout_s)}"
-    lengthless = "!{ req.hdr(content-length) -m found }"
-    yield refuse(answers.NO_LENGTH, f"{lengthless} {{ req.body_len gt {LENGTHLESS_BYTES} }}")
 
 
 def _service(settings: FrontSettings) -> Iterator[str]:

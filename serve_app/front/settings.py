@@ -26,10 +26,13 @@ def _is_network(text: str) -> str:
     return str(ip_network(text, strict=False))
 
 
+_NETWORK = r"^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$"  # no zone ("%eth0"), which may hold anything
+
+
 Address = Annotated[str, StringConstraints(pattern=_ADDRESS), AfterValidator(_has_a_port)]
 """``host:port``; an IPv6 host stands in brackets."""
 
-Network = Annotated[str, AfterValidator(_is_network)]
+Network = Annotated[str, StringConstraints(pattern=_NETWORK), AfterValidator(_is_network)]
 """An address, or a network as 10.0.0.0/8."""
 
 FilePath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_./@+-]+$")]
@@ -37,7 +40,7 @@ UrlPath = Annotated[str, StringConstraints(pattern=r"^/[A-Za-z0-9_./~-]*$")]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TlsSettings(_Strict):
@@ -103,6 +106,11 @@ class FrontSettings(_Strict):
 
     trusted_proxies: tuple[Network, ...] = Field(
         (), description="load balancers before this front, whose x-forwarded-for is believed"
+    )
+    trust_traces: bool = Field(
+        False,
+        description="clients' traceparent, tracestate and baggage are passed on: for callers of "
+        "your own, who then decide what is traced",
     )
     denied_paths: tuple[UrlPath, ...] = Field(
         ("/-/", "/metrics"),

@@ -6,7 +6,7 @@ import asyncio
 import copy
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ ITEM = "12 changes"
 App = dict[str, Any]
 """An application of a Serve config."""
 Change = Callable[[App], None]
+Pids = Mapping[str, set[int]]
+"""Process ids by role."""
 STEADY = 3
 """Looks in a row at which nothing moved."""
 
@@ -98,9 +100,10 @@ async def _run(report: Report, service: Service, changes: tuple[Change, ...]) ->
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             asks.append(asyncio.create_task(client.ask(mix(), due)))
         outcomes = await asyncio.gather(*asks)
-        took, whole = await work
+        took, effective, whole = await work
         ledger = client.ledger
     report.add(ITEM, "changes", len(took), f"each through within {max(took.values()):.0f} s")
+    report.at_least(ITEM, "of them in effect", sum(effective.values()), len(changes))
     report.at_least(ITEM, "wrong configurations refused whole", sum(whole.values()), len(WRONG))
     report.add(ITEM, "requests meanwhile, at half load", len(outcomes), f"{rate:.1f}/s")
     failed = [o for o in outcomes if o.status != 200]
@@ -108,6 +111,9 @@ async def _run(report: Report, service: Service, changes: tuple[Change, ...]) ->
     report.at_most(ITEM, "ids without exactly one outcome", ledger.unanswered, 0)
     report.at_most(ITEM, "questions with two answers", ledger.contradictions(), 0)
     report.note(f"\nChanges, ledger:\n\n{ledger.table()}\n")
+    without = [name for name, seen in effective.items() if not seen]
+    if without:
+        report.note("Without effect: " + ", ".join(without))
     report.note("Changes took: " + ", ".join(f"{n} {s:.0f} s" for n, s in took.items()))
     if failed:
         first = [f"- {o.done_s - began:.1f} s: {o.kind} {o.status} {o.code}" for o in failed[:20]]
@@ -116,19 +122,46 @@ async def _run(report: Report, service: Service, changes: tuple[Change, ...]) ->
 
 def _change(
     service: Service, changes: tuple[Change, ...]
-) -> tuple[dict[str, float], dict[str, bool]]:
+) -> tuple[dict[str, float], dict[str, bool], dict[str, bool]]:
     """One change after the other, each when the one before is through; wrong ones in between."""
-    took, whole = {}, {}
+    took, effective, whole = {}, {}, {}
     wrong = list(WRONG)
     for change in changes:
         config = copy.deepcopy(service.config)
         change(service.app_of(config))
+        before, old = service.roles(), service.app_of(service.config)
         took[change.__name__] = changed(service, config)
+        found = service.told()["deployments"]
+        effective[change.__name__] = in_effect(
+            old, service.app_of(config), before, service.roles(), found
+        )
         if wrong:
             name, spoil = wrong.pop(0)
             whole[name] = refused(service, spoil)
     changed(service, service.config)
-    return took, whole
+    return took, effective, whole
+
+
+def in_effect(
+    old: App, new: App, before: Pids, after: Pids, deployments: Mapping[str, Mapping[str, Any]]
+) -> bool:
+    """Whether a change did what it should.
+
+    One of ``args`` replaces all replicas; the last one beside them restarts none, and has its
+    number of replicas or its setting.
+    """
+    if new["args"] != old["args"]:
+        return bool(before) and all(
+            pids and pids.isdisjoint(after.get(role, set())) for role, pids in before.items()
+        )
+    if not all(pids <= after.get(role, set()) for role, pids in before.items()):
+        return False
+    override = new["deployments"][-1]
+    role, scaling = override["name"], override.get("autoscaling_config")
+    if scaling:
+        return len(after[role]) == scaling["min_replicas"]
+    told = deployments[role]["deployment_config"]
+    return all(told[name] == value for name, value in override.items() if name != "name")
 
 
 def changed(service: Service, config: dict[str, Any], timeout_s: float = 180.0) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -115,12 +116,11 @@ class Service:
             found |= {f"{who}: {what}": told[what] for what in ("waiting", "running")}
         return {what: count for what, count in found.items() if count}
 
-    def done(self) -> dict[str, int]:
-        """Items that the stand-ins of each role have worked on; needs `RayCluster.driver`."""
-        counts: dict[str, int] = {}
+    def done(self, size: tuple[int, int]) -> Counter[str]:
+        """Items on images of a size that each role has worked on; needs `RayCluster.driver`."""
+        counts: Counter[str] = Counter()
         for who, told in self.held().items():
-            role = who.split()[0]
-            counts[role] = counts.get(role, 0) + told["done"]
+            counts[who.split()[0]] += told.get("done {}x{}".format(*size), 0)
         return counts
 
 

@@ -12,8 +12,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from math import nan
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,9 @@ from ..front.running import Raw, RunningFront, wait_until
 from .report import Report
 
 MIB = 2**20
-HEADER_DRIPS, BODY_DRIPS, UPLOADS = 200, 50, 12
+KINDS = {"headers": 200, "bodies": 50}
+"""Connections that send one byte a second, of their headers or of their body."""
+UPLOADS, HUGE = 12, 300 * MIB
 LIFE_S, GROWTH_MIB = 15.0, 16.0
 PACE_S = 0.01
 
@@ -62,9 +66,7 @@ def _report_drips(
     report: Report, attack: _Attack, before: _Times, during: _Times, after: _Times, growth: float
 ) -> None:
     item = "9 slow clients"
-    report.add(item, f"{HEADER_DRIPS} header drips, {BODY_DRIPS} bodies at 1 B/s: reaped so far",
-               len(attack.lives), "", len(attack.lives) >= HEADER_DRIPS + BODY_DRIPS)  # fmt: skip
-    report.at_most(item, "longest life of one", max(attack.lives, default=np.nan), LIFE_S, "s")
+    judge_drips(report, attack.drips)
     report.at_most(item, "others' answers other than 200", during.failures, 0)
     quiet = (before.p99 + after.p99) / 2
     report.add(
@@ -72,6 +74,18 @@ def _report_drips(
     )
     report.at_most(item, "others' p99 during it, of that without", during.p99 / quiet, 2.0, "times")
     report.at_most(item, "growth of the front's memory", growth, GROWTH_MIB, "MiB")
+
+
+def judge_drips(report: Report, drips: Mapping[str, Drips]) -> None:
+    """Each kind is reaped, in time and for being slow; who still lives is not too old either."""
+    item = "9 slow clients"
+    for kind, count in KINDS.items():
+        found = drips[kind]
+        told = f"{count} dripping {kind}"
+        report.at_least(item, f"{told}: reaped so far, with 408", len(found.reaped), count)
+        ages = found.reaped + found.living
+        report.at_most(item, f"{told}: oldest, dead or alive", max(ages, default=nan), LIFE_S, "s")
+        report.at_most(item, f"{told}: ended otherwise", found.otherwise, 0)
 
 
 def _stuck_uploads(report: Report, front: RunningFront) -> None:
@@ -89,9 +103,12 @@ def _stuck_uploads(report: Report, front: RunningFront) -> None:
         while time.monotonic() < deadline:
             _, writable, _ = select.select([], [c.socket for c in clients], [], 0.2)
             sent += sum(found.send(block) for found in writable)
+        huge = {announced: _huge(front.port, announced) for announced in (True, False)}
         growth = (front.memory_bytes() - memory) / MIB
         others = _others(front.port, 3.0)
     item = "4 stuck uploads"
+    report.add(item, "300 MiB beside them, length announced", huge[True], "413", huge[True] == 413)
+    report.add(item, "300 MiB beside them, in chunks", huge[False], "411", huge[False] == 411)
     told = f"of {UPLOADS} uploads of 60 MiB nobody reads, taken (kernel buffers included)"
     report.add(item, told, f"{sent / MIB:.1f} MiB")
     report.at_most(item, "growth of the front's memory", growth, GROWTH_MIB, "MiB")
@@ -133,18 +150,50 @@ def _others(port: int, seconds: float) -> _Times:
     return _Times(times, statuses)
 
 
-class _Attack:
-    """Keeps the drips going: who is reaped comes back at once.
+def _huge(port: int, announced: bool) -> int:
+    """Status of an upload of 300 MiB; sent as long as somebody takes it."""
+    head = b"POST /stuck HTTP/1.1\r\nHost: a\r\n"
+    length = b"Content-Length: %d\r\n\r\n" % HUGE
+    block = b"a" * MIB
+    piece = block if announced else b"100000\r\n" + block + b"\r\n"
+    with Raw(port) as client:
+        client.send(head + (length if announced else b"Transfer-Encoding: chunked\r\n\r\n"))
+        for _ in range(HUGE // MIB):
+            if select.select([client.socket], [], [], 0)[0] or not client.send(piece):
+                break
+        status, _, _ = client.answer()
+        return status
+
+
+@dataclass
+class Drips:
+    """What became of slow clients of one kind.
 
     Attributes:
-        lives: seconds that each reaped connection lived.
+        reaped: seconds that each lived until it was told that it is too slow (408).
+        living: ages of those whom nobody had ended when the attack was over.
+        otherwise: connections that ended in another way, as by a refusal to take them at all.
     """
+
+    reaped: list[float] = field(default_factory=list)
+    living: list[float] = field(default_factory=list)
+    otherwise: int = 0
+
+    def ended(self, answer: bytes, age_s: float) -> None:
+        if answer.startswith(b"HTTP/1.1 408"):
+            self.reaped.append(age_s)
+        else:
+            self.otherwise += 1
+
+
+class _Attack:
+    """Keeps the drips going: who is reaped comes back at once."""
 
     HEAD = b"POST /v1/segment HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n"
 
     def __init__(self, front: RunningFront) -> None:
         self._front = front
-        self.lives: list[float] = []
+        self.drips = {kind: Drips() for kind in KINDS}
         self.most_memory = 0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._drip)
@@ -158,24 +207,24 @@ class _Attack:
 
     def _open(self, kind: str) -> tuple[Raw, str, float]:
         # Two addresses: one of them may not have so many connections.
-        client = Raw(self._front.port, "127.0.0.2" if kind == "header" else "127.0.0.3")
-        client.send(self.HEAD + (b"X-Drip: " if kind == "header" else b"\r\n"))
+        client = Raw(self._front.port, "127.0.0.2" if kind == "headers" else "127.0.0.3")
+        client.send(self.HEAD + (b"X-Drip: " if kind == "headers" else b"\r\n"))
         return client, kind, time.monotonic()
 
     def _drip(self) -> None:
-        kinds = ["header"] * HEADER_DRIPS + ["body"] * BODY_DRIPS
-        dripping = [self._open(kind) for kind in kinds]
+        dripping = [self._open(kind) for kind, count in KINDS.items() for _ in range(count)]
         while not self._done.wait(1.0):
             closed = set(select.select([c.socket for c, _, _ in dripping], [], [], 0)[0])
             for place, (client, kind, born) in enumerate(dripping):
                 if client.socket in closed:
-                    self.lives.append(time.monotonic() - born)
+                    self.drips[kind].ended(client.read_all(), time.monotonic() - born)
                     client.socket.close()
                     dripping[place] = self._open(kind)
                 else:
                     client.send(b"a")
             self.most_memory = max(self.most_memory, self._front.memory_bytes())
-        for client, _, _ in dripping:
+        for client, kind, born in dripping:
+            self.drips[kind].living.append(time.monotonic() - born)
             client.socket.close()
 
 

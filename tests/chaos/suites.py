@@ -22,12 +22,14 @@ class Suite:
     Attributes:
         settings: environment variables that ask for the plan's numbers.
         shortened: the same for a quick run.
+        cluster: they start a Ray of their own.
     """
 
     item: str
     paths: tuple[str, ...]
     settings: dict[str, str] = field(default_factory=dict)
     shortened: dict[str, str] = field(default_factory=dict)
+    cluster: bool = False
 
 
 SUITES = (
@@ -56,12 +58,13 @@ SUITES = (
     ),
     Suite("4 protocol", ("tests/api", "tests/security")),
     Suite("7, 8 Redis, corrupted values", ("tests/faults",)),
-    Suite("14 exposure", ("tests/front", "tests/unit/test_weights.py")),
+    Suite("14 exposure: what listens where", ("tests/cluster/test_exposure.py",), cluster=True),
+    Suite("14 the front, weights' hashes", ("tests/front", "tests/unit/test_weights.py")),
 )
 
 
 def run(report: Report, quick: bool) -> None:
-    """One pytest after the other; none of them starts Ray."""
+    """One pytest after the other."""
     for suite in SUITES:
         began = time.monotonic()
         settings = suite.shortened if quick else suite.settings
@@ -73,11 +76,9 @@ def run(report: Report, quick: bool) -> None:
 
 def _pytest(suite: Suite, settings: dict[str, str]) -> tuple[int, str]:
     """Exit status and pytest's own count."""
-    paths = [path for path in suite.paths if (ROOT / path).exists()]
-    if not paths:
-        return 1, "no such tests"
+    chosen = "cluster" if suite.cluster else "not cluster"
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-m", "not cluster", "-p", "no:cacheprovider", *paths],
+        [sys.executable, "-m", "pytest", "-m", chosen, "-p", "no:cacheprovider", *suite.paths],
         cwd=ROOT,
         env={**os.environ, **settings},
         capture_output=True,

@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,9 +71,22 @@ def drawn(*parts: Part) -> np.random.Generator:
 
 
 class Worked:
-    """How many items the stand-ins of this process have worked on."""
+    """How many items the stand-ins of this process have worked on.
+
+    Attributes:
+        by_size: of encoder and decoder, by the image's width and height: a caller whose images
+            have a size of their own can be told from others.
+    """
 
     items = 0
+    by_size: ClassVar[Counter[tuple[int, int]]] = Counter()
+
+    @classmethod
+    def on(cls, heights_and_widths: Iterable[tuple[int, int]]) -> None:
+        """Count items, one for each image."""
+        for height, width in heights_and_widths:
+            cls.items += 1
+            cls.by_size[width, height] += 1
 
 
 class SleepingEncoder:
@@ -87,7 +101,7 @@ class SleepingEncoder:
     def encode_batch(self, images: Sequence[RgbArray]) -> list[Embedding]:
         self._leak()
         time.sleep(self._times.encode_ms / 1e3)
-        Worked.items += len(images)
+        Worked.on((image.shape[0], image.shape[1]) for image in images)
         return [self._embedding(image) for image in images]
 
     def _embedding(self, image: RgbArray) -> Embedding:
@@ -116,7 +130,7 @@ class SleepingDecoder:
 
     def decode_batch(self, jobs: Sequence[DecodeJob]) -> list[tuple[Mask, ...]]:
         time.sleep(self._times.decode_ms / 1e3)
-        Worked.items += len(jobs)
+        Worked.on((job.embedding.height, job.embedding.width) for job in jobs)
         return [self._masks(job) for job in jobs]
 
     def _masks(self, job: DecodeJob) -> tuple[Mask, ...]:

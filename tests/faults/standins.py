@@ -71,7 +71,10 @@ class _Watched:
     threads: list[EngineThread]
 
     async def held(self) -> dict[str, int]:
-        """Items in the batcher or engine thread, threads and descriptors of this process."""
+        """Items in the batcher or engine thread, threads and descriptors of this process.
+
+        "done 64x48" is what was done for images of that width and height.
+        """
         waiting = sum(thread._pool._work_queue.qsize() for thread in self.threads)
         batcher = getattr(self, "_batcher", None)
         load = None if batcher is None else batcher.load()
@@ -82,6 +85,7 @@ class _Watched:
             "done": Worked.items,
             "threads": threading.active_count(),
             "files": len(os.listdir("/proc/self/fd")),
+            **{f"done {w}x{h}": n for (w, h), n in list(Worked.by_size.items())},
         }
 
 

@@ -18,7 +18,9 @@ HEAD = b"POST /v1/segment HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\
 
 def post(front: RunningFront, content: bytes, **headers: str) -> httpx.Response:
     headers = {"content-type": "application/json", **headers}
-    return httpx.post(f"{front.url}/v1/segment", content=content, headers=headers, trust_env=False)
+    return httpx.post(
+        f"{front.url}/v1/segment", content=content, headers=headers, trust_env=False, timeout=30
+    )
 
 
 def test_a_declared_300_mb_body_is_refused_before_a_byte_of_it(
@@ -62,21 +64,25 @@ def test_chunks_without_a_length_are_cut(front: RunningFront, backend: Backend, 
     assert len(backend.seen) == before
 
 
-def test_the_refusal_of_chunks_reaches_a_client_that_listens(front: RunningFront) -> None:
+@pytest.mark.parametrize("size", [0, 2, 0x2800])
+@pytest.mark.parametrize("padding", [0, 9_000, 13_000])
+def test_chunks_are_refused_however_short_and_whatever_else_fills_the_buffer(
+    front: RunningFront, backend: Backend, size: int, padding: int
+) -> None:
+    before = len(backend.seen)
+    body = (b"%x\r\n" % size + b"a" * size + b"\r\n" if size else b"") + b"0\r\n\r\n"
     with Raw(front.port) as client:
-        body = b"2800\r\n" + b"a" * 0x2800 + b"\r\n0\r\n\r\n"
-        client.send(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + body)
+        padded = HEAD + b"X-Padding: " + b"a" * padding + b"\r\n"
+        client.send(padded + b"Transfer-Encoding: chunked\r\n\r\n" + body)
         status, _, told = client.answer()
     assert (status, told["error"]["code"]) == (411, "length_required")
+    assert len(backend.seen) == before
 
 
-def test_a_short_body_in_chunks_is_served(front: RunningFront, backend: Backend) -> None:
-    def chunks() -> object:
-        yield b"{}"
-
-    answer = httpx.post(f"{front.url}/v1/segment", content=chunks(), trust_env=False)
-    assert answer.status_code == 422
-    assert backend.headers()["transfer-encoding"] == "chunked"
+def test_a_post_without_any_body_is_served(front: RunningFront, backend: Backend) -> None:
+    with Raw(front.port) as client:
+        client.send(HEAD + b"\r\n")
+        assert client.answer()[0] == 422
 
 
 def test_a_body_shorter_than_it_says_is_ended_by_the_deadline(

@@ -19,6 +19,8 @@ def test_every_setting_is_documented_with_its_default(name: str) -> None:
     value = getattr(FrontSettings(), name)
     if value is None or value == ():
         told = "none"
+    elif isinstance(value, bool):
+        told = str(value).lower()
     elif isinstance(value, tuple):
         told = ", ".join(f"`{v}`" if v.startswith("/") else v for v in value)
     else:

@@ -128,6 +128,7 @@ REFUSED = {
     "a negative chunk": HEAD + b"Transfer-Encoding: chunked\r\n\r\n-1\r\n\r\n" + SMUGGLED,
     "a chunk beyond 64 bits": HEAD + b"Transfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n",
     "two hosts": b"GET /healthz HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n" + SMUGGLED,
+    "no host in HTTP/1.2": b"GET /healthz HTTP/1.2\r\nConnection: close\r\n\r\n",
     "no host": b"GET /healthz HTTP/1.1\r\nConnection: close\r\n\r\n",
     "a NUL": b"GET /healthz HTTP/1.1\r\nHost: a\r\nX: a\0b\r\n\r\n" + SMUGGLED,
     "HTTP/2 without TLS": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
@@ -149,20 +150,87 @@ def test_a_request_that_two_servers_could_read_differently_is_refused(
     assert len(backend.seen) == before
 
 
-def test_with_a_length_and_chunks_the_chunks_count_and_the_connection_ends(
-    front: RunningFront, backend: Backend
+UNSAFE_TRAILERS = (
+    b"X-Forwarded-For: 6.6.6.6\r\nX-Request-Disconnect-Disabled: ?1\r\nX-Session-Id: s\r\n"
+    b"X-Request-Id: of-a-trailer\r\nAuthorization: Bearer key\r\n"
+)
+CHUNKED = {
+    "beside a length": b"Content-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "with trailers": b"Transfer-Encoding: chunked\r\nTrailer: x-session-id\r\n\r\n2\r\n{}\r\n0\r\n"
+    + UNSAFE_TRAILERS + b"\r\n",
+    "with a long extension": b"Transfer-Encoding: chunked\r\n\r\n2;" + b"e" * 9_000
+    + b"\r\n{}\r\n0\r\n\r\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", CHUNKED)
+def test_chunks_are_refused_and_what_follows_them_is_no_request(
+    front: RunningFront, backend: Backend, shape: str
 ) -> None:
-    """By length the second request would be part of the body; by chunks it would be another."""
     before = len(backend.seen)
     with Raw(front.port) as client:
-        client.send(
-            HEAD + b"Content-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + SMUGGLED
-        )
+        client.send(HEAD + CHUNKED[shape] + SMUGGLED)
         received = client.read_all()
+    assert received.startswith(b"HTTP/1.1 411")
     assert received.count(b"HTTP/1.1 ") == 1
-    assert [path for path, _ in backend.seen[before:]] == ["/v1/segment"]
-    assert backend.headers().keys() >= {"transfer-encoding"}
-    assert "content-length" not in backend.headers()
+    assert len(backend.seen) == before
+
+
+@pytest.mark.parametrize(
+    "target",
+    [b"/metrics%0a", b"/metrics%0A", b"http://a/metrics%0a", b"/metrics%0d%0a", b"/metrics%00",
+     b"/metrics%1f", b"/metrics%7f", b"/metrics%7F", b"/-/routes%0a", b"/healthz%0a"],
+)  # fmt: skip
+def test_a_control_character_in_the_path_is_refused(
+    front: RunningFront, backend: Backend, target: bytes
+) -> None:
+    """A router whose patterns end in ``$`` takes a line's end for nothing."""
+    before = len(backend.seen)
+    with Raw(front.port) as client:
+        client.send(b"GET " + target + b" HTTP/1.1\r\nHost: a\r\n\r\n")
+        status, _, body = client.answer()
+    assert (status, body["error"]["code"]) == (400, "malformed_request")
+    assert len(backend.seen) == before
+
+
+@pytest.mark.parametrize("target", [b"/healthz?a=%0a", b"/no%20route%2f"])
+def test_other_escapes_pass(front: RunningFront, backend: Backend, target: bytes) -> None:
+    before = len(backend.seen)
+    with Raw(front.port) as client:
+        client.send(b"GET " + target + b" HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert client.answer()[0] in (200, 404)
+    assert len(backend.seen) == before + 1
+
+
+@pytest.mark.parametrize("sent", ["2", "0.5", "120.25", "007"])
+def test_a_plain_time_limit_passes(front: RunningFront, backend: Backend, sent: str) -> None:
+    assert get(front, "/healthz", **{"x-request-timeout-seconds": sent}).status_code == 200
+    assert backend.headers()["x-request-timeout-seconds"] == sent
+
+
+@pytest.mark.parametrize(
+    "sent", ["0", "-1", "0.0", "inf", "nan", "1e9", "1,2", "1_0", "2x", ".", ""]
+)
+def test_an_odd_time_limit_is_dropped(front: RunningFront, backend: Backend, sent: str) -> None:
+    """Serve takes one that is not positive for "no limit"."""
+    assert get(front, "/healthz", **{"x-request-timeout-seconds": sent}).status_code == 200
+    assert "x-request-timeout-seconds" not in backend.headers()
+
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+TRACE_HEADERS = {"traceparent": TRACE, "tracestate": "a=b", "baggage": "c=d"}
+
+
+def test_strangers_do_not_decide_what_is_traced(front: RunningFront, backend: Backend) -> None:
+    assert get(front, "/healthz", **TRACE_HEADERS).status_code == 200
+    assert not TRACE_HEADERS.keys() & backend.headers().keys()
+
+
+def test_traces_of_ones_own_callers_go_on_where_a_setting_says_so(backend: Backend) -> None:
+    with RunningFront([backend.port], {"trust_traces": True}) as front:
+        wait_until(lambda: get(front, "/healthz").status_code == 200, "the backend is checked")
+        get(front, "/healthz", **TRACE_HEADERS)
+        assert TRACE_HEADERS.items() <= backend.headers().items()
 
 
 def test_a_folded_header_arrives_as_one_line(front: RunningFront, backend: Backend) -> None:
@@ -173,14 +241,26 @@ def test_a_folded_header_arrives_as_one_line(front: RunningFront, backend: Backe
     assert backend.headers()["x-a"].split() == ["b", "Content-Length:", "5"]
 
 
-def test_the_log_has_each_request_as_json(front: RunningFront) -> None:
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ('/no"route', '/no"route'),
+        ("/" + "a" * 3_000, "/" + "a" * 3_000),
+        ('/"' * 6_000, "-"),  # in JSON larger than HAProxy's buffer
+    ],
+    ids=["quote", "long", "all quotes"],
+)
+def test_the_log_has_each_request_as_json(front: RunningFront, path: str, told: str) -> None:
+    name = f"of-the-log-{len(path)}"
+    with Raw(front.port) as client:
+        line = f"GET {path} HTTP/1.1\r\nHost: a\r\nX-Request-Id: {name}\r\n\r\n"
+        client.send(line.encode())
+        assert client.answer()[0] == 404
 
-    get(front, '/no"route', **{"x-request-id": "of-the-log"})
+    def rows() -> list[dict[str, object]]:
+        return [row for row in front.logged() if row["request_id"] == name]
 
-    def line() -> list[dict[str, object]]:
-        return [row for row in front.logged() if row["request_id"] == "of-the-log"]
-
-    wait_until(lambda: bool(line()), "the request is logged")
-    (row,) = line()
-    assert (row["method"], row["path"], row["status"]) == ("GET", '/no"route', 404)
+    wait_until(lambda: bool(rows()), "the request is logged")
+    (row,) = rows()
+    assert (row["method"], row["path"], row["status"]) == ("GET", told, 404)
     assert row["client"] == "127.0.0.1"

@@ -15,6 +15,7 @@ from PIL import Image
 
 from ..chaos import cancellation, slow_clients
 from ..chaos.cancellation import PHASES, Done
+from ..chaos.changes import in_effect
 from ..chaos.kills import Kill, judge_ingress, strays
 from ..chaos.load import Client, Ledger, Outcome, answer_digest, quantile
 from ..chaos.processes import open_files, pss_bytes, slope_per_min
@@ -188,6 +189,36 @@ def test_whoever_grows_breaks_the_soak() -> None:
         assert len(report.broken) == broken
 
 
+BEFORE = {"text": {1, 2}, "ingress": {3}}
+SCALED = {"name": "text", "autoscaling_config": {"min_replicas": 3}}
+BOUNDED = {"name": "text", "max_ongoing_requests": 32}
+
+
+@pytest.mark.parametrize(
+    ("args", "override", "after", "told", "effect"),
+    [
+        ({"a": 2}, {}, {"text": {4, 5}, "ingress": {6}}, 64, True),
+        ({"a": 2}, {}, {"text": {4, 2}, "ingress": {6}}, 64, False),
+        ({"a": 2}, {}, BEFORE, 64, False),
+        ({"a": 1}, SCALED, {"text": {1, 2, 4}, "ingress": {3}}, 64, True),
+        ({"a": 1}, SCALED, BEFORE, 64, False),
+        ({"a": 1}, SCALED, {"text": {1, 2, 4}, "ingress": {5}}, 64, False),
+        ({"a": 1}, BOUNDED, BEFORE, 32, True),
+        ({"a": 1}, BOUNDED, BEFORE, 64, False),
+    ],
+)
+def test_a_change_has_an_effect(
+    args: dict[str, int],
+    override: dict[str, object],
+    after: dict[str, set[int]],
+    told: int,
+    effect: bool,
+) -> None:
+    deployments = {"text": {"deployment_config": {"max_ongoing_requests": told}}}
+    new = {"args": args, "deployments": [override]}
+    assert in_effect({"args": {"a": 1}}, new, BEFORE, after, deployments) is effect
+
+
 KILL = Kill("ingress", at_s=10.0, gone_s=10.5, back_s=3.0)
 LOST = Outcome("lost", "new", "q", 9.0, 9.0, 10.1, 0, code="ServerDisconnectedError")
 
@@ -273,6 +304,7 @@ def spent(**more: int) -> Done:
     found["decoding"]["fast-decoder"] = more.get("decoding", 64)
     found["streaming"].update({"fast-encoder": 10, "fast-decoder": more.get("streaming", 10)})
     found["upload"]["fast-encoder"] = more.get("upload", 0)
+    found["embedding"]["fast-encoder"] = more.get("embedding", 1)
     return found
 
 
@@ -282,15 +314,16 @@ def spent(**more: int) -> Done:
         (spent(), [], 0),
         (spent(decoding=0), [], 1),  # left before any prompt was decoded
         (spent(streaming=0), [], 1),
-        (spent(decoding=1600), [], 1),  # worked on to the end
-        (spent(streaming=48), [], 1),
+        (spent(embedding=0), [], 1),
+        (spent(decoding=14400), [], 1),  # worked on to the end
+        (spent(streaming=192), [], 1),
         (spent(upload=1), [], 1),
         (spent(), ["streaming: answered 503"], 1),
     ],
 )
 def test_leavers_left_in_the_middle_of_something(done: Done, amiss: list[str], broken: int) -> None:
     report = Report()
-    cancellation.judge(report, done, 1, amiss)
+    cancellation.judge(report, done, 4, amiss)
     assert len(report.broken) == broken
 
 
@@ -315,22 +348,25 @@ async def test_who_streams_leaves_after_a_line(answer: bytes, told: str) -> None
 
 async def test_who_is_answered_before_has_not_left() -> None:
     assert "answered too early" in await _left("decoding", b"HTTP/1.1 503 Full\r\n\r\n")
-    assert await _left("decoding", None) == ""
+    assert "answered too early" in await _left("decoding", HEAD, ends=False)
+    assert "answered too early" in await _left("waiting", HEAD + b"18\r\n" + LINE, ends=False)
+    assert "answered too early" in await _left("waiting", HEAD)
+    assert await _left("waiting", HEAD, ends=False) == ""
+    assert await _left("decoding", b"", ends=False) == ""
 
 
-async def _left(phase: str, answer: bytes | None) -> str:
-    """What a client of a phase tells of a server that answers so; None: not at all."""
+async def _left(phase: str, answer: bytes, ends: bool = True) -> str:
+    """What a client of a phase tells of a server that answers so, and ends or waits."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         await reader.readexactly(len(one.ask.body))
-        if answer is None:
+        writer.write(answer)
+        if not ends:
             await reader.read()
-        else:
-            writer.write(answer)
         writer.close()
 
-    one = replace(cancellation.leaver(phase, random.Random(0)), after_s=0.2)
+    one = replace(cancellation.leaver(phase, random.Random(0), 0.4), after_s=0.2)
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]

@@ -120,6 +120,25 @@ def test_expressions_ask_for_labels_that_exist(expression: str) -> None:
     assert set(filtered) | set(grouped) <= known
 
 
+def test_shares_of_requests_leave_probes_and_scrapes_out() -> None:
+    """They are answered 200 while all else fails, and may be most of a quiet service's requests."""
+    shares = [
+        e for e in (*_dashboard_expressions(), *_alert_expressions())
+        if e.count("ray_sam_requests_total") == 2
+    ]  # fmt: skip
+    assert len(shares) == 3
+    for expression in shares:
+        assert expression.count('route!~"/healthz|/readyz|/health|/metrics"') == 2
+
+
+def test_the_scrape_configuration_shows_where_a_key_goes() -> None:
+    text = (ROOT / "deploy/prometheus/prometheus.yaml").read_text("utf-8")
+    told = re.sub(r"^( *)# (authorization:|  credentials_file:)", r"\1\2", text, flags=re.M)
+    job = yaml.safe_load(told)["scrape_configs"][0]
+    assert job["authorization"].keys() == {"credentials_file"}
+    assert "authorization" not in yaml.safe_load(text)["scrape_configs"][0]
+
+
 def test_each_alert_says_what_to_do() -> None:
     rules = [rule for group in ALERTS["groups"] for rule in group["rules"]]
     for rule in rules:
