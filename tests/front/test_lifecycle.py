@@ -268,7 +268,7 @@ def test_the_redirect_takes_neither_more_of_one_address_nor_all_there_is(
     (plain,) = free_ports(1)
     tls = {"certificate": str(certificate), "redirect_from": f"127.0.0.1:{plain}"}
     settings = {"tls": tls, "max_connections": 24, "max_connections_per_source": 2}
-    patient = {name: 120 for name in ("header_timeout_s", "silence_timeout_s", "keep_alive_s")}
+    patient = dict.fromkeys(("header_timeout_s", "silence_timeout_s", "keep_alive_s"), 120)
     context = ssl.create_default_context(cafile=str(certificate))
     with (
         RunningFront([backend.port], {**settings, **patient}) as front,
