@@ -13,7 +13,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -99,12 +99,19 @@ def leaver(phase: str, rng: random.Random, encode_s: float) -> Leaver:
         number, image = rng.choice(_DECODED)
         points = {"everything": {"points_per_side": SIDE, "mode": "exact"}}
         ask = form("everything", f"everything-{number}", image, points)
-        return Leaver(phase, ask, 1.0, rng.uniform(0.5, 1.2))
+        return Leaver(phase, ask, 1.0, rng.uniform(0.05, 0.3))
     return Leaver(phase, batch(48, size), 1.0, rng.uniform(0.0, 0.3), lines=True)
 
 
-async def leave(url: str, one: Leaver) -> str:
+Begun = Callable[[], Awaitable[None]]
+
+
+async def leave(url: str, one: Leaver, begun: Begun | None = None) -> str:
     """Send a request and hang up.
+
+    Args:
+        begun: waited for before whoever leaves while decoding does: how long it takes until a
+            decoder has begun is up to the machine.
 
     Answers:
         what was amiss, as it was not in its phase that the client left; else empty.
@@ -120,6 +127,8 @@ async def leave(url: str, one: Leaver) -> str:
         await writer.drain()
         if one.lines:
             return await _after_a_line(reader, one)
+        if begun is not None and one.phase == "decoding":
+            await begun()
         return await _before_an_answer(reader, one)
     finally:
         writer.transport.abort()
@@ -175,9 +184,10 @@ async def _run(report: Report, service: Service, waves: int) -> None:
         for _ in range(waves):
             encode_s = TIMES["encode_ms"] / 1e3
             leavers = [leaver(phase, rng, encode_s) for phase in PHASES for _ in range(2)]
-            leaving = [asyncio.create_task(leave(service.url, one)) for one in leavers[:2]]
+            begun = await decoder_begins(service)
+            leaving = [asyncio.create_task(leave(service.url, one, begun)) for one in leavers[:2]]
             await asyncio.sleep(HEAD_START_S)
-            leaving += [asyncio.create_task(leave(service.url, one)) for one in leavers[2:]]
+            leaving += [asyncio.create_task(leave(service.url, one, begun)) for one in leavers[2:]]
             mates = [
                 asyncio.create_task(client.ask(ask))
                 for turn in range(NEIGHBOURS)
@@ -249,6 +259,21 @@ async def make_known(client: Client) -> None:
     outcomes = await asyncio.gather(*(client.ask(ask) for ask in first + known))
     if any(outcome.status != 200 for outcome in outcomes):
         raise RuntimeError(f"images are not embedded:\n{client.ledger.table()}")
+
+
+async def decoder_begins(service: Service) -> Begun:
+    """Waits until decoders have done more for those who leave while decoding than by now."""
+    size = PHASES["decoding"].size
+    before = await asyncio.to_thread(service.done, size)
+
+    async def begun() -> None:
+        ends = time.monotonic() + PATIENCE_S
+        while time.monotonic() < ends:
+            if await asyncio.to_thread(service.done, size) != before:
+                break
+            await asyncio.sleep(_POLL_S)
+
+    return begun
 
 
 def done(service: Service) -> Done:

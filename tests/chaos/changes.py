@@ -34,15 +34,30 @@ def _override(role: str, **settings: Any) -> Change:
     """Of one deployment, beside ``args``: Serve takes it over and restarts nothing."""
 
     def change(app: App) -> None:
-        app.setdefault("deployments", []).append({"name": role, **settings})
+        for entry in app["deployments"]:
+            if entry["name"] == role:
+                entry.update(settings)
+                return
+        app["deployments"].append({"name": role, **settings})
 
     change.__name__ = f"{role} {' '.join(settings)}"
     return change
 
 
+def _scaling(count: int) -> dict[str, int]:
+    return {"min_replicas": count, "max_replicas": count, "target_ongoing_requests": 1000}
+
+
 def _scaled(role: str, count: int) -> Change:
-    scaling = {"min_replicas": count, "max_replicas": count, "target_ongoing_requests": 1000}
-    return _override(role, autoscaling_config=scaling)
+    return _override(role, autoscaling_config=_scaling(count))
+
+
+SCALED = ("fast-encoder", "text", "fast-decoder", "ingress")
+
+
+def beside_args() -> list[dict[str, Any]]:
+    """What stands there from the start, since Serve restarts all when an autoscaling is added."""
+    return [{"name": role, "autoscaling_config": _scaling(2)} for role in SCALED]
 
 
 def add_variant(app: App) -> None:
@@ -81,7 +96,10 @@ def run(report: Report, quick: bool) -> None:
     with (
         tempfile.TemporaryDirectory() as folder,
         RedisServer(Path(folder)) as redis,
-        serving(graph(ingresses=2, standins=TIMES, cache={"redis_url": redis.url})) as service,
+        serving(
+            graph(ingresses=2, standins=TIMES, cache={"redis_url": redis.url}),
+            deployments=beside_args(),
+        ) as service,
     ):
         asyncio.run(_run(report, service, CHANGES[:3] if quick else CHANGES))
         if report.broken:
@@ -125,16 +143,18 @@ def _change(
 ) -> tuple[dict[str, float], dict[str, bool], dict[str, bool]]:
     """One change after the other, each when the one before is through; wrong ones in between."""
     took, effective, whole = {}, {}, {}
-    wrong = list(WRONG)
+    wrong, before = list(WRONG), service.roles()
     for change in changes:
         config = copy.deepcopy(service.config)
         change(service.app_of(config))
-        before, old = service.roles(), service.app_of(service.config)
+        old = service.app_of(service.config)
         took[change.__name__] = changed(service, config)
-        found = service.told()["deployments"]
-        effective[change.__name__] = in_effect(
-            old, service.app_of(config), before, service.roles(), found
-        )
+        after, found = service.roles(), service.told()["deployments"]
+        seen = in_effect(old, service.app_of(config), before, after, found)
+        effective[change.__name__] = seen
+        if not seen:
+            print(change.__name__, "from", before, "to", after, flush=True)
+        before = after
         if wrong:
             name, spoil = wrong.pop(0)
             whole[name] = refused(service, spoil)
@@ -147,8 +167,8 @@ def in_effect(
 ) -> bool:
     """Whether a change did what it should.
 
-    One of ``args`` replaces all replicas; the last one beside them restarts none, and has its
-    number of replicas or its setting.
+    One of ``args`` replaces all replicas; one beside them restarts none, and the deployment has
+    its number of replicas or its setting.
     """
     if new["args"] != old["args"]:
         return bool(before) and all(
@@ -156,12 +176,13 @@ def in_effect(
         )
     if not all(pids <= after.get(role, set()) for role, pids in before.items()):
         return False
-    override = new["deployments"][-1]
-    role, scaling = override["name"], override.get("autoscaling_config")
-    if scaling:
-        return len(after[role]) == scaling["min_replicas"]
+    (override,) = (entry for entry in new["deployments"] if entry not in old["deployments"])
+    settings = dict(override)
+    role, scaling = settings.pop("name"), settings.pop("autoscaling_config", None)
+    if scaling and len(after[role]) != scaling["min_replicas"]:
+        return False
     told = deployments[role]["deployment_config"]
-    return all(told[name] == value for name, value in override.items() if name != "name")
+    return all(told[name] == value for name, value in settings.items())
 
 
 def changed(service: Service, config: dict[str, Any], timeout_s: float = 180.0) -> float:

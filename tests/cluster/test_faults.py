@@ -13,7 +13,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from ..chaos.cancellation import PHASES, done, judge, leave, leaver, make_known, minus, until_empty
+from ..chaos.cancellation import (
+    PHASES,
+    decoder_begins,
+    done,
+    judge,
+    leave,
+    leaver,
+    make_known,
+    minus,
+    until_empty,
+)
 from ..chaos.changes import changed, refused
 from ..chaos.kills import CHILDREN, TIMES, ask_until_answered, killing, strays, under_load
 from ..chaos.load import Client, Outcome
@@ -86,8 +96,9 @@ async def test_who_leaves_takes_the_work_along(service: Service) -> None:
     await until_empty(service, 30.0)
     before = await asyncio.to_thread(done, service)
     async with Client(service.url) as client:
+        begun = await decoder_begins(service)
         ones = [leaver(phase, rng, TIMES["encode_ms"] / 1e3) for phase in PHASES]
-        leavers = [asyncio.create_task(leave(service.url, one)) for one in ones]
+        leavers = [asyncio.create_task(leave(service.url, one, begun)) for one in ones]
         mates = [asyncio.create_task(client.ask(new_image())) for _ in range(4)]
         amiss = await asyncio.gather(*leavers)
         await asyncio.gather(*mates)

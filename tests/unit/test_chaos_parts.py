@@ -216,7 +216,8 @@ def test_a_change_has_an_effect(
 ) -> None:
     deployments = {"text": {"deployment_config": {"max_ongoing_requests": told}}}
     new = {"args": args, "deployments": [override]}
-    assert in_effect({"args": {"a": 1}}, new, BEFORE, after, deployments) is effect
+    old = {"args": {"a": 1}, "deployments": []}
+    assert in_effect(old, new, BEFORE, after, deployments) is effect
 
 
 KILL = Kill("ingress", at_s=10.0, gone_s=10.5, back_s=3.0)
