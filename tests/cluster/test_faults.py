@@ -56,6 +56,29 @@ def service(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         wait_until(lambda: set(served.cluster.applications()) == {"sam"}, "it is gone", 60.0)
 
 
+@pytest.mark.usefixtures("driver")
+async def test_who_leaves_takes_the_work_along(service: Service) -> None:
+    """First of all: for some seconds after an ingress was replaced HAProxy tells of no leaving."""
+    rng = random.Random(1)
+    async with Client(service.url) as client:
+        await make_known(client)
+    await until_empty(service, 30.0)
+    before = await asyncio.to_thread(done, service)
+    async with Client(service.url) as client:
+        begun = await decoder_begins(service)
+        ones = [leaver(phase, rng, TIMES["encode_ms"] / 1e3) for phase in PHASES]
+        leavers = [asyncio.create_task(leave(service.url, one, begun)) for one in ones]
+        mates = [asyncio.create_task(client.ask(new_image())) for _ in range(4)]
+        amiss = await asyncio.gather(*leavers)
+        await asyncio.gather(*mates)
+    assert client.ledger.statuses() == {200: 4}, client.ledger.table()
+    assert await until_empty(service, 30.0) < 30.0
+    after = await asyncio.to_thread(done, service)
+    report = Report()
+    judge(report, minus(after, before), 1, [one for one in amiss if one])
+    assert not report.broken
+
+
 async def test_killed_child_replicas_cost_nothing(service: Service) -> None:
     async with Client(service.url) as client:
         work = asyncio.create_task(killing(service, CHILDREN, len(CHILDREN), together=True))
@@ -86,28 +109,6 @@ async def test_a_killed_ingress_costs_what_it_had_and_a_retry_answers_the_same(
     assert strays(outcomes, kills) == [], client.ledger.table()
     assert client.ledger.unanswered == 0
     assert client.ledger.contradictions() == 0
-
-
-@pytest.mark.usefixtures("driver")
-async def test_who_leaves_takes_the_work_along(service: Service) -> None:
-    rng = random.Random(1)
-    async with Client(service.url) as client:
-        await make_known(client)
-    await until_empty(service, 30.0)
-    before = await asyncio.to_thread(done, service)
-    async with Client(service.url) as client:
-        begun = await decoder_begins(service)
-        ones = [leaver(phase, rng, TIMES["encode_ms"] / 1e3) for phase in PHASES]
-        leavers = [asyncio.create_task(leave(service.url, one, begun)) for one in ones]
-        mates = [asyncio.create_task(client.ask(new_image())) for _ in range(4)]
-        amiss = await asyncio.gather(*leavers)
-        await asyncio.gather(*mates)
-    assert client.ledger.statuses() == {200: 4}, client.ledger.table()
-    assert await until_empty(service, 30.0) < 30.0
-    after = await asyncio.to_thread(done, service)
-    report = Report()
-    judge(report, minus(after, before), 1, [one for one in amiss if one])
-    assert not report.broken
 
 
 async def test_changes_of_the_configuration_cost_nothing(service: Service) -> None:
