@@ -41,7 +41,9 @@ class Pace:
         """Whole seconds in which so many requests end, within 1 to 30."""
         while self._ends and self._ends[0] < now - _MEMORY_S:
             self._since = self._ends.popleft()
-        if not self._ends:
+        if not waiting:
+            seconds = 0.0  # only bodies are on their way, which come or are cut soon
+        elif not self._ends:
             # None ended yet: at best they do after as long again as they have taken.
             seconds = now - self._since
         else:
@@ -117,7 +119,7 @@ class Admission:
         self._working += 1
 
     def _full(self) -> Overloaded:
-        return Overloaded(f"{self._working} requests are in work, which is all; try again later")
+        return Overloaded("as many requests as may be are in work or on their way; try again later")
 
     def _later(self) -> dict[str, str]:
         return {"retry-after": str(self._pace.wait_s(self._working, self._clock()))}

@@ -202,6 +202,10 @@ def test_of_a_service_that_has_just_filled_nothing_is_known():
     assert pace.wait_s(64, 4.5) == 5
 
 
+def test_where_only_bodies_are_on_their_way_the_wait_is_short():
+    assert Pace().wait_s(0, 5_000.0) == 1
+
+
 async def test_the_refusal_tells_the_wait_by_the_clock(gate):
     clock = Clock()
     admission = Admission(gate, limits=Limits(max_concurrent_requests=1), clock=clock)
