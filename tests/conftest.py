@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,6 +20,16 @@ hypothesis.settings.load_profile("untimed")
 
 # What was measured on this machine must not decide what tests see; replicas inherit this too.
 os.environ["SAM_SERVE_LEDGER"] = str(Path(__file__).with_name("no-ledger.json"))
+
+
+@pytest.fixture
+def our_log(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], list[logging.LogRecord]]:
+    """What this project's loggers have said; those of libraries may say something at any time."""
+    # A replica that another test has made in this process writes where Serve does.
+    monkeypatch.setattr(logging.getLogger("serve_app"), "parent", logging.getLogger())
+    return lambda: [r for r in caplog.records if r.name.startswith("serve_app")]
 
 
 @pytest.fixture(scope="session")

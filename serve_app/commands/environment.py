@@ -34,7 +34,7 @@ for word; do
     fi
     last=$word
 done
-exec {haproxy} "$@"
+exec {haproxy} -dS "$@"
 """
 
 
@@ -132,6 +132,9 @@ def _haproxy_on_loopback(folder: Path) -> dict[str, str]:
 
     And its admin socket is open to all users, and it passes on a request id of any form.  So Ray
     is given a program that mends the configuration it was written before HAProxy reads it.
+
+    It also runs HAProxy without ``splice`` (``-dS``), for which Ray asks: once HAProxy 2.8 has
+    spliced a body to a connection that served a request before, it does not see the client leave.
     """
     try:
         haproxy = find_haproxy()

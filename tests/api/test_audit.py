@@ -205,10 +205,10 @@ async def test_the_duration_is_the_whole_requests(lines):
     ("client", "method"),
     [(("1.2.3.4 status=200\n", 1), "GET"), (None, "GET"), (("1.2.3.4", 1), "X status=1")],
 )
-async def test_what_a_caller_writes_makes_no_other_line(caplog, client, method):
+async def test_what_a_caller_writes_makes_no_other_line(caplog, our_log, client, method):
     caplog.set_level(logging.INFO, "serve_app.audit")
     await Exchange(client=client, method=method).run(Account(fine, templates=list))
-    (record,) = caplog.records
+    (record,) = our_log()
     text = record.getMessage()
     assert "\n" not in text
     assert text.count("status=") == 1

@@ -402,13 +402,13 @@ async def test_errors_of_the_service_are_told_as_they_are(client, service, kind)
         assert ("retry-after" in answer.headers) == (kind in AGAIN)
 
 
-async def test_a_fault_of_ours_tells_nothing_and_is_logged(client, service, caplog):
+async def test_a_fault_of_ours_tells_nothing_and_is_logged(client, service, caplog, our_log):
     service.failure = RuntimeError(f"/srv/{SECRET} at 0x7fff")
     with caplog.at_level(logging.ERROR, "serve_app.api"):
         answer = await client.post("/v1/segment", json={"image_id": "a", "text": "a"})
     checked(answer, 500, "internal_error")
     assert "/srv" not in answer.text
-    record = caplog.records[-1]
+    record = our_log()[-1]
     assert record.request_id == answer.headers["x-request-id"]
     assert record.exc_info[1] is service.failure
 

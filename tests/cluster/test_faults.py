@@ -58,7 +58,6 @@ def service(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.mark.usefixtures("driver")
 async def test_who_leaves_takes_the_work_along(service: Service) -> None:
-    """First of all: for some seconds after an ingress was replaced HAProxy tells of no leaving."""
     rng = random.Random(1)
     async with Client(service.url) as client:
         await make_known(client)

@@ -157,7 +157,7 @@ async def test_it_may_freeze_and_thaw_under_load(server: RedisServer, counted: A
 
 
 async def test_three_lookups_wait_for_a_frozen_one_and_the_next_do_not(
-    server: RedisServer, counted: Any, caplog: pytest.LogCaptureFixture
+    server: RedisServer, counted: Any, our_log: Any
 ) -> None:
     await asyncio.to_thread(server.start)
     server.stop()
@@ -176,7 +176,7 @@ async def test_three_lookups_wait_for_a_frozen_one_and_the_next_do_not(
             assert await tier.get("k") is None
         assert counted.of(REDIS_OPERATIONS, operation="get", outcome="timeout") == 3
         assert counted.of(REDIS_OPERATIONS, operation="get", outcome="skipped") == 50
-        assert [r.levelno for r in caplog.records] == [logging.WARNING]
+        assert [r.levelno for r in our_log()] == [logging.WARNING]
 
 
 async def test_writing_to_a_frozen_one_holds_nobody_up(server: RedisServer, counted: Any) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import shlex
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -141,6 +144,72 @@ def test_a_request_id_that_is_not_plain_does_not_reach_serve(tmp_path: Path) -> 
             assert arrived(b"a", b"b").startswith(b"0 ")
         finally:
             haproxy.terminate()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="HAProxy comes for Linux alone")
+async def test_who_leaves_is_noticed_whatever_was_sent_before(tmp_path: Path) -> None:
+    """With `splice`, as Ray asks for it, HAProxy misses who leaves after more than a buffer."""
+    front, back = free_ports(2)
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(
+        "defaults\n    mode http\n    timeout client 60s\n    timeout connect 9s\n"
+        "    timeout server 60s\n    option abortonclose\n    option splice-request\n"
+        f"frontend http_frontend\n    bind 127.0.0.1:{front}\n    default_backend b\n"
+        f"backend b\n    http-reuse always\n    server s 127.0.0.1:{back}\n"
+    )
+    size, again = 40_000, asyncio.Queue[bool]()
+    gone = asyncio.Semaphore(0)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer who asks for /quick; who asks for /slow waits until the connection ends."""
+        for turn in count():
+            head = await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(size)
+            if b"/slow" in head:
+                again.put_nowait(turn > 0)
+                with suppress(ConnectionResetError):
+                    await reader.read()
+                break
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+        gone.release()
+        writer.close()
+
+    async def send(path: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", front)
+        head = f"POST {path} HTTP/1.1\r\nhost: h\r\ncontent-length: {size}\r\n\r\n"
+        writer.write(head.encode() + bytes(size))
+        await writer.drain()
+        return reader, writer
+
+    program = ray_environment(tmp_path)["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    haproxy = await asyncio.create_subprocess_exec(program, "-db", "-f", str(config))
+    try:
+        async with asyncio.timeout(30), await asyncio.start_server(serve, "127.0.0.1", back):
+            await _listens(front)
+            for reader, writer in [await send("/quick") for _ in range(4)]:
+                await reader.readuntil(b"ok")
+                writer.close()
+            leavers = [await send("/slow") for _ in range(4)]
+            assert any([await again.get() for _ in leavers]), "no connection was used again"
+            for _, writer in leavers:
+                writer.transport.abort()
+            async with asyncio.timeout(5):
+                for _ in leavers:
+                    await gone.acquire()
+    finally:
+        haproxy.kill()
+        await haproxy.wait()
+
+
+async def _listens(port: int) -> None:
+    while True:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except ConnectionRefusedError:
+            await asyncio.sleep(0.05)
+        else:
+            writer.close()
+            return
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="HAProxy comes for Linux alone")

@@ -290,15 +290,13 @@ def test_ray_is_told_with_the_replicas_labels_by_one_metric_each(rays: type[Fake
 
 
 def test_a_metric_that_cannot_be_made_disturbs_nobody_and_is_logged_once(
-    rays: type[FakeMetric], caplog: pytest.LogCaptureFixture
+    rays: type[FakeMetric], our_log: Any
 ) -> None:
     rays.broken = True
     collector = telemetry.RayCollector({})
     for _ in range(3):
         collector.set(catalogue.REDIS_BREAKER_OPEN, 1.0, {})
-    assert [r.message for r in caplog.records] == [
-        "the metric sam_redis_breaker_open is not collected"
-    ]
+    assert [r.message for r in our_log()] == ["the metric sam_redis_breaker_open is not collected"]
 
 
 def test_gauges_are_told_again_and_again_as_they_were_last(rays: type[FakeMetric]) -> None:
