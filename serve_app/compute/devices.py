@@ -31,9 +31,9 @@ def apply_compute(compute: Compute) -> None:
     """
     torch.set_num_threads(compute.threads)
     if compute.memory_fraction is not None:
-        torch.cuda.set_per_process_memory_fraction(
-            compute.memory_fraction, torch.device(compute.device)
-        )
+        # "cuda" alone, without an index, is refused by torch here; None is the current device.
+        index = torch.device(compute.device).index
+        torch.cuda.set_per_process_memory_fraction(compute.memory_fraction, index)
 
 
 def as_tensor(array: NDArray[Any]) -> Tensor:
