@@ -11,11 +11,10 @@ variant that is, and who is asked again, the `Dispatcher` decides from ledger, l
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,11 +54,11 @@ from serve_app.steps.cascade import Cascaded, CascadeStep
 from serve_app.steps.everything import EverythingStep
 from serve_app.steps.images import ImageStore, OpenImage
 from serve_app.steps.limits import check_limits
+from serve_app.steps.readiness import Part, Readiness
 from serve_app.steps.session import Session
 from serve_app.steps.text import TextStep
 from serve_app.steps.timing import Timings
 
-_READY_TIMEOUT_S = 5.0
 _WAY_S, _WAY_SHARE = 0.1, 0.2
 _USABLE = 0.9
 """Share of the caller's time that a second answer may plan with."""
@@ -87,7 +86,7 @@ class SegmentationFlow:
         dispatcher: chooses among the variants.
         limits: bounds on a request.
         timeout_s: longest time for one request; None: no bound.
-        checks: asked by `ready`; each answers whether a part has loaded.
+        parts: what must have loaded before the service is ready.
     """
 
     def __init__(
@@ -101,7 +100,7 @@ class SegmentationFlow:
         dispatcher: Dispatcher,
         limits: Limits,
         timeout_s: float | None = None,
-        checks: Sequence[Callable[[], Awaitable[bool]]] = (),
+        parts: Sequence[Part] = (),
     ) -> None:
         self._images = images
         self._variants = variants
@@ -111,7 +110,7 @@ class SegmentationFlow:
         self._dispatcher = dispatcher
         self._limits = limits
         self._timeout_s = timeout_s
-        self._checks = checks
+        self._readiness = Readiness(parts)
 
     async def segment(self, request: SegmentRequest) -> SegmentResult:
         """Answer one request; see `serve_app.ports.SegmentationService.segment`."""
@@ -243,13 +242,7 @@ class SegmentationFlow:
 
     async def ready(self) -> bool:
         """Whether all parts that are always awake have loaded."""
-        try:
-            async with asyncio.timeout(_READY_TIMEOUT_S):
-                return all(await asyncio.gather(*(check() for check in self._checks)))
-        except Exception:
-            # Whatever is wrong with a part, the answer to this question is "not ready".
-            log.debug("not ready", exc_info=True)
-            return False
+        return await self._readiness()
 
     @asynccontextmanager
     async def _deadline(self, asked_s: float | None) -> AsyncIterator[None]:

@@ -81,8 +81,7 @@ class Admission:
             await self._app(scope, receive, send)
             return
         if self._working >= self._most or self._arriving >= self._most_arriving:
-            error = self._full()
-            await refuse(error, "capacity", scope, receive, send, self._later())
+            await refuse(self._full(), "capacity", scope, receive, send)
             return
         if self._work.draining:
             await refuse(self._work.refusal, "stopping", scope, receive, send)
@@ -119,7 +118,8 @@ class Admission:
         self._working += 1
 
     def _full(self) -> Overloaded:
-        return Overloaded("as many requests as may be are in work or on their way; try again later")
-
-    def _later(self) -> dict[str, str]:
-        return {"retry-after": str(self._pace.wait_s(self._working, self._clock()))}
+        error = Overloaded(
+            "as many requests as may be are in work or on their way; try again later"
+        )
+        error.retry_after_s = self._pace.wait_s(self._working, self._clock())
+        return error

@@ -9,18 +9,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from serve_app.api.parsing import load_json
+from serve_app.api.parsing import check_values, load_json
 from serve_app.domain.errors import InvalidImage, InvalidRequest, TooManyPrompts
 from serve_app.domain.limits import Limits
 
 FieldReader = Callable[[list[str], str, Limits], Any]
 """What the values of a form field, by its name, mean."""
+
+_CHARSETS = (b"utf-8", b"utf8", b"us-ascii")
+_JSON_FILES = ("request", "requests")
+"""Fields of JSON text, which clients may send as files, too."""
 
 
 class _InMemory(MultiPartParser):
@@ -59,15 +65,28 @@ def _content_type(request: Request) -> str:
     return request.headers.get("content-type", "").split(";")[0].strip().lower()
 
 
+def _check_charset(request: Request) -> None:
+    """A form's texts are UTF-8.
+
+    The parser below decodes them with whatever codec of Python's is named, and what some of these
+    take grows with the square of a text.  It reads the header with the same function.
+    """
+    _, options = parse_options_header(request.headers["content-type"])
+    if options.get(b"charset", _CHARSETS[0]).lower() not in _CHARSETS:
+        raise InvalidRequest("a form must be UTF-8; its content-type names another charset")
+
+
 async def read_form(request: Request, limits: Limits) -> Form:
     """Read a multipart form, bounded in files, fields and their sizes.
 
     Raises:
-        InvalidRequest: it is not a multipart form, or a broken one.
+        InvalidRequest: it is not a multipart form in UTF-8, a broken one, or its JSON texts hold
+            too many values together.
         TooManyPrompts: more files than a batch may hold.
     """
     if _content_type(request) != "multipart/form-data":
         raise InvalidRequest("send multipart/form-data")
+    _check_charset(request)
     fields: dict[str, list[str]] = {}
     files: dict[str, list[bytes]] = {}
     try:
@@ -94,6 +113,8 @@ async def read_form(request: Request, limits: Limits) -> Form:
                 fields.setdefault(name, []).append(value)
     finally:
         await form.close()
+    texts = [files.get(name, []) for name in _JSON_FILES]
+    check_values(chain(*fields.values(), *texts), limits)
     return Form(fields, files)
 
 
@@ -206,7 +227,7 @@ async def receive(request: Request, limits: Limits, file_field: str) -> Received
     if kind != "multipart/form-data":
         raise InvalidRequest("send application/json or multipart/form-data as content-type")
     form = await read_form(request, limits)
-    known = {file_field, "request", "requests"}
+    known = {file_field, *_JSON_FILES}
     if not (form.fields.keys() <= known | FORM_MEMBERS.keys() and form.files.keys() <= known):
         raise InvalidRequest(
             f"unknown form field; the image is the file {file_field!r}, the others are request, "
@@ -230,7 +251,7 @@ async def receive(request: Request, limits: Limits, file_field: str) -> Received
 
 
 def _request_field(form: Form, name: str, default: Any, limits: Limits) -> Any:
-    """The JSON of the field ``name``, which clients may send as a file too."""
+    """The JSON of the field ``name``, one of `_JSON_FILES`."""
     parts: list[Any] = [*form.fields.get(name, []), *form.files.get(name, [])]
     return load_json(the_only(parts, name), limits, name) if parts else default
 

@@ -81,6 +81,16 @@ def unexpected(exc: BaseException, request_id: str) -> InternalError:
     return InternalError("the service failed; its log has the cause under this request_id")
 
 
+def logged(exc: Exception, request_id: str) -> SamServeError:
+    """What to tell of an exception; where the service is at fault, the log then has the cause."""
+    if not isinstance(exc, SamServeError):
+        return unexpected(exc, request_id)
+    # Not for Overloaded: a flood of requests must not become a flood of the log.
+    if exc.status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(exc, Overloaded):
+        logger.warning("request %s: %s", request_id, exc.code, exc_info=exc)
+    return exc
+
+
 class ErrorResponse(Response):
     """An error's answer, which tells its code to the audit line when it is sent."""
 
@@ -112,7 +122,7 @@ def error_response(
     """
     all_headers = dict(headers or {})
     if isinstance(error, _AGAIN):
-        all_headers.setdefault("retry-after", str(RETRY_AFTER_S))
+        all_headers.setdefault("retry-after", str(error.retry_after_s or RETRY_AFTER_S))
     if isinstance(error, _UNREAD):
         # The rest of the body is not read, so the connection cannot serve another request.
         all_headers["connection"] = "close"
@@ -124,11 +134,8 @@ def install(app: FastAPI) -> None:
     """Make `app` answer every error that a route raises in the envelope."""
 
     async def typed(request: Request, exc: Exception) -> Response:
-        assert isinstance(exc, SamServeError)  # noqa: S101 (for the type checker)
-        # Not for Overloaded: a flood of requests must not become a flood of the log.
-        if exc.status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(exc, Overloaded):
-            logger.warning("request %s: %s", request_id_of(request), exc.code, exc_info=exc)
-        return error_response(exc, request_id_of(request))
+        request_id = request_id_of(request)
+        return error_response(logged(exc, request_id), request_id)
 
     async def http(request: Request, exc: Exception) -> Response:
         assert isinstance(exc, HTTPException)  # noqa: S101 (for the type checker)

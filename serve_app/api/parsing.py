@@ -34,11 +34,7 @@ def load_json(text: bytes | bytearray | str, limits: Limits, field: str | None =
         InvalidRequest: it is not that, told at ``field``.
     """
     raw = text.encode("utf-8", "replace") if isinstance(text, str) else text
-    if sum(raw.count(mark) for mark in (b",", b"[", b"{")) > limits.max_json_values:
-        raise InvalidRequest(
-            f"the JSON holds more than {limits.max_json_values} values; send masks as base64",
-            field,
-        )
+    check_values([raw], limits, field)
     try:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError:
@@ -55,6 +51,33 @@ def load_json(text: bytes | bytearray | str, limits: Limits, field: str | None =
             )
         level = [child for node in level for child in _containers(node)]
     raise InvalidRequest(f"the JSON is nested deeper than {limits.max_json_depth} levels", field)
+
+
+def check_values(
+    texts: Iterable[bytes | bytearray | str], limits: Limits, field: str | None = None
+) -> None:
+    """Count the values of JSON texts before they are parsed; more than these cannot be in them.
+
+    Raises:
+        InvalidRequest: all together hold too many, told at ``field``.
+    """
+    containers = commas = 0
+    for text in texts:
+        containers += _count(text, "[") + _count(text, "{")
+        commas += _count(text, ",")
+    if containers > limits.max_json_containers:
+        raise InvalidRequest(
+            f"the JSON holds more than {limits.max_json_containers} lists and objects", field
+        )
+    if containers + commas > limits.max_json_values:
+        raise InvalidRequest(
+            f"the JSON holds more than {limits.max_json_values} values; send masks as base64",
+            field,
+        )
+
+
+def _count(text: bytes | bytearray | str, mark: str) -> int:
+    return text.count(mark) if isinstance(text, str) else text.count(mark.encode())
 
 
 def _containers(node: Any) -> Iterable[Any]:

@@ -31,7 +31,7 @@ from serve_app.api.body import (
 )
 from serve_app.api.convert import segment_request
 from serve_app.api.docs import article_body
-from serve_app.api.errors import declared, error_response, request_id_of, unexpected
+from serve_app.api.errors import declared, error_response, logged, request_id_of
 from serve_app.api.formats import JSON_TYPE, finite, png_base64, to_json
 from serve_app.api.parsing import validated
 from serve_app.api.schemas import SegmentBody
@@ -74,9 +74,10 @@ class ArticleRoute(APIRoute):
             try:
                 return await handler(request)
             except SamServeError as exc:
+                request_id = request_id_of(request)
                 return error_response(
-                    exc,
-                    request_id_of(request),
+                    logged(exc, request_id),
+                    request_id,
                     status=_STATUS.get(exc.status),
                     extra={"detail": exc.message},
                 )
@@ -143,10 +144,8 @@ def article_router(service: SegmentationService, limits: Limits, version: str) -
                 try:
                     result = await _segment(service, limits, _file(file), variant, {})
                     return await asyncio.to_thread(_answer, result)
-                except SamServeError as exc:
-                    return {"error": exc.message}
                 except Exception as exc:
-                    return {"error": unexpected(exc, request_id_of(request)).message}
+                    return {"error": logged(exc, request_id_of(request)).message}
 
         async with asyncio.TaskGroup() as group:
             answers = [group.create_task(one(file)) for file in files]

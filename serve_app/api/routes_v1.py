@@ -22,7 +22,7 @@ from serve_app.api.docs import (
     embed_body,
     segment_body,
 )
-from serve_app.api.errors import declared, request_id_of, unexpected
+from serve_app.api.errors import declared, logged, request_id_of
 from serve_app.api.formats import (
     JSON_TYPE,
     NPZ_TYPE,
@@ -47,7 +47,6 @@ from serve_app.domain.errors import (
     InvalidRequest,
     Overloaded,
     ReplicaLost,
-    SamServeError,
     TextUnavailable,
     TooManyPrompts,
     UnknownFormat,
@@ -237,5 +236,5 @@ async def _batch_line(
         )
         return await asyncio.to_thread(to_json, {"index": index, "result": answer})
     except Exception as exc:
-        error = exc if isinstance(exc, SamServeError) else unexpected(exc, request_id)
+        error = logged(exc, request_id)
         return to_json({"index": index, "error": {**error.body(), "request_id": request_id}})

@@ -17,7 +17,7 @@ import gc
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -236,11 +236,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dry-run", action="store_true", help="next to nothing of each kind")
     parser.add_argument("--architecture", action="append", choices=Plan.architectures)
+    parser.add_argument("--images", action="append", type=int, help="in a pass; may be repeated")
+    parser.add_argument("--seconds", type=float, help="for all rounds of one case")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
     plan = Plan.dry(args.device) if args.dry_run else Plan(device=args.device)
     if args.architecture:
-        plan = Plan(**{**vars(plan), "architectures": tuple(args.architecture)})
+        plan = replace(plan, architectures=tuple(args.architecture))
+    if args.images:
+        plan = replace(plan, images=tuple(args.images))
+    if args.seconds is not None:
+        plan = replace(plan, budget_s=args.seconds)
     rows, notes = run(plan, lambda text: print(text, file=sys.stderr, flush=True))
     section = Section(key="h", title="GPU", rows=tuple(rows), notes=tuple(notes))
     report = Report(machine=this_machine(torch.get_num_threads()), sections=(section,))

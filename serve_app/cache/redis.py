@@ -127,19 +127,20 @@ class RedisTier:
             self._failed("get", "timeout", "TimeoutError")
         return None
 
-    def put(self, key: str, value: Callable[[], bytes], nbytes: int) -> None:
+    def put(self, key: str, value: Callable[[], bytes], nbytes: int) -> bool:
         """See `SharedTier.put`."""
         if self._breaker.is_open:
             REDIS_OPERATIONS.inc(operation="put", outcome="skipped")
-            return
+            return False
         free = self._settings.redis_queue_bytes - self._queued_bytes
         if nbytes > min(free, self._settings.redis_value_bytes - _HEAD):
             REDIS_OPERATIONS.inc(operation="put", outcome="dropped")
-            return
+            return False
         self._queue.append((key, value, nbytes))
         self._queued_bytes += nbytes
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write(), context=Context())
+        return True
 
     async def written(self) -> None:
         """Returns when nothing waits to be written."""
@@ -162,7 +163,7 @@ class RedisTier:
                 await self._client.ping()
                 second = asyncio.ensure_future(self._client.ping())
                 try:
-                    return await self._in_time(second)
+                    return await self._in_time(second) and second.exception() is None
                 finally:
                     self._leave(second, sent=False)
         except Exception as exc:

@@ -15,13 +15,16 @@ class SharedTier(Protocol):
         """The bytes kept under a key, or None."""
         ...
 
-    def put(self, key: str, value: Callable[[], bytes], nbytes: int) -> None:
+    def put(self, key: str, value: Callable[[], bytes], nbytes: int) -> bool:
         """Keep bytes under a key, if possible; nobody waits for that.
 
         Args:
             key: the name to find it by.
             value: makes the bytes; called in another thread, or never.
             nbytes: about how many they are.
+
+        Answers:
+            whether it will be tried.
         """
         ...
 

@@ -36,6 +36,15 @@ def apply_compute(compute: Compute) -> None:
         torch.cuda.set_per_process_memory_fraction(compute.memory_fraction, index)
 
 
+def touch(device: str) -> None:
+    """Have a device do next to nothing.
+
+    Raises:
+        RuntimeError: it does nothing for this process any more.
+    """
+    torch.zeros(1, device=device).add_(1).item()
+
+
 def as_tensor(array: NDArray[Any]) -> Tensor:
     """A CPU tensor over an array's memory, to be read only.
 

@@ -67,7 +67,11 @@ class DecoderReplica(EngineReplica):
         source: ModelSource,
         encoder: DeploymentHandle[Any] | None = None,
     ) -> None:
-        super().__init__(settings.decoder)
+        compute = encoder_compute(settings)
+        devices = {settings.decoder.compute.device}
+        if encoder is None:
+            devices.add(compute.device)
+        super().__init__(settings.decoder, *sorted(devices))
         self._name = serve.get_replica_context().replica_tag
         spec = source.spec(settings.model)
         engine = load_decoder(source, settings.model, settings.decoder.compute)
@@ -78,7 +82,6 @@ class DecoderReplica(EngineReplica):
         self._images: Batcher[RgbArray, Embedding] | None = None
         self._hits = HitRate()
         self._encoder = encoder
-        compute = encoder_compute(settings)
         if encoder is None:
             images = warm_encoder(source, settings.model, compute, settings.encoder.batching)
             self.threads.append(images.thread)

@@ -20,7 +20,7 @@ class EncoderReplica(EngineReplica):
     """One variant's image encoder, batching the images of all users."""
 
     def __init__(self, model: str, settings: EncoderSettings, source: ModelSource) -> None:
-        super().__init__(settings)
+        super().__init__(settings, settings.compute.device)
         self._batcher = warm_encoder(source, model, settings.compute, settings.batching)
         self.threads = [self._batcher.thread]
 

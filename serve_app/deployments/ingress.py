@@ -41,6 +41,7 @@ from serve_app.flow import SegmentationFlow
 from serve_app.ledger.load import LoadedLedger
 from serve_app.ledger.wiring import dispatcher_of
 from serve_app.steps.images import ImageStore
+from serve_app.steps.readiness import Part
 
 log = logging.getLogger(__name__)
 
@@ -68,12 +69,6 @@ class IngressReplica:
         self._limits, self._security = settings.limits, settings.security
         sign = settings.ingress.drain_file
         self._work = Work(None if sign is None else Path(sign))
-        # What may sleep is not asked whether it is ready: the question would wake it.
-        parts = [(handle, settings.variants[name].sleeps) for name, handle in decoders.items()] + [
-            (proposals, settings.proposals.sleeps)
-        ]
-        if text is not None and settings.text is not None:
-            parts.append((text, settings.text.sleeps))
         predictors = {name: RemotePredictor(handle) for name, handle in decoders.items()}
         dispatcher = dispatcher_of(settings, ledger, predictors, awake=False)
         self._watch = ReplicaWatch(settings, dispatcher.board)
@@ -88,8 +83,34 @@ class IngressReplica:
             dispatcher=dispatcher,
             limits=settings.limits,
             timeout_s=settings.ingress.request_timeout_s,
-            checks=[partial(_ping, handle) for handle, sleeps in parts if not sleeps],
+            parts=self._parts(settings, decoders, proposals, text),
         )
+
+    def _parts(
+        self,
+        settings: GraphSettings,
+        decoders: Mapping[str, DeploymentHandle[Any]],
+        proposals: DeploymentHandle[Any],
+        text: DeploymentHandle[Any] | None,
+    ) -> list[Part]:
+        """What may sleep is not asked whether it is ready: the question would wake it."""
+
+        def part(handle: DeploymentHandle[Any], *deployments: str) -> Part:
+            return Part(partial(_ping, handle), partial(self._watch.runs, *deployments))
+
+        found = []
+        for name, handle in decoders.items():
+            variant = settings.variants[name]
+            halves = [f"{name}-decoder"]
+            if variant.layout == "split":
+                halves.append(f"{name}-encoder")
+            if not variant.sleeps:
+                found.append(part(handle, *halves))
+        if not settings.proposals.sleeps:
+            found.append(part(proposals, "proposals"))
+        if text is not None and settings.text is not None and not settings.text.sleeps:
+            found.append(part(text, "text"))
+        return found
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve in the replica, after the constructor."""

@@ -36,15 +36,18 @@ class EngineThread:
         finally:
             del self._began[key]
 
-    async def check(self, stuck_after_s: float) -> None:
+    async def check(self, stuck_after_s: float, probe: Callable[[], None]) -> None:
         """Returns if the engine gets on with its work; that there is much of it is no fault.
+
+        Args:
+            probe: run where the engine runs, if that has nothing to do.
 
         Raises:
             EngineStuck: it has been at one piece of work for longer than ``stuck_after_s``.
         """
         began = min(list(self._began.values()), default=None)
         if began is None:
-            await self.run(_nothing)
+            await self.run(probe)
         elif time.monotonic() - began > stuck_after_s:
             raise EngineStuck(f"an engine has been in one pass for more than {stuck_after_s:g} s")
 
@@ -58,13 +61,15 @@ class EngineReplica:
 
     Args:
         settings: of the deployment.
+        devices: on which its engines run.
     """
 
-    def __init__(self, settings: Replicas) -> None:
+    def __init__(self, settings: Replicas, *devices: str) -> None:
         join_serve_log()
         start_telemetry()
         self.threads: list[EngineThread] = []
         self._stuck_after_s = settings.stuck_after_s
+        self._gpus = [device for device in devices if device != "cpu"]
 
     async def ping(self) -> bool:
         """Answers once the constructor is through: the weights are loaded, and have worked."""
@@ -73,11 +78,15 @@ class EngineReplica:
     async def check_health(self) -> None:
         """Called by Serve, which replaces the replica when this hangs or raises three times."""
         for thread in self.threads:
-            await thread.check(self._stuck_after_s)
+            await thread.check(self._stuck_after_s, self._touch)
 
+    def _touch(self) -> None:
+        """After some faults a process's GPU refuses everything: then it must be replaced."""
+        if self._gpus:
+            from serve_app.compute.devices import touch  # torch, which not every replica loads
 
-def _nothing() -> None:
-    """Runs when the thread gets to it."""
+            for device in self._gpus:
+                touch(device)
 
 
 def join_serve_log() -> None:

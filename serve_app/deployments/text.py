@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
 
 from serve_app.compute.engines import ModelSource, load_text
 from serve_app.deployments.replica import EngineReplica, EngineThread
@@ -14,7 +17,8 @@ class TextReplica(EngineReplica):
     """One scoring engine, `open_clip` or `labels`, chosen when the replica starts."""
 
     def __init__(self, settings: TextSettings, source: ModelSource) -> None:
-        super().__init__(settings)
+        super().__init__(settings, settings.compute.device)
+        self._at_once = settings.open_clip.batch_size
         self._engine = load_text(source, settings)
         self._thread = EngineThread()
         self.threads = [self._thread]
@@ -27,4 +31,13 @@ class TextReplica(EngineReplica):
         self, pixels: RgbArray, candidates: Sequence[Candidate], texts: Sequence[str]
     ) -> TextScores:
         """See `serve_app.ports.TextScorer.score`."""
-        return await self._thread.run(self._engine.score, pixels, candidates, texts)
+        # In parts: between them others have their turn, who has left is noticed, and the engine is
+        # seen to get on.
+        parts = [
+            await self._thread.run(self._engine.score, pixels, part, texts)
+            for part in (
+                candidates[start : start + self._at_once]
+                for start in range(0, max(1, len(candidates)), self._at_once)
+            )
+        ]
+        return replace(parts[0], scores=np.concatenate([p.scores for p in parts], axis=1))

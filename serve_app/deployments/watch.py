@@ -16,9 +16,12 @@ from serve_app.domain.settings import GraphSettings
 from serve_app.routing.board import LoadBoard
 from serve_app.telemetry.catalogue import VARIANT_REPLICAS
 
+OTHERS = ("proposals", "text")
+"""Deployments that belong to no variant; one that there is not has no replicas, either."""
+
 
 class ReplicaCounts:
-    """Tells a `LoadBoard` of running replicas.
+    """Knows how many replicas run, and tells a `LoadBoard` of those of variants.
 
     Attributes:
         parts: names of the deployments that count.
@@ -28,12 +31,19 @@ class ReplicaCounts:
         self._fused = {name: v.layout == "fused" for name, v in settings.variants.items()}
         self._board = board
         encoders = [f"{name}-encoder" for name, fused in self._fused.items() if not fused]
-        self.parts = [*encoders, *(f"{name}-decoder" for name in self._fused)]
+        self._halves = {*encoders, *(f"{name}-decoder" for name in self._fused)}
+        self.parts = [*sorted(self._halves), *OTHERS]
         self._running = dict.fromkeys(self.parts, 0)
+
+    def runs(self, *parts: str) -> bool:
+        """Whether each of these deployments has a running replica."""
+        return all(self._running[part] for part in parts)
 
     def told(self, part: str, targets: Any) -> None:
         """A deployment's running replicas are others now; ``targets`` is a DeploymentTargetInfo."""
         self._running[part] = len(targets.running_replicas)
+        if part not in self._halves:
+            return
         variant, _, half = part.rpartition("-")
         VARIANT_REPLICAS.set(self._running[part], variant=variant, half=half)
         for name, fused in self._fused.items():
@@ -56,6 +66,7 @@ class ReplicaWatch:
 
     def __init__(self, settings: GraphSettings, board: LoadBoard) -> None:
         counts = ReplicaCounts(settings, board)
+        self.runs = counts.runs
         application = serve.get_replica_context().app_name
         topic = LongPollNamespace.DEPLOYMENT_TARGETS
         listeners: dict[Any, Any] = {

@@ -29,6 +29,9 @@ class SamServeError(Exception):
     code: ClassVar[str] = "internal_error"
     status: ClassVar[int] = 500
 
+    retry_after_s: int | None = None
+    """Seconds to wait, set by who knows them; no argument, so that errors travel as they are."""
+
     def __init__(self, message: str, field: str | None = None) -> None:
         # All arguments reach Exception.args: an error that does not forward them cannot be
         # unpickled by the calling process and would arrive there as another type.

@@ -69,9 +69,15 @@ class Limits(BaseModel):
     )
     max_json_depth: int = Field(16, gt=0, description="levels of lists and objects in JSON")
     max_json_values: int = Field(
-        4_000_000,
+        300_000,
         gt=0,
-        description="values in one JSON text: two bytes such as [] become 56 in Python",
+        description="values in one JSON text, or in all of a form together",
+    )
+    max_json_containers: int = Field(
+        50_000,
+        gt=0,
+        description="lists and objects among them: each takes as long as ten numbers, and all "
+        "together hold the event loop for 0.2 s (the worst text that passes, on one CPU core)",
     )
     max_json_members: int = Field(
         64, gt=0, description="members of one JSON object; each unknown one is a fault to tell"

@@ -25,7 +25,9 @@ _PR_SET_PDEATHSIG = 1
 
 
 class FrontError(Exception):
-    """HAProxy is missing, or refuses its configuration; the message says which."""
+    """HAProxy is missing, refuses its configuration, or cannot hold the service's limits; the
+    message says which.
+    """
 
 
 def find_haproxy() -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from serve_app.front import answers
 from serve_app.front.answers import REQUEST_ID, REQUEST_ID_PATTERN, Answer
+from serve_app.front.program import FrontError
 from serve_app.front.settings import FrontSettings
 
 BUFFER_BYTES = 16_384
@@ -20,6 +21,12 @@ _CIPHERS = (
 _SERVES_HEADERS = ("x-request-disconnect-disabled", "serve-multiplexed-model-id", "x-session-id")
 _TRACES = ("traceparent", "tracestate", "baggage")
 _SERVES_PREFIXES = ("x-serve-router-", "x-haproxy-")
+
+_MOST_LENGTH_DIGITS = 9
+"""HAProxy reads a length into 32 bits: of more digits than these it may take it for a small one."""
+
+_SOURCE = "src,ipmask(32,64)"
+"""Who is counted: in IPv6 a network, since one host has all of its addresses to choose from."""
 
 _DECIMAL = r"^[0-9]{1,9}([.][0-9]{1,9})?$"
 
@@ -43,7 +50,15 @@ def render(settings: FrontSettings, max_body_bytes: int) -> str:
 
     Args:
         max_body_bytes: the service's own limit of a request's body.
+
+    Raises:
+        FrontError: that limit is more than HAProxy can hold a length to.
     """
+    if max_body_bytes >= 10**_MOST_LENGTH_DIGITS:
+        raise FrontError(
+            f"limits.max_body_bytes is {max_body_bytes}; before HAProxy it must be less than "
+            f"{10**_MOST_LENGTH_DIGITS}"
+        )
     lines = [
         *_global(settings),
         *_defaults(settings),
@@ -137,10 +152,10 @@ def _public(settings: FrontSettings, max_body_bytes: int) -> Iterator[str]:
 
 
 def _connections(settings: FrontSettings) -> Iterator[str]:
-    """How many one address may have, those of both ports together."""
+    """How many one source may have, those of both ports together."""
     trusted = " ".join(settings.trusted_proxies) or "255.255.255.255"
     yield f"    acl from_proxy src {trusted}"
-    yield "    tcp-request connection track-sc0 src table connections unless from_proxy"
+    yield f"    tcp-request connection track-sc0 {_SOURCE} table connections unless from_proxy"
     most = 2 * settings.max_connections_per_source
     yield f"    tcp-request connection reject if {{ sc0_conn_cur gt {most} }}"
 
@@ -205,12 +220,16 @@ def _refusals(settings: FrontSettings, max_body_bytes: int) -> Iterator[str]:
     for path in settings.denied_paths:
         match = "-m beg" if path.endswith("/") else "-m end"
         yield _refuse(answers.DENIED, f"{{ var(txn.path) -i {match} {path} }}")
+    too_large = answers.too_large(max_body_bytes)
+    digits = "req.hdr(content-length),length"
+    yield _refuse(too_large, f"{{ {digits} gt {_MOST_LENGTH_DIGITS} }}")
     length = "req.hdr_val(content-length)"
-    yield _refuse(answers.too_large(max_body_bytes), f"{{ {length} gt {max_body_bytes} }}")
+    yield _refuse(too_large, f"{{ {length} gt {max_body_bytes} }}")
 
     most = settings.max_connections_per_source
     yield _refuse(answers.TOO_MANY, f"{{ sc0_conn_cur gt {most} }}")
-    yield "    http-request track-sc1 src table requests if { var(txn.proxied) -m found }"
+    proxied = "{ var(txn.proxied) -m found }"
+    yield f"    http-request track-sc1 {_SOURCE} table requests if {proxied}"
     yield _refuse(answers.TOO_MANY, f"{{ sc1_conn_cur gt {most} }}")
 
     in_all = settings.max_requests_per_backend * len(settings.backends)

@@ -86,8 +86,8 @@ class FrontSettings(_Strict):
     max_connections_per_source: int = Field(
         128,
         ge=1,
-        description="connections of one address; beyond it requests get 429, beyond twice as many "
-        "connections are not taken",
+        description="connections of one address, in IPv6 of one /64 network; beyond it requests "
+        "get 429, beyond twice as many connections are not taken",
     )
     max_requests_per_backend: int = Field(
         256,

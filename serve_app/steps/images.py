@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
+import time
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 
 from serve_app.cache.codec import seal, unseal
@@ -22,7 +26,10 @@ from serve_app.telemetry.catalogue import CACHE_LOOKUPS
 
 log = logging.getLogger(__name__)
 
-_MAX_NAMES = 65_536
+_MAX_FILES = 65_536
+_SHARED_AGAIN_S = 10.0
+"""A file that comes again is written again after this: the shared tier may have lost it."""
+
 _DECODINGS = 4
 _HASHED_AT_ONCE = 2**20
 """Bytes that are hashed in a millisecond, hardly more than a thread's turn costs."""
@@ -65,6 +72,14 @@ class OpenImage:
         return OpenImage(self._store, await asyncio.to_thread(image_id, part), part, new=True)
 
 
+@dataclass(slots=True)
+class _File:
+    """A file that was seen: its image's name, and when the shared tier was last given it."""
+
+    name: str
+    shared_at: float = -math.inf
+
+
 class ImageStore:
     """Opens images and keeps their files for later requests by ``image_id``.
 
@@ -72,11 +87,18 @@ class ImageStore:
     by its hash and not decoded again.
     """
 
-    def __init__(self, limits: Limits, max_bytes: int, shared: SharedTier | None = None) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        max_bytes: int,
+        shared: SharedTier | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._limits = limits
         self._kept: ByteBoundedLru[bytes | RgbArray] = ByteBoundedLru(max_bytes)
-        self._names: OrderedDict[bytes, str] = OrderedDict()
+        self._files: OrderedDict[bytes, _File] = OrderedDict()
         self._shared = shared
+        self._clock = clock
         self._opening: SingleFlight[tuple[str, RgbArray]] = SingleFlight()
         # A decoded image may be 200 MB: only so many at once, whether or not their callers wait.
         self._decoders = ThreadPoolExecutor(_DECODINGS, thread_name_prefix="decode")
@@ -107,26 +129,33 @@ class ImageStore:
             digest = _sha256(source)
         else:
             digest = await asyncio.to_thread(_sha256, source)
-        known = self._names.get(digest)
+        known = self._files.get(digest)
         _looked_up("miss" if known is None else "memory")
         if known is not None:
-            self._names.move_to_end(digest)
-            self._kept.put(known, source, len(source))
-            return OpenImage(self, known, source)
+            self._files.move_to_end(digest)
+            self._kept.put(known.name, source, len(source))
+            self._share(known, source)
+            return OpenImage(self, known.name, source)
         name, pixels = await self._opening.run(digest.hex(), lambda: self._first(digest, source))
         return OpenImage(self, name, pixels, new=True)
 
     async def _first(self, digest: bytes, source: bytes) -> tuple[str, RgbArray]:
         """Decode and name a file that was not seen before."""
         name, pixels = await self._decoded(source)
-        self._names[digest] = name
-        if len(self._names) > _MAX_NAMES:
-            self._names.popitem(last=False)
+        file = self._files[digest] = _File(name)
+        if len(self._files) > _MAX_FILES:
+            self._files.popitem(last=False)
         self._kept.put(name, source, len(source))
-        if self._shared is not None:
-            key = _shared_key(name)
-            self._shared.put(key, partial(seal, key, source), len(source))
+        self._share(file, source)
         return name, pixels
+
+    def _share(self, file: _File, source: bytes) -> None:
+        now = self._clock()
+        if self._shared is None or now - file.shared_at < _SHARED_AGAIN_S:
+            return
+        key = _shared_key(file.name)
+        if self._shared.put(key, partial(seal, key, source), len(source)):
+            file.shared_at = now
 
     async def load(self, name: str, file: bytes | None) -> RgbArray:
         """Pixels of an image: of the request's file, or of the one sent earlier.

@@ -215,6 +215,37 @@ async def test_the_refusal_tells_the_wait_by_the_clock(gate):
     task.cancel()
 
 
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [("/v1/segment", "application/json"), ("/segment", "multipart/form-data; boundary=x")],
+)
+async def test_a_refusal_on_arrival_tells_the_same_wait(service, path, kind):
+    limits, clock = Limits(max_concurrent_requests=1), Clock()
+    app = create_app(service, limits, metrics=None, version="1")
+    admission = Admission(app, limits=limits, clock=clock)
+    entered, come = asyncio.Event(), asyncio.Event()
+
+    async def wait(request: Any) -> None:
+        entered.set()
+        await asyncio.Event().wait()
+
+    service.hook = wait
+    incoming = [{**PIECE, "body": b"--x"}, {"type": "http.request"}]
+    late = Exchange(path=path, headers={"content-type": kind}, incoming=incoming)
+    late_task = asyncio.create_task(late.run(_after(admission, come)))
+    await asyncio.sleep(0)
+    whole = {"type": "http.request", "body": b'{"image_id": "a", "text": "dog"}'}
+    working = Exchange(headers={"content-type": "application/json"}, incoming=[whole])
+    working_task = asyncio.create_task(working.run(admission))
+    await entered.wait()
+    clock.now += 7
+    come.set()
+    refused = await late_task
+    assert (refused.status, refused.error["code"]) == (503, "overloaded")
+    assert refused.answered["retry-after"] == "7"
+    working_task.cancel()
+
+
 async def test_the_interface_holds_its_own_bound(service):
     limits = Limits(max_concurrent_requests=2)
     app = create_app(service, limits, metrics=None, version="1")

@@ -224,14 +224,41 @@ async def test_what_is_not_strict_json(client, text):
 
 
 def test_few_bytes_that_become_many_values_are_refused_before_they_do():
-    with pytest.raises(errors.InvalidRequest, match="values"):
-        load_json(b"[" + b"[]," * 2_000_000 + b"0]", Limits())
+    for container in (b"[],", b"{},"):
+        with pytest.raises(errors.InvalidRequest, match="50000 lists and objects"):
+            load_json(b"[" + container * 50_000 + b"0]", Limits())
+        assert load_json(b"[" + container * 49_999 + b"0]", Limits())
+    with pytest.raises(errors.InvalidRequest, match="300000 values"):
+        load_json(b"[" + b"0," * 300_000 + b"0]", Limits())
     with pytest.raises(errors.InvalidRequest, match="members"):
         load_json(json.dumps([{str(i): 0 for i in range(65)}]), Limits())
     assert load_json(json.dumps({str(i): 0 for i in range(64)}), Limits())
 
 
-@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", ""])
+def test_four_masks_may_come_as_nested_lists():
+    mask = [[-12.34567] * 256] * 256
+    assert load_json(json.dumps([{"mask_input": mask}] * 4), Limits())
+    with pytest.raises(errors.InvalidRequest, match="send masks as base64"):
+        load_json(json.dumps([{"mask_input": mask}] * 5), Limits())
+
+
+@pytest.mark.parametrize("as_files", [False, True])
+async def test_the_texts_of_a_form_share_their_bound(client, as_files):
+    text = "[" + "[]," * 25_000 + "0]"
+    files: dict[str, tuple[str | None, bytes | str]] = {"file": ("x", b"1")}
+    for name in ("request", "requests") if as_files else ("box", "prompts"):
+        files[name] = ("x" if as_files else None, text)
+    answer = await client.post("/v1/segment", files=files)
+    assert "more than 50000 lists and objects" in checked(answer, 422, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        *("text/plain", "application/x-www-form-urlencoded", ""),
+        "application/x-www-form-urlencoded; charset=punycode",
+    ],
+)
 async def test_other_content_types(client, content_type):
     answer = await client.post(
         "/v1/segment", content=f"text={S}", headers={"content-type": content_type}
@@ -323,6 +350,82 @@ async def test_broken_multipart(client, content_type, body):
     checked(await client.post("/v1/segment", content=body, headers=headers), 422, "invalid_request")
 
 
+PART = b'--x\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n'
+
+
+def form(*parts: tuple[bytes, bytes], headers: bytes = b"") -> bytes:
+    """A form with an image, and plain fields that all have the further ``headers``."""
+    file = PART % (b"file", b'; filename="f"', b"1")
+    return file + b"".join(PART % (name, headers, text) for name, text in parts) + b"--x--\r\n"
+
+
+@pytest.mark.parametrize(
+    "charset",
+    [
+        *("charset=punycode", "charset=idna", "charset=utf-7", "charset=utf-16", "charset=hex"),
+        *("charset=zlib", "charset=unicode_escape", "charset=latin-1", "charset=", "charset=none"),
+        *('charset="punycode"', "CHARSET=PunyCode", "charset = punycode"),
+        *('charset="pun\\ycode"', "charset=utf-8; charset=punycode", 'a="; b"; charset=idna'),
+    ],
+)
+async def test_a_form_names_no_codec(client, service, charset):
+    """Some codecs of Python's take the square of a text's length: minutes for a megabyte."""
+    body = form((b"text", b"dog"), (b"model_type", b"fast"))
+    for kind in (
+        f"multipart/form-data; boundary=x; {charset}",
+        f"multipart/form-data; {charset}; boundary=x",
+    ):
+        headers = {"content-type": kind}
+        answer = await client.post("/v1/segment", content=body, headers=headers)
+        assert "UTF-8" in checked(answer, 422, "invalid_request")
+        article = await client.post("/segment", content=body, headers=headers)
+        assert "UTF-8" in checked(article, 400, "invalid_request")
+    assert service.requests == []
+
+
+@pytest.mark.parametrize(
+    "charset", ["", "; charset=utf-8", '; Charset="UTF-8"', "; charset=UTF8", "; charset=us-ascii"]
+)
+async def test_a_form_may_say_that_it_is_utf_8(client, service, charset):
+    text = "dog" if "ascii" in charset else "köter"
+    headers = {"content-type": f"multipart/form-data; boundary=x{charset}"}
+    body = form((b"text", text.encode()))
+    answer = await client.post("/v1/segment", content=body, headers=headers)
+    assert answer.status_code == 200, answer.text
+    assert service.requests[0].task.texts == (text,)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        b"\r\nContent-Type: text/plain; charset=punycode",
+        b"\r\nContent-Transfer-Encoding: base64",
+        b"; charset=punycode",
+        b"; name*=punycode''text",
+    ],
+)
+async def test_a_part_decides_nothing_of_how_it_is_read(client, service, headers):
+    kind = {"content-type": "multipart/form-data; boundary=x; charset*=punycode''punycode"}
+    body = form((b"text", "köter".encode()), headers=headers)
+    answer = await client.post("/v1/segment", content=body, headers=kind)
+    assert answer.status_code == 200, answer.text
+    assert service.requests[0].task.texts == ("köter",)
+
+
+async def test_a_field_decides_nothing_of_how_others_are_read(client, service):
+    kind = {"content-type": "multipart/form-data; boundary=x"}
+    body = form((b"_charset_", b"punycode"), (b"box", b"[1, 2, 3, 4]"))
+    checked(await client.post("/v1/segment", content=body, headers=kind), 422, "invalid_request")
+    assert (await client.post("/segment", content=body, headers=kind)).status_code == 200
+
+
+async def test_json_is_utf_8_whatever_its_charset_says(client, service):
+    headers = {"content-type": "application/json; charset=punycode"}
+    body = json.dumps({"image_id": "a", "text": "köter"}, ensure_ascii=False).encode()
+    assert (await client.post("/v1/segment", content=body, headers=headers)).status_code == 200
+    assert service.requests[0].task.texts == ("köter",)
+
+
 async def test_too_many_fields_and_files(client):
     fields = {"text": ["a"] * 200}
     answer = await client.post("/v1/segment", files={"file": ("x", b"1")}, data=fields)
@@ -411,6 +514,24 @@ async def test_a_fault_of_ours_tells_nothing_and_is_logged(client, service, capl
     record = our_log()[-1]
     assert record.request_id == answer.headers["x-request-id"]
     assert record.exc_info[1] is service.failure
+
+
+BY_US = [errors.DeadlineExceeded, errors.ReplicaLost, errors.WeightsUnavailable]
+
+
+@pytest.mark.parametrize("path", ["/v1/segment", "/v1/segment/batch", "/segment", "/segment_batch"])
+@pytest.mark.parametrize("kind", [*BY_US, errors.Overloaded, errors.UnknownImage])
+async def test_on_every_route_the_log_has_the_cause_of_what_the_service_could_not_do(
+    client, service, our_log, path, kind
+):
+    service.failure = kind("a sentence")
+    name = "files" if "batch" in path else "file"
+    fields = {"text": "dog"} if path.startswith("/v1") else {}
+    answer = await client.post(path, files={name: ("x", b"1")}, data=fields)
+    assert "a sentence" in answer.text
+    causes = [r for r in our_log() if r.exc_info and r.exc_info[1] is service.failure]
+    assert len(causes) == (kind in BY_US)
+    assert all(answer.headers["x-request-id"] in record.getMessage() for record in causes)
 
 
 async def test_a_cancelled_request_is_not_answered(app, service):

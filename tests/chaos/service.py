@@ -169,9 +169,11 @@ def serving(args: dict[str, Any], **more: Any) -> Iterator[Service]:
 
 
 @contextmanager
-def serving_config(config: dict[str, Any], app: str) -> Iterator[Service]:
+def serving_config(
+    config: dict[str, Any], app: str, num_gpus: int = 0, num_cpus: int = 2
+) -> Iterator[Service]:
     """The same with a configuration of any application, on a port of its own."""
-    cluster = RayCluster(num_gpus=0)
+    cluster = RayCluster(num_gpus, num_cpus)
     try:
         cluster.wait_until_up()
         (port,) = free_ports(1)

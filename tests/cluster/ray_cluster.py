@@ -69,10 +69,10 @@ class RayCluster:
     """``ray start --head`` as a child process, with ``serve deploy`` and the dashboard's API.
 
     Args:
-        num_gpus: GPUs that the node claims to have; nothing is there behind the claim.
+        num_gpus, num_cpus: what the node claims to have, whatever is there behind the claim.
     """
 
-    def __init__(self, num_gpus: int) -> None:
+    def __init__(self, num_gpus: int, num_cpus: int = 2) -> None:
         # Below /tmp, not in pytest's folder: a Unix socket's path has at most 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
         self.log = self.folder / "start.log"
@@ -100,7 +100,7 @@ class RayCluster:
             "--ray-client-server-port": client,
             "--min-worker-port": 0,
             "--max-worker-port": 0,
-            "--num-cpus": 2,
+            "--num-cpus": num_cpus,
             "--num-gpus": num_gpus,
             "--object-store-memory": 256 * 2**20,
             "--temp-dir": self.folder,

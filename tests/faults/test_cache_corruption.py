@@ -44,8 +44,9 @@ class DictTier:
     async def get(self, key: str) -> bytes | None:
         return self.kept.get(key)
 
-    def put(self, key: str, value: Callable[[], bytes], nbytes: int) -> None:
+    def put(self, key: str, value: Callable[[], bytes], nbytes: int) -> bool:
         self.kept[key] = value()
+        return True
 
 
 def bit_flips(data: bytes, count: int) -> Iterator[bytes]:

@@ -85,6 +85,8 @@ class RunningFront:
     Args:
         settings: of `FrontSettings`, beside where it listens.
         limits: of the service, as in its Serve config file.
+        host: where it listens.
+        more: lines of HAProxy's own configuration beside.
         command: by ``python -m serve_app front``, which takes a second to start, instead of
             directly.
     """
@@ -95,13 +97,15 @@ class RunningFront:
         settings: Mapping[str, Any] | None = None,
         limits: Mapping[str, Any] | None = None,
         *,
+        host: str = "127.0.0.1",
+        more: str = "",
         command: bool = False,
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="front-test-")
         folder = Path(self._folder.name)
         (self.port,) = free_ports(1)
         self.settings: dict[str, Any] = {
-            "bind": f"127.0.0.1:{self.port}",
+            "bind": f"{host}:{self.port}",
             "backends": [f"127.0.0.1:{port}" for port in backend_ports],
             "check_interval_s": 0.1,
             **(settings or {}),
@@ -118,7 +122,9 @@ class RunningFront:
         else:
             most = Limits.model_validate(limits or {}).max_body_bytes
             checked = Front(lambda: render(load_front_settings(self.config), most), folder).check()
-            words = [find_haproxy(), "-db", "-f", str(checked)]
+            beside = folder / "more.cfg"
+            beside.write_text(more)
+            words = [find_haproxy(), "-db", "-f", str(checked), "-f", str(beside)]
         self.log = folder / "front.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT)

@@ -8,6 +8,10 @@ import socket
 import httpx
 import pytest
 
+from serve_app.front.program import FrontError
+from serve_app.front.render import render
+from serve_app.front.settings import FrontSettings
+
 from .conftest import MAX_BODY_BYTES
 from .running import Backend, Raw, RunningFront
 
@@ -35,6 +39,40 @@ def test_a_declared_300_mb_body_is_refused_before_a_byte_of_it(
     assert body["error"]["request_id"] == headers["x-request-id"]
     assert headers["connection"] == "close"
     assert len(backend.seen) == before
+
+
+@pytest.mark.parametrize("length", [2**31, 3 * 10**9, 2**32 + 1, 10**18])
+def test_a_length_beyond_32_bits_is_not_taken_for_a_small_one(
+    front: RunningFront, backend: Backend, length: int
+) -> None:
+    before = len(backend.seen)
+    with Raw(front.port) as client:
+        client.send(HEAD + b"Content-Length: %d\r\n\r\n{}" % length)
+        status, _, body = client.answer()
+    assert (status, body["error"]["code"]) == (413, "payload_too_large")
+    assert len(backend.seen) == before
+
+
+def test_a_length_that_no_number_holds_is_refused(front: RunningFront, backend: Backend) -> None:
+    before = len(backend.seen)
+    with Raw(front.port) as client:
+        client.send(HEAD + b"Content-Length: %d\r\n\r\n{}" % 10**30)
+        assert client.read_all().startswith(b"HTTP/1.1 400")
+    assert len(backend.seen) == before
+
+
+def test_zeros_before_a_length_do_not_go_on(front: RunningFront, backend: Backend) -> None:
+    """HAProxy writes the number anew: nobody behind it can read another."""
+    with Raw(front.port) as client:
+        client.send(HEAD + b"Content-Length: 00000000000000000005\r\n\r\n{}   ")
+        assert client.answer()[0] == 422
+    assert backend.headers()["content-length"] == "5"
+
+
+def test_a_service_that_takes_bodies_beyond_what_haproxy_counts_gets_no_front() -> None:
+    assert render(FrontSettings(), 10**9 - 1)
+    with pytest.raises(FrontError, match="max_body_bytes is 1000000000"):
+        render(FrontSettings(), 10**9)
 
 
 @pytest.mark.parametrize("excess", [0, 1])

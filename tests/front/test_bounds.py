@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -128,6 +131,48 @@ def test_behind_a_trusted_proxy_the_clients_are_told_apart() -> None:
         two = stack.enter_context(Raw(front.port))
         two.send(b"GET /a HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 1.2.3.4, 5.6.7.8\r\n\r\n")
         wait_until(lambda: gate.waiting == 2, "another client of the same proxy is served")
+
+
+def test_of_ipv6_a_network_is_one_client() -> None:
+    """A host has a /64 to choose its addresses from."""
+    settings = {"max_connections_per_source": 1, "trusted_proxies": ["127.0.0.0/8"]}
+    with gated(**settings) as (gate, front), ExitStack() as stack:
+
+        def inside(address: str) -> None:
+            client = stack.enter_context(Raw(front.port))
+            there = gate.waiting + 1
+            head = f"GET /a HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: {address}\r\n\r\n"
+            client.send(head.encode())
+            wait_until(lambda: gate.waiting == there, f"{address} is inside")
+
+        inside("2001:db8::1")
+        beside = {"x-forwarded-for": "2001:db8::ffff:ffff:ffff:ffff"}
+        refused(front, 429, "too_many_requests", headers=beside)
+        # Another network; and IPv4 written as IPv6, which is no network of its own.
+        for other in ("2001:db8:0:1::1", "::ffff:1.2.3.4", "::ffff:1.2.3.5"):
+            inside(other)
+
+
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="a machine without IPv6")
+def test_connections_are_counted_by_address_in_ipv4_and_by_network_in_ipv6(tmp_path: Path) -> None:
+    asked = tmp_path / "asked"
+    more = f"global\n    stats socket {asked}\n"
+    with RunningFront([9], host="[::]", more=more) as front, ExitStack() as stack:
+        for source in ("127.0.0.1", "127.0.0.2", "::1"):
+            there = "::1" if source == "::1" else "127.0.0.1"
+            stack.enter_context(
+                socket.create_connection((there, front.port), source_address=(source, 0))
+            )
+
+        def counted() -> set[str]:
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(asked))
+                client.sendall(b"show table connections\n")
+                with client.makefile() as told:
+                    return set(re.findall("key=(\\S+)", told.read()))
+
+        keys = {"::ffff:127.0.0.1", "::ffff:127.0.0.2", "::"}
+        wait_until(lambda: counted() == keys, f"the table holds {keys}")
 
 
 def test_a_full_service_is_refused_at_once() -> None:

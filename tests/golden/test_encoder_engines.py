@@ -59,6 +59,17 @@ def test_embeddings_are_those_of_segment_anything(
         np.testing.assert_allclose(found[name], wanted[name], atol=2e-5)
 
 
+def test_half_precision_holds_the_encoders_values(
+    wanted: dict[str, Float32Array],
+) -> None:
+    """As on a GPU; a CPU does it too, slowly."""
+    half = Compute.model_construct(device="cpu", dtype="float16", threads=2, engine="torch")
+    encoder = load_encoder(ModelSource(), "vit_t", half)
+    found = encoder.encode_batch([photo("chelsea")])[0].tensors["image_embed"]
+    assert found.dtype == np.float16
+    assert cosine(found, wanted["chelsea"]) >= 0.9999
+
+
 def test_a_compiled_encoder_sees_only_the_sizes_it_was_warmed_up_with(
     wanted: dict[str, Float32Array], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -115,3 +115,24 @@ def test_a_replica_keeps_to_its_share_of_memory() -> None:
         [sys.executable, "-c", script], check=True, capture_output=True, text=True
     ).stdout
     assert told == "bound\n"
+
+
+def test_a_gpu_that_refuses_everything_is_noticed() -> None:
+    """In another process, whose GPU is of no use afterwards."""
+    script = (
+        "import torch\n"
+        "from serve_app.compute.devices import touch\n"
+        "touch('cuda')\n"
+        "try:\n"
+        "    torch.zeros(1, device='cuda')[torch.tensor([5], device='cuda')].item()\n"
+        "except RuntimeError:\n"
+        "    pass\n"
+        "try:\n"
+        "    touch('cuda')\n"
+        "except RuntimeError:\n"
+        "    print('noticed')\n"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+    ).stdout
+    assert told == "noticed\n"

@@ -134,6 +134,17 @@ async def test_it_is_asked_again_once_a_ping_in_the_background_was_answered(coun
     await tier.close()
 
 
+async def test_one_that_answers_once_and_hangs_up_is_left_alone_still() -> None:
+    gone = RedisConnectionError("gone")
+    client = Client(gone, gone, gone, b"PONG", gone, b"fine")
+    tier = _tier(client, redis_rest_s=0.001)
+    for _ in range(3):
+        await tier.get("k")
+    await _until(lambda: not tier.left_alone)
+    assert client.calls == ["get"] * 3 + ["ping"] * 4
+    await tier.close()
+
+
 async def test_a_late_lookup_is_a_miss_and_keeps_its_connection(counted: Any) -> None:
     client = Client(b"value")
     client.gate.clear()

@@ -24,8 +24,9 @@ class DictTier:
         self.gets += 1
         return self.kept.get(key)
 
-    def put(self, key: str, value: Callable[[], bytes], nbytes: int) -> None:
+    def put(self, key: str, value: Callable[[], bytes], nbytes: int) -> bool:
         self.kept[key] = value()
+        return True
 
 
 class Encoder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -186,7 +186,6 @@ class Graph:
         scorer: FakeScorer | None = None,
         limits: Limits | None = None,
         timeout_s: float | None = None,
-        checks: Sequence[Callable[[], Awaitable[bool]]] = (),
         router: RouterSettings | None = None,
         knowledge: Knowledge | None = None,
     ) -> None:
@@ -211,7 +210,6 @@ class Graph:
             dispatcher=self.dispatcher,
             limits=limits,
             timeout_s=timeout_s,
-            checks=checks,
         )
 
 
@@ -483,34 +481,6 @@ async def test_everything_from_the_detector_keeps_labels() -> None:
     result = await graph.flow.segment(SegmentRequest(image=PIXELS, task=task))
     assert [m.label for m in result.results[0].masks] == ["cat", "dog", None]
     assert len(graph.proposer.asked) == 1
-
-
-async def test_ready_is_false_while_a_part_is_not() -> None:
-    async def loaded() -> bool:
-        return True
-
-    async def loading() -> bool:
-        return False
-
-    async def down() -> bool:
-        raise Overloaded("no replica")
-
-    async def broken() -> bool:
-        raise RuntimeError
-
-    assert await Graph().flow.ready()
-    assert await Graph(checks=[loaded, loaded]).flow.ready()
-    for bad in (loading, down, broken):
-        assert not await Graph(checks=[loaded, bad]).flow.ready()
-
-
-async def test_ready_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def never() -> bool:
-        return await asyncio.Event().wait()
-
-    monkeypatch.setattr("serve_app.flow._READY_TIMEOUT_S", 0.01)
-    async with asyncio.timeout(5):
-        assert not await Graph(checks=[never]).flow.ready()
 
 
 async def test_a_request_that_takes_too_long_is_told_so_and_stopped() -> None:

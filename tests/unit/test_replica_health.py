@@ -65,3 +65,28 @@ async def test_work_that_fails_leaves_nothing_behind() -> None:
         await replica.engine.run(lambda: 1 // 0)
     await asyncio.sleep(0.01)
     await replica.check_health()
+
+
+class OnGpu(EngineReplica):
+    def __init__(self) -> None:
+        super().__init__(Replicas(), "cuda", "cpu")
+        self.threads = [EngineThread()]
+
+
+async def test_a_gpu_that_refuses_everything_makes_its_replica_ill(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    touched, works = [], True
+
+    def touch(device: str) -> None:
+        touched.append(device)
+        if not works:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr("serve_app.compute.devices.touch", touch)
+    replica = OnGpu()
+    await replica.check_health()
+    assert touched == ["cuda"]
+    works = False
+    with pytest.raises(RuntimeError, match="CUDA"):
+        await replica.check_health()

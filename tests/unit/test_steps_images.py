@@ -31,12 +31,15 @@ def _png(pixels: RgbArray = PIXELS) -> bytes:
 class Shared:
     def __init__(self) -> None:
         self.kept: dict[str, bytes] = {}
+        self.takes = True
 
     async def get(self, key: str) -> bytes | None:
         return self.kept.get(key)
 
-    def put(self, key: str, value: Callable[[], bytes], nbytes: int) -> None:
-        self.kept[key] = value()
+    def put(self, key: str, value: Callable[[], bytes], nbytes: int) -> bool:
+        if self.takes:
+            self.kept[key] = value()
+        return self.takes
 
 
 @pytest.fixture
@@ -193,3 +196,29 @@ async def test_a_file_sent_again_costs_one_hash_and_a_thread_only_if_it_is_large
     monkeypatch.setattr(images, "image_id", None)
     again = await store.open(file)
     assert (again.id, again.new, decodings, len(calls)) == (first.id, False, [], threads)
+
+
+@pytest.mark.parametrize("lost", ["never taken", "taken and lost"])
+async def test_a_file_sent_again_is_found_by_others_whatever_became_of_it(lost: str) -> None:
+    """What an `unknown_image` asks the client for must help, through whichever ingress."""
+    shared, now = Shared(), 0.0
+    shared.takes = lost == "taken and lost"
+    here = ImageStore(Limits(), MEGABYTE, shared, lambda: now)
+    there = ImageStore(Limits(), MEGABYTE, shared)
+    name = (await here.open(_png())).id
+    shared.kept.clear()
+    shared.takes = True
+    with pytest.raises(UnknownImage):
+        await (await there.open(name)).pixels()
+    now += images._SHARED_AGAIN_S
+    await here.open(_png())
+    np.testing.assert_array_equal(await (await there.open(name)).pixels(), PIXELS)
+
+
+async def test_a_file_that_comes_often_is_not_written_each_time() -> None:
+    shared, now = Shared(), 0.0
+    store = ImageStore(Limits(), MEGABYTE, shared, lambda: now)
+    await store.open(_png())
+    shared.kept.clear()
+    await store.open(_png())
+    assert not shared.kept

@@ -49,3 +49,14 @@ def test_a_fused_decoder_is_an_encoder_too(counts: ReplicaCounts, board: LoadBoa
     counts.told("small-decoder", _targets(1))
     assert _seen(board, "small") == (1, 1)
     assert _seen(board, "fast") == (0, 0)
+
+
+def test_what_runs_is_known_of_all_deployments(counts: ReplicaCounts, board: LoadBoard) -> None:
+    assert not counts.runs("proposals")
+    counts.told("proposals", _targets(1))
+    counts.told("fast-decoder", _targets(1))
+    assert counts.runs("proposals", "fast-decoder")
+    assert not counts.runs("fast-decoder", "fast-encoder")
+    counts.told("proposals", _targets(0))
+    assert not counts.runs("proposals")
+    assert _seen(board, "fast") == (0, 1)

@@ -1,0 +1,79 @@
+"""Scoring many candidates: in parts, so that others have their turn."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serve_app.compute.engines import ModelSource
+from serve_app.deployments.text import TextReplica
+from serve_app.domain.settings import TextSettings
+from serve_app.domain.types import Candidate, RgbArray, TextScores
+
+PIXELS = np.zeros((4, 4, 3), np.uint8)
+AT_ONCE = TextSettings().open_clip.batch_size
+MANY = [Candidate(bbox=(i, 0, 1, 1)) for i in range(2 * AT_ONCE + 1)]
+
+
+class Engine:
+    """Scores a candidate by its place; each pass waits for the gate."""
+
+    def __init__(self) -> None:
+        self.passes: list[int] = []
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def score(
+        self, pixels: RgbArray, candidates: Sequence[Candidate], texts: Sequence[str]
+    ) -> TextScores:
+        self.passes.append(len(candidates))
+        self.gate.wait(10)
+        places = [[c.bbox[0] + 1000 * i for c in candidates] for i in range(len(texts))]
+        scores = np.array(places, np.float32).reshape(len(texts), len(candidates))
+        return TextScores(scores=scores, engine="places", threshold=0.5)
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
+    made = Engine()
+    monkeypatch.setattr("serve_app.deployments.text.load_text", lambda *_: made)
+    return made
+
+
+def replica() -> Any:
+    return TextReplica(TextSettings(), ModelSource())
+
+
+async def test_parts_are_put_together_in_order(engine: Engine) -> None:
+    found = await replica().score(PIXELS, MANY, ["a", "b"])
+    assert engine.passes == [AT_ONCE, AT_ONCE, 1]
+    np.testing.assert_array_equal(found.scores[0], np.arange(len(MANY)))
+    np.testing.assert_array_equal(found.scores[1], 1000 + np.arange(len(MANY)))
+    assert (found.engine, found.threshold) == ("places", 0.5)
+
+
+async def test_without_candidates_there_are_no_scores(engine: Engine) -> None:
+    found = await replica().score(PIXELS, [], ["a", "b"])
+    assert found.scores.shape == (2, 0)
+
+
+async def test_others_come_between_and_who_leaves_ends_it(engine: Engine) -> None:
+    text = replica()
+    engine.gate.clear()
+    long = asyncio.create_task(text.score(PIXELS, MANY, ["a"]))
+    await asyncio.sleep(0)
+    short = asyncio.create_task(text.score(PIXELS, MANY[:1], ["a"]))
+    await asyncio.sleep(0)
+    engine.gate.set()
+    await short
+    long.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await long
+    await text.check_health()  # runs after what was queued
+    assert engine.passes[:2] == [AT_ONCE, 1]
+    assert len(engine.passes) < 4
