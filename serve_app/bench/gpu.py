@@ -237,6 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="next to nothing of each kind")
     parser.add_argument("--architecture", action="append", choices=Plan.architectures)
     parser.add_argument("--images", action="append", type=int, help="in a pass; may be repeated")
+    parser.add_argument("--eager", action="store_true", help="compile nothing: that takes minutes")
     parser.add_argument("--seconds", type=float, help="for all rounds of one case")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
@@ -245,6 +246,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         plan = replace(plan, architectures=tuple(args.architecture))
     if args.images:
         plan = replace(plan, images=tuple(args.images))
+    if args.eager:
+        plan = replace(plan, compiled=False)
     if args.seconds is not None:
         plan = replace(plan, budget_s=args.seconds)
     rows, notes = run(plan, lambda text: print(text, file=sys.stderr, flush=True))

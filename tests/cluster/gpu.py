@@ -32,7 +32,7 @@ from .test_http import new_photo, png
 
 TINY_CLIP = Path(__file__).resolve().parents[1] / "assets" / "tiny_clip"
 BOX = {"box": [80, 30, 400, 290], "multimask_output": False}
-SECONDS = 6.0
+SECONDS = 4.0
 
 
 @contextmanager

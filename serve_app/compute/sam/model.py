@@ -12,9 +12,7 @@ from typing import Any
 
 from segment_anything.build_sam import _build_sam, sam_model_registry
 from segment_anything.modeling import Sam
-from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
-from torch.nn import functional
 
 from serve_app.compute.sam.checkpoint import read_checkpoint
 
@@ -24,19 +22,20 @@ IMAGE_SIZE = 1024
 """Side of the square that SAM's encoders see, in pixels."""
 
 
-class ChannelNorm(LayerNorm2d):
-    """`segment_anything`'s norm over channels, for half precision, too.
+class ChannelNorm(nn.LayerNorm):
+    """The neck's norm over channels, for half precision, too.
 
-    Its own squares what it is given, and MobileSAM's neck has values above 256, whose squares
-    are more than a float16 holds.  Torch's layer norm sums in float32 whatever it is given.
+    `segment_anything`'s own ``LayerNorm2d`` squares what it is given, and MobileSAM's neck has
+    values above 256, whose squares are more than a float16 holds.  Torch's sums in float32.
 
     Args of `forward`: ``(B, C, H, W)``; answers the same.
     """
 
+    def __init__(self) -> None:
+        super().__init__(256, eps=1e-6)
+
     def forward(self, x: Tensor) -> Tensor:
-        last = x.permute(0, 2, 3, 1)
-        normed = functional.layer_norm(last, self.weight.shape, self.weight, self.bias, self.eps)
-        return normed.permute(0, 3, 1, 2)
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class TinyVitEncoder(nn.Module):
@@ -59,9 +58,9 @@ class TinyVitEncoder(nn.Module):
         self.backbone: Any = backbone
         self.neck = nn.Sequential(
             nn.Conv2d(320, 256, kernel_size=1, bias=False),
-            ChannelNorm(256),
+            ChannelNorm(),
             nn.Conv2d(256, 256, kernel_size=3, padding=1, bias=False),
-            ChannelNorm(256),
+            ChannelNorm(),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,7 +81,7 @@ def build_sam(architecture: str, with_encoder: bool = True) -> Sam:
     if with_encoder and architecture != "vit_t":
         sam = sam_model_registry[architecture]()
         neck = sam.image_encoder.neck
-        neck[1], neck[3] = ChannelNorm(256), ChannelNorm(256)
+        neck[1], neck[3] = ChannelNorm(), ChannelNorm()
     else:
         # The prompt encoder and mask decoder are the same in all; the smallest encoder that
         # the builder accepts is replaced.
