@@ -81,6 +81,18 @@ class Service:
     def status(self) -> str:
         return str(self.told()["status"])
 
+    def deployed(self) -> bool:
+        """Whether it runs.
+
+        Raises:
+            RuntimeError: it never will.
+        """
+        if self.status() in ("DEPLOY_FAILED", "UNHEALTHY"):
+            why = [self.told()["message"]]
+            why += [told["message"] for told in self.told()["deployments"].values()]
+            raise RuntimeError("\n".join(why))
+        return self.status() == "RUNNING"
+
     def ongoing(self) -> dict[str, int]:
         """Requests that each replica has, as Serve counts them; needs `RayCluster.driver`."""
         import ray
@@ -180,8 +192,8 @@ def serving_config(
         config["http_options"]["port"] = port
         service = Service(cluster, config, f"http://127.0.0.1:{port}", app)
         cluster.deploy(config)
+        wait_until(service.deployed, "the application is deployed", READY_S)
         wait_until_ready(service.url)
-        wait_until(lambda: service.status() == "RUNNING", "all replicas run", READY_S)
         yield service
     finally:
         cluster.stop()

@@ -1,6 +1,7 @@
 """``configs/gpu.yaml`` on a real GPU, and its figures.
 
     python -m tests.cluster.gpu
+    python -m tests.cluster.gpu --dry-run     # the same on CPUs, with MobileSAM in both places
 
 MobileSAM is the real one.  ViT-H has random weights of its real shapes, which cost the same, and
 CLIP is the small one of the tests: neither can be had from a package registry.
@@ -8,6 +9,7 @@ CLIP is the small one of the tests: neither can be had from a package registry.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import hashlib
 import json
@@ -16,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -36,16 +39,30 @@ SECONDS = 4.0
 
 
 @contextmanager
-def gpu_service() -> Iterator[Service]:
-    """The configuration as it is but for where weights come from, its port and its ledger."""
+def gpu_service(dry: bool = False) -> Iterator[Service]:
+    """The configuration as it is but for where weights come from, its port and its ledger.
+
+    Args:
+        dry: a pretend GPU: that all of it works but for what a GPU is needed for.
+    """
     with tempfile.TemporaryDirectory() as folder:
         config = yaml.safe_load((CONFIGS / "gpu.yaml").read_text("utf-8"))
         arguments = config["applications"][0]["args"]
-        arguments["registry"] = str(_registry(Path(folder)))
+        if dry:
+            _without_gpu(arguments)
+        else:
+            arguments["registry"] = str(_registry(Path(folder)))
         arguments["ledger"] = {"path": f"{folder}/ledger.json"}
         arguments["text"]["open_clip"] = tiny_clip_settings(TINY_CLIP).model_dump(mode="json")
         with serving_config(config, "sam", num_gpus=1, num_cpus=8) as service:
             yield service
+
+
+def _without_gpu(arguments: dict[str, Any]) -> None:
+    halves = [v[half] for v in arguments["variants"].values() for half in ("encoder", "decoder")]
+    for part in (*halves, arguments["text"]):
+        part["compute"] = {"device": "cpu", "threads": 1}
+    arguments["variants"]["accurate"]["model"] = "vit_t"
 
 
 def _registry(folder: Path) -> Path:
@@ -108,14 +125,18 @@ def memory() -> str:
 
 def main() -> None:
     """Serve, ask, and print."""
-    print(torch.cuda.get_device_name(0))
-    with gpu_service() as service:
+    parser = argparse.ArgumentParser(description="configs/gpu.yaml at work")
+    parser.add_argument("--dry-run", action="store_true", help="on CPUs")
+    dry = parser.parse_args().dry_run
+    print("no GPU" if dry else torch.cuda.get_device_name(0))
+    with gpu_service(dry) as service:
         print("| one box on | callers | answers/s | p50 ms | p99 ms | failed |")
         print("|--|--:|--:|--:|--:|--:|")
         for row in asyncio.run(figures(service)):
             print(row, flush=True)
         print(json.dumps({role: sorted(pids) for role, pids in service.roles().items()}))
-        print(memory())
+        if not dry:
+            print(memory())
 
 
 if __name__ == "__main__":
