@@ -102,7 +102,9 @@ class FrontSettings(_Strict):
         description="requests with a body over `large_body_bytes` under way at once; beyond it "
         "503.  It bounds what uploads can take of the service's memory",
     )
-    large_body_bytes: int = Field(4 * 2**20, ge=0, description="what counts as a large body")
+    large_body_bytes: int = Field(
+        4 * 2**20, ge=0, lt=10**9, description="what counts as a large body"
+    )
 
     trusted_proxies: tuple[Network, ...] = Field(
         (), description="load balancers before this front, whose x-forwarded-for is believed"
