@@ -23,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 from serve_app.api.tally import tally_of
 from serve_app.domain.errors import (
     BodyTimeout,
+    DeadlineExceeded,
     InternalError,
     InvalidRequest,
     MethodNotAllowed,
@@ -85,8 +86,10 @@ def logged(exc: Exception, request_id: str) -> SamServeError:
     """What to tell of an exception; where the service is at fault, the log then has the cause."""
     if not isinstance(exc, SamServeError):
         return unexpected(exc, request_id)
-    # Not for Overloaded: a flood of requests must not become a flood of the log.
-    if exc.status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(exc, Overloaded):
+    # Not of what callers bring about: a flood of requests must not become a flood of the log.
+    if exc.status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(
+        exc, (Overloaded, DeadlineExceeded)
+    ):
         logger.warning("request %s: %s", request_id, exc.code, exc_info=exc)
     return exc
 

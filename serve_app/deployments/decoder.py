@@ -67,11 +67,7 @@ class DecoderReplica(EngineReplica):
         source: ModelSource,
         encoder: DeploymentHandle[Any] | None = None,
     ) -> None:
-        compute = encoder_compute(settings)
-        devices = {settings.decoder.compute.device}
-        if encoder is None:
-            devices.add(compute.device)
-        super().__init__(settings.decoder, *sorted(devices))
+        super().__init__(settings.decoder)
         self._name = serve.get_replica_context().replica_tag
         spec = source.spec(settings.model)
         engine = load_decoder(source, settings.model, settings.decoder.compute)
@@ -79,12 +75,15 @@ class DecoderReplica(EngineReplica):
             partial(_timed, engine), settings.decoder.batching, "prompts"
         )
         self.threads = [self._batcher.thread]
+        self.devices = {settings.decoder.compute.device}
         self._images: Batcher[RgbArray, Embedding] | None = None
         self._hits = HitRate()
         self._encoder = encoder
+        compute = encoder_compute(settings)
         if encoder is None:
             images = warm_encoder(source, settings.model, compute, settings.encoder.batching)
             self.threads.append(images.thread)
+            self.devices.add(compute.device)
             self._images = images
 
             async def encode(pixels: SharedPixels) -> Embedding:

@@ -20,9 +20,10 @@ class EncoderReplica(EngineReplica):
     """One variant's image encoder, batching the images of all users."""
 
     def __init__(self, model: str, settings: EncoderSettings, source: ModelSource) -> None:
-        super().__init__(settings, settings.compute.device)
+        super().__init__(settings)
         self._batcher = warm_encoder(source, model, settings.compute, settings.batching)
         self.threads = [self._batcher.thread]
+        self.devices = {settings.compute.device}
 
     async def encode(self, pixels: RgbArray, time_left_s: float | None = None) -> Embedding:
         """Embed an upright ``(H, W, 3) uint8`` RGB image.

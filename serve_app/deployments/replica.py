@@ -22,6 +22,7 @@ class EngineThread:
     def __init__(self, workers: int = 1) -> None:
         self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="engine")
         self._began: dict[object, float] = {}  # of what runs; its own keys, since work may be equal
+        self._failed = False
 
     async def run(self, function: Callable[..., T], *args: object) -> T:
         """Run a function in the thread, after what is queued there."""
@@ -32,7 +33,13 @@ class EngineThread:
         key = object()
         self._began[key] = time.monotonic()
         try:
-            return function(*args)
+            done = function(*args)
+        except Exception:
+            self._failed = True
+            raise
+        else:
+            self._failed = False
+            return done
         finally:
             del self._began[key]
 
@@ -40,7 +47,7 @@ class EngineThread:
         """Returns if the engine gets on with its work; that there is much of it is no fault.
 
         Args:
-            probe: run where the engine runs, if that has nothing to do.
+            probe: run if the engine has nothing to do, or has just failed; raises what is wrong.
 
         Raises:
             EngineStuck: it has been at one piece of work for longer than ``stuck_after_s``.
@@ -50,6 +57,9 @@ class EngineThread:
             await self.run(probe)
         elif time.monotonic() - began > stuck_after_s:
             raise EngineStuck(f"an engine has been in one pass for more than {stuck_after_s:g} s")
+        elif self._failed:
+            # Not after what waits: an engine that fails at once is hardly ever seen idle.
+            await asyncio.to_thread(probe)
 
 
 class EngineStuck(RuntimeError):
@@ -61,15 +71,17 @@ class EngineReplica:
 
     Args:
         settings: of the deployment.
-        devices: on which its engines run.
+
+    Attributes:
+        threads, devices: where its engines run.
     """
 
-    def __init__(self, settings: Replicas, *devices: str) -> None:
+    def __init__(self, settings: Replicas) -> None:
         join_serve_log()
         start_telemetry()
         self.threads: list[EngineThread] = []
+        self.devices: set[str] = set()
         self._stuck_after_s = settings.stuck_after_s
-        self._gpus = [device for device in devices if device != "cpu"]
 
     async def ping(self) -> bool:
         """Answers once the constructor is through: the weights are loaded, and have worked."""
@@ -82,10 +94,10 @@ class EngineReplica:
 
     def _touch(self) -> None:
         """After some faults a process's GPU refuses everything: then it must be replaced."""
-        if self._gpus:
+        if gpus := self.devices - {"cpu"}:
             from serve_app.compute.devices import touch  # torch, which not every replica loads
 
-            for device in self._gpus:
+            for device in gpus:
                 touch(device)
 
 

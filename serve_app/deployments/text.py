@@ -17,11 +17,13 @@ class TextReplica(EngineReplica):
     """One scoring engine, `open_clip` or `labels`, chosen when the replica starts."""
 
     def __init__(self, settings: TextSettings, source: ModelSource) -> None:
-        super().__init__(settings, settings.compute.device)
+        super().__init__(settings)
         self._at_once = settings.open_clip.batch_size
         self._engine = load_text(source, settings)
         self._thread = EngineThread()
         self.threads = [self._thread]
+        if self._engine.info.engine == "open_clip":  # the other one is for CPUs, whatever is set
+            self.devices = {settings.compute.device}
 
     async def info(self) -> ScorerInfo:
         """The engine in use."""

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from serve_app.cache.single_flight import SingleFlight
-from serve_app.domain.errors import Overloaded
+from serve_app.domain.errors import Overloaded, ReplicaLost
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +69,9 @@ class Readiness:
                 self._loaded[index] = await part.ask()
         except Overloaded:
             self._loaded[index] = True  # so much work is brought to what is there alone
-        except TimeoutError:
-            log.debug("a part did not say in time whether it is ready")
+        except (TimeoutError, ReplicaLost):
+            # Nothing new of it; and whatever replica runs has loaded.
+            log.debug("a part did not say whether it is ready")
         except Exception:
             # Whatever is wrong with a part, the answer to this question is "not ready".
             log.debug("not ready", exc_info=True)

@@ -516,11 +516,14 @@ async def test_a_fault_of_ours_tells_nothing_and_is_logged(client, service, capl
     assert record.exc_info[1] is service.failure
 
 
-BY_US = [errors.DeadlineExceeded, errors.ReplicaLost, errors.WeightsUnavailable]
+BY_US = [errors.ReplicaLost, errors.WeightsUnavailable]
+BY_CALLERS = [errors.Overloaded, errors.DeadlineExceeded, errors.UnknownImage]
 
 
 @pytest.mark.parametrize("path", ["/v1/segment", "/v1/segment/batch", "/segment", "/segment_batch"])
-@pytest.mark.parametrize("kind", [*BY_US, errors.Overloaded, errors.UnknownImage])
+@pytest.mark.parametrize(
+    "kind", [*BY_US, errors.Overloaded, errors.DeadlineExceeded, errors.UnknownImage]
+)
 async def test_on_every_route_the_log_has_the_cause_of_what_the_service_could_not_do(
     client, service, our_log, path, kind
 ):

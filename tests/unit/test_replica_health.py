@@ -69,24 +69,64 @@ async def test_work_that_fails_leaves_nothing_behind() -> None:
 
 class OnGpu(EngineReplica):
     def __init__(self) -> None:
-        super().__init__(Replicas(), "cuda", "cpu")
-        self.threads = [EngineThread()]
+        super().__init__(Replicas())
+        self.engine = EngineThread()
+        self.threads, self.devices = [self.engine], {"cuda", "cpu"}
 
 
-async def test_a_gpu_that_refuses_everything_makes_its_replica_ill(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    touched, works = [], True
+class Gpu:
+    """In place of `serve_app.compute.devices.touch`."""
 
-    def touch(device: str) -> None:
-        touched.append(device)
-        if not works:
+    def __init__(self) -> None:
+        self.touched: list[str] = []
+        self.works = True
+
+    def touch(self, device: str) -> None:
+        self.touched.append(device)
+        if not self.works:
             raise RuntimeError("CUDA error: device-side assert triggered")
 
-    monkeypatch.setattr("serve_app.compute.devices.touch", touch)
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    made = Gpu()
+    monkeypatch.setattr("serve_app.compute.devices.touch", made.touch)
+    return made
+
+
+async def test_a_gpu_that_refuses_everything_makes_its_replica_ill(gpu: Gpu) -> None:
     replica = OnGpu()
     await replica.check_health()
-    assert touched == ["cuda"]
-    works = False
+    assert gpu.touched == ["cuda"]
+    gpu.works = False
     with pytest.raises(RuntimeError, match="CUDA"):
         await replica.check_health()
+
+
+async def test_it_is_ill_under_load_too(gpu: Gpu, way: threading.Event) -> None:
+    """Each pass fails, and the next one has begun when its health is asked for."""
+    replica = OnGpu()
+    gpu.works = False
+    with pytest.raises(ZeroDivisionError):
+        await replica.engine.run(lambda: 1 // 0)
+    began = threading.Event()
+    work = asyncio.create_task(replica.engine.run(lambda: began.set() or way.wait(10)))
+    await asyncio.to_thread(began.wait, 10)
+    with pytest.raises(RuntimeError, match="CUDA"):
+        await replica.check_health()
+    way.set()
+    await work
+
+
+async def test_a_busy_engine_whose_passes_end_well_is_not_probed(
+    gpu: Gpu, way: threading.Event
+) -> None:
+    replica = OnGpu()
+    await replica.engine.run(int)
+    began = threading.Event()
+    work = asyncio.create_task(replica.engine.run(lambda: began.set() or way.wait(10)))
+    await asyncio.to_thread(began.wait, 10)
+    await replica.check_health()
+    assert gpu.touched == []
+    way.set()
+    await work

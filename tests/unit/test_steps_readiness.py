@@ -91,14 +91,15 @@ async def test_a_part_without_replicas_is_not_ready(
     assert not await asked_anew(ready, clock)
 
 
-async def test_a_part_whose_replicas_were_lost_loads_anew(clock: Clock) -> None:
+async def test_a_part_that_lost_a_replica_is_ready_while_another_runs(clock: Clock) -> None:
     part = Asked()
     ready = Readiness([part.part], clock)
     assert await ready()
-    part.answer = ReplicaLost("gone")
+    for answer in (ReplicaLost("gone"), None):
+        part.answer = answer
+        assert await asked_anew(ready, clock)
+    part.running = False
     assert not await asked_anew(ready, clock)
-    part.answer = None
-    assert not await asked_anew(ready, clock), "the new one has never answered"
 
 
 async def test_all_who_ask_within_a_second_cost_one_question(clock: Clock) -> None:

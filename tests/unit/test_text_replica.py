@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ class Engine:
 
     def __init__(self) -> None:
         self.passes: list[int] = []
+        self.info = SimpleNamespace(engine="places")
         self.gate = threading.Event()
         self.gate.set()
 
