@@ -33,6 +33,9 @@ LONG: Mapping[str, str] = {
 """Only by name; half an hour, ten minutes and half an hour, with ``--quick`` about five each."""
 
 
+_LEAVING_S = 30.0
+
+
 def apart(name: str, quick: bool) -> Report:
     """A part in a process of its own: what it leaves of Ray's threads must not meet the next."""
     context = multiprocessing.get_context("spawn")
@@ -42,11 +45,12 @@ def apart(name: str, quick: bool) -> Report:
     theirs.close()
     try:
         report: Report = mine.recv()
+        process.join(_LEAVING_S)  # by itself, so that Ray's client takes its leave in peace
     except EOFError:
         report = Report()
         report.add(name, "ran to its end", "no", "", False)
     finally:
-        # Nothing happens to one that is through; one that is not ends its Ray.
+        # One that is not through ends its Ray.
         process.terminate()
         process.join()
     return report

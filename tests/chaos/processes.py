@@ -11,14 +11,20 @@ import numpy as np
 MIB = 2**20
 
 
-def pss_bytes(pid: int) -> int:
-    """Proportional set size: shared pages count in parts; 0 of a process that is gone."""
+def pss_bytes(pid: int, part: str = "Pss") -> int:
+    """Proportional set size: shared pages count in parts; 0 of a process that is gone.
+
+    Args:
+        part: ``Pss_Anon`` counts what the process has taken itself, and no files: of those its part
+            grows when others end that map the same libraries.
+    """
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except OSError:
         return 0
     return next(
-        (int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Pss:")), 0
+        (int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith(f"{part}:")),
+        0,
     )
 
 

@@ -59,12 +59,18 @@ class Rotation:
 
 @dataclass
 class Watch:
-    """Memory and descriptors of each process, sampled in a thread of its own."""
+    """Memory and descriptors of each process, sampled in a thread of its own.
+
+    Attributes:
+        memory: anonymous, in MiB.
+        whole: with files in it, as far as they are not others'.
+    """
 
     pids: dict[str, int]
     began: float = field(default_factory=time.monotonic)
     at_s: list[float] = field(default_factory=list)
     memory: dict[str, list[float]] = field(default_factory=dict)
+    whole: dict[str, list[float]] = field(default_factory=dict)
     files: dict[str, list[int]] = field(default_factory=dict)
 
     def __enter__(self) -> Watch:
@@ -81,7 +87,8 @@ class Watch:
         while not self._stop.wait(EVERY_S):
             self.at_s.append(time.monotonic() - self.began)
             for who, pid in self.pids.items():
-                self.memory.setdefault(who, []).append(pss_bytes(pid) / MIB)
+                self.memory.setdefault(who, []).append(pss_bytes(pid, "Pss_Anon") / MIB)
+                self.whole.setdefault(who, []).append(pss_bytes(pid) / MIB)
                 self.files.setdefault(who, []).append(open_files(pid))
 
     def slope(self, who: str, since_s: float) -> float:
@@ -89,9 +96,10 @@ class Watch:
         late = [i for i, at in enumerate(self.at_s) if at >= since_s]
         return slope_per_min([self.at_s[i] for i in late], [self.memory[who][i] for i in late])
 
-    def total(self, since_s: float) -> float:
+    def total(self, since_s: float, memory: dict[str, list[float]] | None = None) -> float:
+        """MiB a minute of all together; ``memory``: another kind of it."""
         late = [i for i, at in enumerate(self.at_s) if at >= since_s]
-        sums = [sum(found[i] for found in self.memory.values()) for i in late]
+        sums = [sum(found[i] for found in (memory or self.memory).values()) for i in late]
         return slope_per_min([self.at_s[i] for i in late], sums)
 
     def files_moved(self, who: str, since_s: float) -> int:
@@ -155,6 +163,8 @@ def judge_steady(report: Report, item: str, watch: Watch, since_s: float) -> Non
         item, f"memory, steepest ({worst.split()[0]})", slopes[worst], SLOPE_MIB, "MiB/min"
     )
     report.at_most(item, "memory, all replicas", watch.total(since_s), SLOPE_MIB, "MiB/min")
+    whole = watch.total(since_s, watch.whole)
+    report.add(item, "the same with libraries, whoever else maps them", f"{whole:+.2f} MiB/min")
     moved = {who: watch.files_moved(who, since_s) for who in watch.pids}
     most = max(moved, key=lambda who: moved[who])
     report.at_most(item, f"files, most moved ({most.split()[0]})", moved[most], FILES)
