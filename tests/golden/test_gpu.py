@@ -96,8 +96,13 @@ def test_a_compiled_encoder_gives_the_embeddings_of_the_plain_one() -> None:
         assert cosine >= 0.9999, (name, cosine)
 
 
+def of_its_own(script: str) -> str:
+    """What a Python process of its own prints: such things stay with a process."""
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
 def test_a_replica_keeps_to_its_share_of_memory() -> None:
-    """In another process: the bound is the process's, and stays."""
 
     script = (
         "import torch\n"
@@ -111,14 +116,10 @@ def test_a_replica_keeps_to_its_share_of_memory() -> None:
         "except torch.OutOfMemoryError:\n"
         "    print('bound')\n"
     )
-    told = subprocess.run(
-        [sys.executable, "-c", script], check=True, capture_output=True, text=True
-    ).stdout
-    assert told == "bound\n"
+    assert of_its_own(script) == "bound\n"
 
 
 def test_a_gpu_that_refuses_everything_is_noticed() -> None:
-    """In another process, whose GPU is of no use afterwards."""
     script = (
         "import torch\n"
         "from serve_app.compute.devices import touch\n"
@@ -132,7 +133,4 @@ def test_a_gpu_that_refuses_everything_is_noticed() -> None:
         "except RuntimeError:\n"
         "    print('noticed')\n"
     )
-    told = subprocess.run(
-        [sys.executable, "-c", script], check=True, capture_output=True, text=True
-    ).stdout
-    assert told == "noticed\n"
+    assert of_its_own(script) == "noticed\n"
