@@ -103,7 +103,6 @@ def of_its_own(script: str) -> str:
 
 
 def test_a_replica_keeps_to_its_share_of_memory() -> None:
-
     script = (
         "import torch\n"
         "from serve_app.compute.devices import apply_compute\n"
