@@ -112,4 +112,5 @@ class Rates:
         error = RateLimited(
             f"more than {bucket.per_minute} requests a minute; try again in {wait_s} s"
         )
-        await refuse(error, "rate", scope, receive, told, {"retry-after": str(wait_s)})
+        error.retry_after_s = wait_s
+        await refuse(error, "rate", scope, receive, told)

@@ -20,10 +20,6 @@ _TIMEOUT_S = 3.0
 _KEPT_S = 1.0
 
 
-def _assumed() -> bool:
-    return True
-
-
 @dataclass(frozen=True, slots=True)
 class Part:
     """What must have loaded.
@@ -34,7 +30,7 @@ class Part:
     """
 
     ask: Callable[[], Awaitable[bool]]
-    runs: Callable[[], bool] = _assumed
+    runs: Callable[[], bool]
 
 
 class Readiness:

@@ -124,7 +124,7 @@ async def test_one_who_leaves_does_not_take_the_answer_along(
         await gate.wait()
         return True
 
-    ready = Readiness([Part(gated)], clock)
+    ready = Readiness([Part(gated, lambda: True)], clock)
     one, two = (asyncio.create_task(ready()) for _ in range(2))
     await asyncio.sleep(0)
     one.cancel()
