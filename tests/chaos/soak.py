@@ -220,9 +220,10 @@ async def _run(
             async with Client(service.url) as client:
                 outcomes: list[Outcome] = await client.open_loop(make, rate, 20.0)
             sent += len(outcomes)
-            failed += sum(o.status != 200 for o in outcomes)
-            if 0 < failed < 50:
+            amiss = sum(o.status != 200 for o in outcomes)
+            if amiss and not failed:  # once: what failed, and how
                 report.note(client.ledger.table())
+            failed += amiss
     report.add(item, "half load", f"{rate:.1f}/s for {long:g} min", f"{sent} requests")
     report.at_most(item, "answers other than 200", failed, 0)
     return watch
