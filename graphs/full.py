@@ -11,8 +11,8 @@ import logging
 from ray.serve import Application
 
 from graphs.nodes import ingress_node, proposals_node, text_node, variant_node
-from serve_app.compute.quantised import deployable
-from serve_app.domain.settings import GraphSettings
+from serve_app.core.settings import GraphSettings
+from serve_app.models.quantized import deployable
 
 log = logging.getLogger("ray.serve")
 

@@ -9,7 +9,7 @@ Three processes; for a labelling tool on one machine.
 from ray.serve import Application
 
 from graphs.nodes import ingress_node, proposals_node, variant_node
-from serve_app.domain.settings import GraphSettings
+from serve_app.core.settings import GraphSettings
 
 
 def build(settings: GraphSettings) -> Application:

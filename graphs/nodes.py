@@ -8,21 +8,21 @@ from ray import serve
 from ray.serve import Deployment
 from ray.serve.config import RequestRouterConfig
 
-from serve_app.compute.engines import ModelSource
+from serve_app.core.settings import (
+    GraphSettings,
+    IngressSettings,
+    Replicas,
+    VariantSettings,
+)
 from serve_app.deployments.affinity import affinity
 from serve_app.deployments.decoder import DecoderReplica
 from serve_app.deployments.encoder import EncoderReplica
 from serve_app.deployments.ingress import IngressReplica
 from serve_app.deployments.proposals import ProposalsReplica
 from serve_app.deployments.text import TextReplica
-from serve_app.domain.settings import (
-    GraphSettings,
-    IngressSettings,
-    Replicas,
-    VariantSettings,
-)
-from serve_app.ledger.load import load_ledger
-from serve_app.ledger.wiring import variant_infos
+from serve_app.models.factory import ModelSource
+from serve_app.profiles.load import load_ledger
+from serve_app.profiles.wiring import variant_infos
 
 Node = Any  # what .bind() gives; Ray turns it into a handle where it is an argument
 

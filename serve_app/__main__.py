@@ -7,18 +7,18 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from serve_app.commands import CommandError
+from serve_app.cli import CommandError
 
 COMMAND_MODULES = (
-    "serve",
-    "models",
-    "evaluate",
-    "measure",
-    "quantise",
-    "simulate",
-    "bench",
-    "front",
-    "keys",
+    "serve_app.cli.serve",
+    "serve_app.cli.models",
+    "serve_tools.cli.evaluate",
+    "serve_tools.cli.measure",
+    "serve_tools.cli.quantise",
+    "serve_tools.cli.simulate",
+    "serve_tools.cli.bench",
+    "serve_app.cli.front",
+    "serve_app.cli.keys",
 )
 
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name in COMMAND_MODULES:
-        importlib.import_module(f"serve_app.commands.{name}").add_parser(subparsers)
+        importlib.import_module(name).add_parser(subparsers)
     args = parser.parse_args(argv)
     try:
         return int(args.run(args))

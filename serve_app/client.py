@@ -31,9 +31,9 @@ import orjson
 from numpy.typing import NDArray
 from PIL import Image
 
-from serve_app.domain.errors import InternalError, SamServeError
-from serve_app.domain.rle import parse_rle
-from serve_app.domain.types import (
+from serve_app.core.errors import InternalError, SamServeError
+from serve_app.core.rle import parse_rle
+from serve_app.core.types import (
     LOW_RES,
     CacheTier,
     EmbedResult,
@@ -69,7 +69,7 @@ class UnexpectedAnswer(SamServeError):
 
 
 class HttpService:
-    """A running service, as a `serve_app.ports.SegmentationService`.
+    """A running service, as a `serve_app.core.ports.SegmentationService`.
 
     Args:
         url: its address without ``/v1``.

@@ -7,14 +7,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from serve_app.cache.tiers import TieredEmbeddingCache
-from serve_app.compute.detector import EfficientDet
-from serve_app.compute.engines import ModelSource, load_decoder, load_encoder, load_text
-from serve_app.compute.proposals import Proposals
-from serve_app.compute.quantised import deployable
-from serve_app.compute.text.engine import TextScoringEngine
-from serve_app.domain.settings import GraphSettings, TextSettings, VariantSettings
-from serve_app.domain.types import (
+from serve_app.core.ports import DecoderEngine, EncoderEngine
+from serve_app.core.settings import GraphSettings, TextSettings, VariantSettings
+from serve_app.core.types import (
     Candidate,
     DecodeJob,
     DecodeOptions,
@@ -28,13 +23,18 @@ from serve_app.domain.types import (
     ScorerInfo,
     TextScores,
 )
-from serve_app.flow import SegmentationFlow
-from serve_app.ledger.load import load_ledger
-from serve_app.ledger.wiring import dispatcher_of, variant_infos
-from serve_app.ports import DecoderEngine, EncoderEngine
-from serve_app.predictor import VariantPredictor
+from serve_app.embeddings.predictor import VariantPredictor
+from serve_app.embeddings.tiers import TieredEmbeddingCache
+from serve_app.engines.proposals.detector import EfficientDet
+from serve_app.engines.proposals.sources import Proposals
+from serve_app.engines.text.engine import TextScoringEngine
+from serve_app.flow.flow import SegmentationFlow
+from serve_app.images.store import ImageStore
+from serve_app.models.factory import ModelSource, load_decoder, load_encoder, load_text
+from serve_app.models.quantized import deployable
+from serve_app.profiles.load import load_ledger
+from serve_app.profiles.wiring import dispatcher_of, variant_infos
 from serve_app.routing.variants import encoder_compute
-from serve_app.steps.images import ImageStore
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ class _Lazy:
 
 
 class LocalPredictor(_Lazy):
-    """`serve_app.ports.Predictor` over engines of this process."""
+    """`serve_app.core.ports.Predictor` over engines of this process."""
 
     def __init__(
         self, variant: VariantSettings, settings: GraphSettings, source: ModelSource
@@ -103,7 +103,7 @@ class LocalPredictor(_Lazy):
 
 
 class LocalProposer(_Lazy):
-    """`serve_app.ports.Proposer` over the engine of this process."""
+    """`serve_app.core.ports.Proposer` over the engine of this process."""
 
     def __init__(self, settings: GraphSettings, source: ModelSource) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class LocalProposer(_Lazy):
 
 
 class LocalTextScorer(_Lazy):
-    """`serve_app.ports.TextScorer` over the engine of this process."""
+    """`serve_app.core.ports.TextScorer` over the engine of this process."""
 
     def __init__(self, settings: TextSettings, source: ModelSource) -> None:
         super().__init__()

@@ -10,8 +10,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from serve_app.compute.weights import WeightStore
-from serve_app.domain.registry import load_registry
+from serve_app.models.registry import load_registry
+from serve_app.models.weights import WeightStore
 from serve_app.telemetry.instruments import Counter, Gauge, Histogram, collect_with
 
 # A busy machine is no fault: how long a case takes says nothing.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from serve_app.domain.settings import CacheSettings
+from serve_app.core.settings import CacheSettings
 
 
 class SharedTier(Protocol):

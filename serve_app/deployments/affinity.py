@@ -14,7 +14,7 @@ from typing import Any
 from ray.serve.config import RequestRouterConfig
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
-from serve_app.domain.settings import DecoderSettings
+from serve_app.core.settings import DecoderSettings
 from serve_app.routing.affinity import preferred
 
 

@@ -24,12 +24,12 @@ from typing import Any
 
 from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
 
-from serve_app.compute.engines import ModelSource
-from serve_app.compute.quantised import deployable
+from serve_app.core.measurements import Profile, pass_ms
+from serve_app.core.settings import GraphSettings, ScalingSettings
 from serve_app.deployments.replica import join_serve_log
-from serve_app.domain.ledger import Profile, pass_ms
-from serve_app.domain.settings import GraphSettings, ScalingSettings
-from serve_app.ledger.load import load_ledger
+from serve_app.models.factory import ModelSource
+from serve_app.models.quantized import deployable
+from serve_app.profiles.load import load_ledger
 from serve_app.scaling.policy import decide
 from serve_app.scaling.types import Load, Pool, Role
 

@@ -12,18 +12,14 @@ from typing import Any
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from serve_app.batching.batcher import Batcher
+from serve_app.batching.stats import HitRate
 from serve_app.cache.shared import shared_tier
-from serve_app.cache.tiers import TieredEmbeddingCache
-from serve_app.compute.engines import ModelSource, load_decoder
-from serve_app.deployments.batching import Batcher
-from serve_app.deployments.encoder import warm_encoder
-from serve_app.deployments.handles import RemoteEncoder, SharedPixels, answer_of
-from serve_app.deployments.replica import EngineReplica
-from serve_app.deployments.stats import HitRate
-from serve_app.domain.deadline import time_limit, until
-from serve_app.domain.errors import DeadlineExceeded
-from serve_app.domain.settings import CacheSettings, VariantSettings
-from serve_app.domain.types import (
+from serve_app.core.deadline import time_limit, until
+from serve_app.core.errors import DeadlineExceeded
+from serve_app.core.ports import DecoderEngine
+from serve_app.core.settings import CacheSettings, VariantSettings
+from serve_app.core.types import (
     CacheTier,
     DecodeJob,
     DecodeOptions,
@@ -34,8 +30,12 @@ from serve_app.domain.types import (
     ReplicaLoad,
     RgbArray,
 )
-from serve_app.ports import DecoderEngine
-from serve_app.predictor import VariantPredictor
+from serve_app.deployments.encoder import warm_encoder
+from serve_app.deployments.handles import RemoteEncoder, SharedPixels, answer_of
+from serve_app.deployments.replica import EngineReplica
+from serve_app.embeddings.predictor import VariantPredictor
+from serve_app.embeddings.tiers import TieredEmbeddingCache
+from serve_app.models.factory import ModelSource, load_decoder
 from serve_app.routing.variants import encoder_compute
 
 _Pass = tuple[float, float]
@@ -107,7 +107,7 @@ class DecoderReplica(EngineReplica):
         prompts: Sequence[Prompt],
         options: DecodeOptions,
     ) -> Prediction | None:
-        """See `serve_app.ports.Predictor.predict`."""
+        """See `serve_app.core.ports.Predictor.predict`."""
         # The caller stops waiting by then; this replica would not hear of it.
         left_s, options = options.time_left_s, replace(options, time_left_s=None)
         passes: set[_Pass] = set()

@@ -7,11 +7,11 @@ import time
 
 import numpy as np
 
-from serve_app.compute.engines import ModelSource, load_encoder, warm_up_sizes
-from serve_app.deployments.batching import Batcher
+from serve_app.batching.batcher import Batcher
+from serve_app.core.settings import Batching, Compute, EncoderSettings
+from serve_app.core.types import Embedding, RgbArray
 from serve_app.deployments.replica import EngineReplica
-from serve_app.domain.settings import Batching, Compute, EncoderSettings
-from serve_app.domain.types import Embedding, RgbArray
+from serve_app.models.factory import ModelSource, load_encoder, warm_up_sizes
 
 _WARM_UP_SIDE = 64
 

@@ -23,9 +23,9 @@ from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.domain.deadline import time_left_s
-from serve_app.domain.errors import Overloaded, ReplicaLost, SamServeError, WeightsUnavailable
-from serve_app.domain.types import (
+from serve_app.core.deadline import time_left_s
+from serve_app.core.errors import Overloaded, ReplicaLost, SamServeError, WeightsUnavailable
+from serve_app.core.types import (
     Candidate,
     DecodeOptions,
     Embedding,
@@ -177,7 +177,7 @@ class RemoteEncoder:
 
 
 class RemotePredictor:
-    """`serve_app.ports.Predictor` over the decoder's handle."""
+    """`serve_app.core.ports.Predictor` over the decoder's handle."""
 
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         self._handle = handle
@@ -208,7 +208,7 @@ class RemotePredictor:
 
 
 class RemoteProposer:
-    """`serve_app.ports.Proposer` over its handle."""
+    """`serve_app.core.ports.Proposer` over its handle."""
 
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         self._handle = handle.options(method_name="propose", _by_reference=True)
@@ -228,7 +228,7 @@ class RemoteProposer:
 
 
 class RemoteTextScorer:
-    """`serve_app.ports.TextScorer` over its handle."""
+    """`serve_app.core.ports.TextScorer` over its handle."""
 
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         self._handle = handle

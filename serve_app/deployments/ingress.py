@@ -15,9 +15,16 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.api.app import create_app
-from serve_app.api.work import Work
 from serve_app.cache.shared import shared_tier
+from serve_app.core.exposure import exposure_warning
+from serve_app.core.settings import GraphSettings
+from serve_app.core.types import (
+    EmbedResult,
+    RgbArray,
+    SegmentRequest,
+    SegmentResult,
+    VariantInfo,
+)
 from serve_app.deployments.handles import (
     RemotePredictor,
     RemoteProposer,
@@ -28,27 +35,20 @@ from serve_app.deployments.metrics import cluster_metrics
 from serve_app.deployments.replica import join_serve_log
 from serve_app.deployments.telemetry import start_telemetry
 from serve_app.deployments.watch import ReplicaWatch
-from serve_app.domain.exposure import exposure_warning
-from serve_app.domain.settings import GraphSettings
-from serve_app.domain.types import (
-    EmbedResult,
-    RgbArray,
-    SegmentRequest,
-    SegmentResult,
-    VariantInfo,
-)
-from serve_app.flow import SegmentationFlow
-from serve_app.ledger.load import LoadedLedger
-from serve_app.ledger.wiring import dispatcher_of
-from serve_app.steps.images import ImageStore
-from serve_app.steps.readiness import Part
+from serve_app.flow.flow import SegmentationFlow
+from serve_app.flow.readiness import Part
+from serve_app.http.app import create_app
+from serve_app.http.work import Work
+from serve_app.images.store import ImageStore
+from serve_app.profiles.load import LoadedLedger
+from serve_app.profiles.wiring import dispatcher_of
 
 log = logging.getLogger(__name__)
 
 
 @serve.ingress()
 class IngressReplica:
-    """Answers HTTP through `serve_app.api` and Python callers through its methods."""
+    """Answers HTTP through `serve_app.http` and Python callers through its methods."""
 
     def __init__(
         self,

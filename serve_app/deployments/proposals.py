@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from serve_app.compute.detector import EfficientDet
-from serve_app.compute.engines import ModelSource
-from serve_app.compute.proposals import Proposals
-from serve_app.deployments.replica import EngineReplica, EngineThread
-from serve_app.domain.settings import ProposalsSettings
-from serve_app.domain.types import Proposal, ProposalSource, RgbArray
+from serve_app.batching.engine_thread import EngineThread
+from serve_app.core.settings import ProposalsSettings
+from serve_app.core.types import Proposal, ProposalSource, RgbArray
+from serve_app.deployments.replica import EngineReplica
+from serve_app.engines.proposals.detector import EfficientDet
+from serve_app.engines.proposals.sources import Proposals
+from serve_app.models.factory import ModelSource
 
 
 class ProposalsReplica(EngineReplica):
@@ -35,5 +36,5 @@ class ProposalsReplica(EngineReplica):
         source: ProposalSource,
         points_per_side: int,
     ) -> tuple[Proposal, ...]:
-        """See `serve_app.ports.Proposer.propose`."""
+        """See `serve_app.core.ports.Proposer.propose`."""
         return await self._thread.run(self._engine.propose, pixels, size, source, points_per_side)

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from serve_app.compute.engines import ModelSource, load_text
-from serve_app.deployments.replica import EngineReplica, EngineThread
-from serve_app.domain.settings import TextSettings
-from serve_app.domain.types import Candidate, RgbArray, ScorerInfo, TextScores
+from serve_app.batching.engine_thread import EngineThread
+from serve_app.core.settings import TextSettings
+from serve_app.core.types import Candidate, RgbArray, ScorerInfo, TextScores
+from serve_app.deployments.replica import EngineReplica
+from serve_app.models.factory import ModelSource, load_text
 
 
 class TextReplica(EngineReplica):
@@ -32,7 +33,7 @@ class TextReplica(EngineReplica):
     async def score(
         self, pixels: RgbArray, candidates: Sequence[Candidate], texts: Sequence[str]
     ) -> TextScores:
-        """See `serve_app.ports.TextScorer.score`."""
+        """See `serve_app.core.ports.TextScorer.score`."""
         # In parts: between them others have their turn, who has left is noticed, and the engine is
         # seen to get on.
         parts = [

@@ -12,7 +12,7 @@ from ray.serve._private.common import DeploymentID
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve._private.long_poll import LongPollClient, LongPollNamespace
 
-from serve_app.domain.settings import GraphSettings
+from serve_app.core.settings import GraphSettings
 from serve_app.routing.board import LoadBoard
 from serve_app.telemetry.catalogue import VARIANT_REPLICAS
 

@@ -10,8 +10,8 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from serve_app.domain.ledger import Profile
-from serve_app.domain.types import CacheTier, Prediction, ReplicaLoad
+from serve_app.core.measurements import Profile
+from serve_app.core.types import CacheTier, Prediction, ReplicaLoad
 from serve_app.routing.facts import Situation, expected
 
 _FRESH_S = 2.0

@@ -2,7 +2,7 @@
 
 Escalating costs one encoder pass of the second variant for the image and then little for each
 prompt, so it is decided for a request's prompts together; both rules are fitted on annotated
-data (`serve_app.evaluation.cascade`) and stand in the ledger.
+data (`serve_tools.evaluation.cascade`) and stand in the ledger.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from serve_app.domain.ledger import Escalation, Form
-from serve_app.domain.types import Mask, Prompt
+from serve_app.core.measurements import Escalation, Form
+from serve_app.core.types import Mask, Prompt
 from serve_app.routing.confidence import features, form_of
 
 Rules = Mapping[Form, Escalation]

@@ -2,7 +2,7 @@
 
 A model's predicted IoU alone says little on images unlike its training's: on microscopy its
 correlation with the true IoU may be nil.  Together with the mask's size, its fit to the box and
-the disagreement of the three masks it says a lot; `serve_app.evaluation.cascade` fits how.
+the disagreement of the three masks it says a lot; `serve_tools.evaluation.cascade` fits how.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from serve_app.domain.ledger import Form
-from serve_app.domain.types import Mask, Prompt
+from serve_app.core.measurements import Form
+from serve_app.core.types import Mask, Prompt
 
 FEATURES = ("score", "stability", "log_share", "spread", "fit", "fill")
 

@@ -8,8 +8,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from serve_app.domain.ledger import Escalation, Form, Profile
-from serve_app.domain.settings import RouterSettings
+from serve_app.core.measurements import Escalation, Form, Profile
+from serve_app.core.settings import RouterSettings
 from serve_app.routing.board import Capacity, LoadBoard
 from serve_app.routing.facts import AUTO, Ask, Situation, expected
 from serve_app.routing.router import Choice, Refused, choose_variant

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from serve_app.domain.ledger import Profile, QualityKind, best_ms_per_item, pass_ms
+from serve_app.core.measurements import Profile, QualityKind, best_ms_per_item, pass_ms
 
 AUTO = "auto"
 

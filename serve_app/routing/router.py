@@ -9,9 +9,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from serve_app.domain.errors import HintsUnmet, Overloaded, SamServeError, UnknownVariant
-from serve_app.domain.ledger import Profile
-from serve_app.domain.settings import RouterSettings
+from serve_app.core.errors import HintsUnmet, Overloaded, SamServeError, UnknownVariant
+from serve_app.core.measurements import Profile
+from serve_app.core.settings import RouterSettings
 from serve_app.routing.facts import AUTO, Ask, Expected, Situation, expected, idle_ms
 
 _SAME_QUALITY = 0.005

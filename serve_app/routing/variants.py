@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from serve_app.domain.registry import Registry
-from serve_app.domain.settings import Compute, VariantSettings
-from serve_app.domain.types import VariantInfo
+from serve_app.core.settings import Compute, VariantSettings
+from serve_app.core.types import VariantInfo
+from serve_app.models.registry import Registry
 
 SEGMENTERS = ("sam", "sam2_onnx")
 """The registry's families that segment."""

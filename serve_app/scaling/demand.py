@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from serve_app.domain.ledger import pass_ms
-from serve_app.domain.settings import ScalingSettings
+from serve_app.core.measurements import pass_ms
+from serve_app.core.settings import ScalingSettings
 from serve_app.scaling.types import Load, Pool
 
 ABSURD = 1e7

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from serve_app.domain.settings import ScalingSettings
+from serve_app.core.settings import ScalingSettings
 from serve_app.scaling.demand import LATEST, Demand, demand, measured
 from serve_app.scaling.sharing import Claim, share
 from serve_app.scaling.types import Load, Plan, Pool

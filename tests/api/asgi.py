@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from serve_app.api.tally import Tally
+from serve_app.http.tally import Tally
 
 Message = MutableMapping[str, Any]
 App = Callable[..., Awaitable[None]]

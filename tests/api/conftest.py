@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 
-from serve_app.api.app import create_app
-from serve_app.domain.limits import Limits
-from serve_app.domain.rle import encode_rle
-from serve_app.domain.types import (
+from serve_app.core.limits import Limits
+from serve_app.core.rle import encode_rle
+from serve_app.core.types import (
     BoolArray,
     CacheTier,
     EmbedResult,
@@ -25,6 +24,7 @@ from serve_app.domain.types import (
     SegmentResult,
     TextQuery,
 )
+from serve_app.http.app import create_app
 from serve_app.telemetry import instruments
 from serve_app.telemetry.instruments import collect_with
 

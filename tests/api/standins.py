@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from serve_app.domain.limits import Limits
-from serve_app.domain.rle import encode_rle
-from serve_app.domain.settings import RouterSettings
-from serve_app.domain.types import (
+from serve_app.core.limits import Limits
+from serve_app.core.rle import encode_rle
+from serve_app.core.settings import RouterSettings
+from serve_app.core.types import (
     CacheTier,
     Candidate,
     DecodeOptions,
@@ -23,10 +23,10 @@ from serve_app.domain.types import (
     TextScores,
     VariantInfo,
 )
-from serve_app.flow import SegmentationFlow
+from serve_app.flow.flow import SegmentationFlow
+from serve_app.images.store import ImageStore
 from serve_app.routing.board import Capacity
 from serve_app.routing.dispatcher import Dispatcher, Knowledge
-from serve_app.steps.images import ImageStore
 
 
 class StandInPredictor:

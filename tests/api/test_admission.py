@@ -10,12 +10,12 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from serve_app.api.admission import Admission, Pace
-from serve_app.api.app import create_app
-from serve_app.api.tally import Tally
-from serve_app.domain.errors import Overloaded
-from serve_app.domain.limits import Limits
-from serve_app.domain.settings import GraphSettings
+from serve_app.core.errors import Overloaded
+from serve_app.core.limits import Limits
+from serve_app.core.settings import GraphSettings
+from serve_app.http.admission import Admission, Pace
+from serve_app.http.app import create_app
+from serve_app.http.tally import Tally
 
 from .asgi import Clock, Exchange, fine
 

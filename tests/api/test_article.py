@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve_app.api.answers import ArticleAnswer, ArticleBatchAnswer, ArticleHealth
-from serve_app.domain.errors import InvalidImage, Overloaded, UnknownVariant
+from serve_app.core.errors import InvalidImage, Overloaded, UnknownVariant
+from serve_app.http.answers import ArticleAnswer, ArticleBatchAnswer, ArticleHealth
 
 JPEG = b"\xff\xd8 a photo"
 

@@ -13,10 +13,10 @@ import pytest
 from ray._common.formatters import JSONFormatter
 from starlette.requests import ClientDisconnect
 
-from serve_app.api.account import Account
-from serve_app.api.app import create_app
-from serve_app.domain.errors import Overloaded
-from serve_app.domain.limits import Limits
+from serve_app.core.errors import Overloaded
+from serve_app.core.limits import Limits
+from serve_app.http.account import Account
+from serve_app.http.app import create_app
 
 from .asgi import Clock, Exchange, fine
 

@@ -12,9 +12,9 @@ import numpy as np
 import orjson
 import pytest
 
-from serve_app.api.answers import BatchLine
-from serve_app.api.stream import NdjsonResponse
-from serve_app.domain.errors import InvalidImage
+from serve_app.core.errors import InvalidImage
+from serve_app.http.answers import BatchLine
+from serve_app.http.stream import NdjsonResponse
 
 URL = "/v1/segment/batch"
 

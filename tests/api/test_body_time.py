@@ -6,11 +6,11 @@ import asyncio
 
 import pytest
 
-from serve_app.api.app import create_app
-from serve_app.api.body_limit import BodyLimit
-from serve_app.api.tally import Tally
-from serve_app.domain.errors import BodyTimeout
-from serve_app.domain.limits import Limits
+from serve_app.core.errors import BodyTimeout
+from serve_app.core.limits import Limits
+from serve_app.http.app import create_app
+from serve_app.http.body_limit import BodyLimit
+from serve_app.http.tally import Tally
 
 from .asgi import Clock, Exchange
 

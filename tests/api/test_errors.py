@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
-from serve_app.api.parsing import load_json
-from serve_app.domain import errors
-from serve_app.domain.limits import Limits
+from serve_app.core import errors
+from serve_app.core.limits import Limits
+from serve_app.http.parsing import load_json
 
 SECRET = "xyzzy-s3cret-marker"  # a part of the request that must never come back
 IMAGE = base64.b64encode(b"image").decode()
@@ -507,7 +507,7 @@ async def test_errors_of_the_service_are_told_as_they_are(client, service, kind)
 
 async def test_a_fault_of_ours_tells_nothing_and_is_logged(client, service, caplog, our_log):
     service.failure = RuntimeError(f"/srv/{SECRET} at 0x7fff")
-    with caplog.at_level(logging.ERROR, "serve_app.api"):
+    with caplog.at_level(logging.ERROR, "serve_app.http"):
         answer = await client.post("/v1/segment", json={"image_id": "a", "text": "a"})
     checked(answer, 500, "internal_error")
     assert "/srv" not in answer.text

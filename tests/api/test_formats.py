@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from serve_app.api import routes_v1
-from serve_app.api.answers import FeatureCollectionAnswer, SegmentAnswer
-from serve_app.domain.types import BoolArray
+from serve_app.core.types import BoolArray
+from serve_app.http import routes_v1
+from serve_app.http.answers import FeatureCollectionAnswer, SegmentAnswer
 
 
 async def ask(client: Any, **members: Any) -> Any:

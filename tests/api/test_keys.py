@@ -12,11 +12,11 @@ import yaml
 from pydantic import ValidationError
 
 from serve_app.__main__ import main
-from serve_app.api.app import create_app
-from serve_app.api.keys import Keys
-from serve_app.api.tally import PROBES, Tally
-from serve_app.domain.exposure import exposure_warning
-from serve_app.domain.settings import ApiKey, GraphSettings, SecuritySettings
+from serve_app.core.exposure import exposure_warning
+from serve_app.core.settings import ApiKey, GraphSettings, SecuritySettings
+from serve_app.http.app import create_app
+from serve_app.http.keys import Keys
+from serve_app.http.tally import PROBES, Tally
 
 from .asgi import Exchange, fine
 

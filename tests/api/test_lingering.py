@@ -11,7 +11,7 @@ import pytest
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve_app.api.lingering import Lingering
+from serve_app.http.lingering import Lingering
 
 from .asgi import Exchange
 

@@ -38,8 +38,8 @@ from schemathesis.specs.openapi.checks import (
 )
 from schemathesis.transport.serialization import Binary
 
-from serve_app.api.app import create_app
-from serve_app.domain.limits import Limits
+from serve_app.core.limits import Limits
+from serve_app.http.app import create_app
 
 from .conftest import FakeService
 from .standins import standin_flow

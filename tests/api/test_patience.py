@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from starlette.requests import ClientDisconnect
 
-from serve_app.api.patience import Patience
-from serve_app.api.stream import NdjsonResponse
-from serve_app.domain.limits import Limits
+from serve_app.core.limits import Limits
+from serve_app.http.patience import Patience
+from serve_app.http.stream import NdjsonResponse
 
 from .asgi import Exchange, fine
 

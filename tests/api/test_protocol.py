@@ -12,11 +12,11 @@ from typing import Any
 import orjson
 import pytest
 
-from serve_app.api.app import create_app
-from serve_app.domain.errors import TooManyPrompts
-from serve_app.domain.limits import Limits
-from serve_app.domain.types import Prompt
-from serve_app.steps.limits import check_limits
+from serve_app.core.errors import TooManyPrompts
+from serve_app.core.limits import Limits
+from serve_app.core.types import Prompt
+from serve_app.flow.limits import check_limits
+from serve_app.http.app import create_app
 
 from .asgi import Exchange, Message
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from serve_app.api.app import create_app
-from serve_app.api.rates import Rates, TokenBucket
-from serve_app.api.tally import Tally
-from serve_app.domain.settings import ApiKey, SecuritySettings
+from serve_app.core.settings import ApiKey, SecuritySettings
+from serve_app.http.app import create_app
+from serve_app.http.rates import Rates, TokenBucket
+from serve_app.http.tally import Tally
 
 from .asgi import Clock, Exchange, fine
 

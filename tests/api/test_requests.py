@@ -11,11 +11,11 @@ import httpx
 import numpy as np
 import pytest
 
-from serve_app.api.answers import EmbedAnswer
-from serve_app.api.app import create_app
 from serve_app.client import HttpService
-from serve_app.domain.limits import Limits
-from serve_app.domain.types import Everything, Prompt, ProposalSource, SegmentRequest, TextQuery
+from serve_app.core.limits import Limits
+from serve_app.core.types import Everything, Prompt, ProposalSource, SegmentRequest, TextQuery
+from serve_app.http.answers import EmbedAnswer
+from serve_app.http.app import create_app
 
 FILE = b"\xff\xd8 not really a photo"
 BASE64 = base64.b64encode(FILE).decode()

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from fastapi.openapi.models import OpenAPI
 
-from serve_app.domain.errors import InvalidRequest
-from serve_app.domain.types import Everything, SegmentRequest
+from serve_app.core.errors import InvalidRequest
+from serve_app.core.types import Everything, SegmentRequest
 
 ROUTES = {
     "/v1/segment": "post",
@@ -111,7 +111,7 @@ async def test_docs(client):
 
 def test_the_interface_imports_neither_torch_nor_ray():
     code = (
-        "import sys, serve_app.api.app\n"
+        "import sys, serve_app.http.app\n"
         "print([m for m in ('torch', 'ray', 'onnxruntime', 'timm') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from serve_app.api.app import create_app
-from serve_app.api.work import Work
-from serve_app.domain.limits import Limits
+from serve_app.core.limits import Limits
+from serve_app.http.app import create_app
+from serve_app.http.work import Work
 
 from .conftest import FakeService
 

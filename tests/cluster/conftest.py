@@ -13,7 +13,7 @@ import httpx
 import pytest
 import yaml
 
-from serve_app.domain.settings import GraphSettings
+from serve_app.core.settings import GraphSettings
 
 from .ledger_file import write_ledger
 from .ray_cluster import RayCluster, free_ports, wait_until

@@ -24,7 +24,7 @@ import torch
 import yaml
 from segment_anything import sam_model_registry
 
-from serve_app.workshop.tiny_clip import tiny_clip_settings
+from serve_tools.workshop.tiny_clip import tiny_clip_settings
 
 from ..chaos.load import Client, quantile
 from ..chaos.questions import Ask, form, new_number

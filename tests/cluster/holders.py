@@ -20,11 +20,8 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
-from serve_app.cache.tiers import TieredEmbeddingCache
-from serve_app.deployments.affinity import affinity
-from serve_app.deployments.handles import RemotePredictor, SharedPixels
-from serve_app.domain.settings import Batching, DecoderSettings
-from serve_app.domain.types import (
+from serve_app.core.settings import Batching, DecoderSettings
+from serve_app.core.types import (
     CacheTier,
     DecodeJob,
     DecodeOptions,
@@ -34,7 +31,10 @@ from serve_app.domain.types import (
     Prompt,
     ReplicaLoad,
 )
-from serve_app.predictor import VariantPredictor
+from serve_app.deployments.affinity import affinity
+from serve_app.deployments.handles import RemotePredictor, SharedPixels
+from serve_app.embeddings.predictor import VariantPredictor
+from serve_app.embeddings.tiers import TieredEmbeddingCache
 
 ROOT = Path(__file__).resolve().parents[2]
 REPLICAS = 3

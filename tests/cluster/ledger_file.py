@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from serve_app.compute.host import this_host
-from serve_app.domain.ledger import (
+from serve_app.core.host import this_host
+from serve_app.core.measurements import (
     Additive,
     Data,
     Duration,
@@ -18,8 +18,8 @@ from serve_app.domain.ledger import (
     Point,
     Share,
 )
-from serve_app.domain.registry import load_registry
-from serve_app.domain.settings import GraphSettings
+from serve_app.core.settings import GraphSettings
+from serve_app.models.registry import load_registry
 from serve_app.routing.variants import encoder_compute
 
 ENCODE_MS = {"fast": 1500.0, "accurate": 4500.0}

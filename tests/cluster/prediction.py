@@ -19,13 +19,13 @@ import httpx
 import numpy as np
 import yaml
 
-from serve_app.domain.ledger import Profile
-from serve_app.domain.registry import load_registry
-from serve_app.domain.settings import GraphSettings
-from serve_app.ledger.protocol import QUICK
-from serve_app.ledger.runner import measure
-from serve_app.simulation.live import predict
-from serve_app.simulation.scenario import scales, with_profiles
+from serve_app.core.measurements import Profile
+from serve_app.core.settings import GraphSettings
+from serve_app.models.registry import load_registry
+from serve_tools.profiling.protocol import QUICK
+from serve_tools.profiling.runner import measure
+from serve_tools.simulation.live import predict
+from serve_tools.simulation.scenario import scales, with_profiles
 
 from ..golden.cases import photo
 from .conftest import CONFIGS, wait_until_ready

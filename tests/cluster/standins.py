@@ -18,12 +18,12 @@ from ray.serve import Application
 import serve_app.deployments.decoder
 import serve_app.deployments.encoder
 from graphs.nodes import deployed
-from serve_app.compute.engines import ModelSource
+from serve_app.core.settings import GraphSettings
+from serve_app.core.types import DecodeJob, DecodeOptions, Embedding, Mask, Prompt, RgbArray
 from serve_app.deployments.decoder import DecoderReplica
 from serve_app.deployments.encoder import EncoderReplica
 from serve_app.deployments.handles import RemotePredictor
-from serve_app.domain.settings import GraphSettings
-from serve_app.domain.types import DecodeJob, DecodeOptions, Embedding, Mask, Prompt, RgbArray
+from serve_app.models.factory import ModelSource
 
 ROOT = Path(__file__).resolve().parents[2]
 POLICY = "serve_app.deployments.autoscaling:BudgetPolicy"

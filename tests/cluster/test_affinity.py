@@ -13,7 +13,7 @@ import pytest
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 
-from serve_app.domain.types import CacheTier
+from serve_app.core.types import CacheTier
 
 from . import holders
 from .holders import FULL_AT, HOT_AT, REPLICAS, Answer

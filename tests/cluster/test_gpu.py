@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from serve_app.compute.sam.model import load_sam
-from serve_app.workshop.scenes import all_captions, draw_scene
+from serve_app.engines.sam.model import load_sam
+from serve_tools.synthetic.scenes import all_captions, draw_scene
 
 from ..chaos.load import Client
 from ..chaos.service import Service, kill_and_wait

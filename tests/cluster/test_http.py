@@ -18,8 +18,8 @@ from PIL import Image
 from segment_anything.modeling import Sam
 
 from serve_app.client import HttpService
-from serve_app.compute.sam.model import load_sam
-from serve_app.domain.types import Prompt, SegmentRequest
+from serve_app.core.types import Prompt, SegmentRequest
+from serve_app.engines.sam.model import load_sam
 
 from ..golden.cases import PHOTOS, cases_of, check_against, iou, photo, reference_answers
 from .conftest import Served

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from ray import serve
 
-from serve_app.domain.errors import InvalidImage, InvalidPrompt, SamServeError, UnknownVariant
-from serve_app.domain.types import (
+from serve_app.core.errors import InvalidImage, InvalidPrompt, SamServeError, UnknownVariant
+from serve_app.core.types import (
     CacheTier,
     EmbedResult,
     Prompt,

@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from serve_app.compute.proposals import grid_proposals
-from serve_app.domain.rle import encode_part
-from serve_app.domain.settings import Strict
-from serve_app.domain.types import (
+from serve_app.core.rle import encode_part
+from serve_app.core.settings import Strict
+from serve_app.core.types import (
     Candidate,
     DecodeJob,
     Embedding,
@@ -31,6 +30,7 @@ from serve_app.domain.types import (
     ScorerInfo,
     TextScores,
 )
+from serve_app.engines.proposals.sources import grid_proposals
 
 
 class StandIns(Strict):

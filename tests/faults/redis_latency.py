@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from serve_app.cache.redis import RedisTier
-from serve_app.cache.tiers import TieredEmbeddingCache
-from serve_app.domain.settings import CacheSettings
-from serve_app.domain.types import CacheTier, Embedding
+from serve_app.core.settings import CacheSettings
+from serve_app.core.types import CacheTier, Embedding
+from serve_app.embeddings.tiers import TieredEmbeddingCache
 
 from .redis_server import RedisServer
 

@@ -28,14 +28,14 @@ import serve_app.deployments.encoder
 import serve_app.deployments.proposals
 import serve_app.deployments.text
 from graphs.nodes import deployed, ingress_node
-from serve_app.compute.engines import ModelSource
+from serve_app.batching.engine_thread import EngineThread
+from serve_app.core.settings import GraphSettings
 from serve_app.deployments.affinity import affinity
 from serve_app.deployments.decoder import DecoderReplica
 from serve_app.deployments.encoder import EncoderReplica
 from serve_app.deployments.proposals import ProposalsReplica
-from serve_app.deployments.replica import EngineThread
 from serve_app.deployments.text import TextReplica
-from serve_app.domain.settings import GraphSettings
+from serve_app.models.factory import ModelSource
 
 from .models import (
     SleepingDecoder,

@@ -17,12 +17,12 @@ from PIL import Image
 from safetensors.numpy import save
 
 from serve_app.cache.codec import encode_embedding, seal
-from serve_app.cache.tiers import TieredEmbeddingCache
-from serve_app.domain.errors import UnknownImage
-from serve_app.domain.image_id import image_id
-from serve_app.domain.limits import Limits
-from serve_app.domain.types import CacheTier, Embedding
-from serve_app.steps.images import ImageStore
+from serve_app.core.errors import UnknownImage
+from serve_app.core.image_id import image_id
+from serve_app.core.limits import Limits
+from serve_app.core.types import CacheTier, Embedding
+from serve_app.embeddings.tiers import TieredEmbeddingCache
+from serve_app.images.store import ImageStore
 from serve_app.telemetry.catalogue import CACHE_LOOKUPS
 
 KEY = "emb-of-this-image"

@@ -20,9 +20,9 @@ import pytest
 import redis
 
 from serve_app.cache.redis import RedisTier
-from serve_app.cache.tiers import TieredEmbeddingCache
-from serve_app.domain.settings import CacheSettings
-from serve_app.domain.types import CacheTier, Embedding
+from serve_app.core.settings import CacheSettings
+from serve_app.core.types import CacheTier, Embedding
+from serve_app.embeddings.tiers import TieredEmbeddingCache
 from serve_app.telemetry.catalogue import REDIS_BREAKER_OPEN, REDIS_OPERATIONS
 
 from .redis_server import RedisServer
@@ -268,9 +268,9 @@ async def test_a_burst_opens_no_more_connections_than_allowed(server: RedisServe
 FIRST_LIFE = """
 import asyncio, sys
 from serve_app.cache.redis import RedisTier
-from serve_app.cache.tiers import TieredEmbeddingCache
-from serve_app.domain.settings import CacheSettings
-from serve_app.domain.types import Embedding
+from serve_app.embeddings.tiers import TieredEmbeddingCache
+from serve_app.core.settings import CacheSettings
+from serve_app.core.types import Embedding
 import numpy as np
 
 async def main():

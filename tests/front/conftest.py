@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from serve_app.api.app import create_app
-from serve_app.domain.limits import Limits
+from serve_app.core.limits import Limits
+from serve_app.http.app import create_app
 
 from ..api.conftest import FakeService
 from .running import Backend, RunningFront

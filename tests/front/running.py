@@ -21,11 +21,11 @@ from typing import Any
 import uvicorn
 import yaml
 
-from serve_app.commands.environment import free_ports
-from serve_app.domain.limits import Limits
-from serve_app.front.program import Front, find_haproxy
-from serve_app.front.render import render
-from serve_app.front.settings import load_front_settings
+from serve_app.cli.environment import free_ports
+from serve_app.core.limits import Limits
+from serve_app.edge.program import Front, find_haproxy
+from serve_app.edge.render import render
+from serve_app.edge.settings import load_front_settings
 
 START_TIMEOUT_S = 30.0
 

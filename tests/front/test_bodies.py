@@ -8,9 +8,9 @@ import socket
 import httpx
 import pytest
 
-from serve_app.front.program import FrontError
-from serve_app.front.render import render
-from serve_app.front.settings import FrontSettings
+from serve_app.edge.program import FrontError
+from serve_app.edge.render import render
+from serve_app.edge.settings import FrontSettings
 
 from .conftest import MAX_BODY_BYTES
 from .running import Backend, Raw, RunningFront

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.front import answers
-from serve_app.front.answers import Answer
-from serve_app.front.settings import FrontSettings
+from serve_app.edge import answers
+from serve_app.edge.answers import Answer
+from serve_app.edge.settings import FrontSettings
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "front.md").read_text("utf-8")
 OWN = [a for a in vars(answers).values() if isinstance(a, Answer)] + [answers.too_large(1)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from serve_app.api import middleware
-from serve_app.front.answers import REQUEST_ID_PATTERN
+from serve_app.edge.answers import REQUEST_ID_PATTERN
+from serve_app.http import middleware
 
 from .running import Backend, Raw, RunningFront, wait_until
 

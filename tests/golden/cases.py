@@ -19,8 +19,8 @@ from PIL import Image
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 
-from serve_app.domain.settings import Compute
-from serve_app.domain.types import LOW_RES, BoolArray, Float32Array, Mask, Prompt, RgbArray
+from serve_app.core.settings import Compute
+from serve_app.core.types import LOW_RES, BoolArray, Float32Array, Mask, Prompt, RgbArray
 
 TWO_THREADS = Compute(threads=2)
 

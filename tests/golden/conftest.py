@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from serve_app.domain.settings import (
+from serve_app.core.settings import (
     DecoderSettings,
     EncoderSettings,
     GraphSettings,

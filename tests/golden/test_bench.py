@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from serve_app.bench import decoder, encoder, gpu
-from serve_app.bench.floor import DECODER_AS_WRITTEN, encoder_flops
-from serve_app.bench.photos import Photos, load_photos
-from serve_app.compute.engines import ModelSource, load_decoder, load_encoder
-from serve_app.domain.settings import GraphSettings
-from serve_app.domain.types import BoolArray, Embedding
+from serve_app.core.settings import GraphSettings
+from serve_app.core.types import BoolArray, Embedding
+from serve_app.models.factory import ModelSource, load_decoder, load_encoder
+from serve_tools.bench import decoder, encoder, gpu
+from serve_tools.bench.floor import DECODER_AS_WRITTEN, encoder_flops
+from serve_tools.bench.photos import Photos, load_photos
 
 from .cases import TWO_THREADS
 

@@ -11,15 +11,15 @@ import torch
 from numpy.typing import NDArray
 from segment_anything import SamPredictor
 
-from serve_app.compute.engines import ModelSource, load_encoder
-from serve_app.compute.quantised import deployable
-from serve_app.compute.sam import encoder as torch_encoder
-from serve_app.compute.sam.model import load_sam
-from serve_app.domain.settings import Compute, GraphSettings
-from serve_app.domain.types import Float32Array
-from serve_app.ledger.protocol import Effort
-from serve_app.ports import EncoderEngine
-from serve_app.workshop.quantise import Calibration, quantise
+from serve_app.core.ports import EncoderEngine
+from serve_app.core.settings import Compute, GraphSettings
+from serve_app.core.types import Float32Array
+from serve_app.engines.sam import encoder as torch_encoder
+from serve_app.engines.sam.model import load_sam
+from serve_app.models.factory import ModelSource, load_encoder
+from serve_app.models.quantized import deployable
+from serve_tools.profiling.protocol import Effort
+from serve_tools.workshop.quantise import Calibration, quantise
 
 from .cases import PHOTOS, TWO_THREADS, photo
 

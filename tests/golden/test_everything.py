@@ -13,10 +13,8 @@ import torch
 from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import Sam
 
-from serve_app.compute.sam.decoder import SamDecoder
-from serve_app.compute.sam.model import load_sam
-from serve_app.domain.settings import GraphSettings
-from serve_app.domain.types import (
+from serve_app.core.settings import GraphSettings
+from serve_app.core.types import (
     DecodeJob,
     Everything,
     EverythingMode,
@@ -24,15 +22,17 @@ from serve_app.domain.types import (
     RgbArray,
     SegmentRequest,
 )
-from serve_app.evaluation.everything import (
+from serve_app.engines.sam.decoder import SamDecoder
+from serve_app.engines.sam.model import load_sam
+from serve_app.flow.flow import SegmentationFlow
+from serve_app.local import build_local_service
+from serve_tools.evaluation.everything import (
     drawn_images,
     metas_generator,
     score_everything,
     service_generator,
 )
-from serve_app.evaluation.metrics import iou_matrix
-from serve_app.flow import SegmentationFlow
-from serve_app.local import build_local_service
+from serve_tools.evaluation.metrics import iou_matrix
 
 from .cases import iou, photo
 

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from serve_app.compute.engines import ModelSource, load_decoder, load_encoder
-from serve_app.compute.sam.model import load_sam
-from serve_app.domain.settings import Compute
-from serve_app.domain.types import DecodeJob, DecodeOptions, Embedding, Mask
+from serve_app.core.settings import Compute
+from serve_app.core.types import DecodeJob, DecodeOptions, Embedding, Mask
+from serve_app.engines.sam.model import load_sam
+from serve_app.models.factory import ModelSource, load_decoder, load_encoder
 
 from .cases import ALL_CASES, PHOTOS, Reference, cases_of, iou, photo, reference_answers
 
@@ -105,8 +105,8 @@ def of_its_own(script: str) -> str:
 def test_a_replica_keeps_to_its_share_of_memory() -> None:
     script = (
         "import torch\n"
-        "from serve_app.compute.devices import apply_compute\n"
-        "from serve_app.domain.settings import Compute\n"
+        "from serve_app.engines.devices import apply_compute\n"
+        "from serve_app.core.settings import Compute\n"
         "apply_compute(Compute(device='cuda', memory_fraction=0.02))\n"
         "total = torch.cuda.get_device_properties(0).total_memory\n"
         "torch.empty(int(0.01 * total), dtype=torch.uint8, device='cuda')\n"
@@ -121,7 +121,7 @@ def test_a_replica_keeps_to_its_share_of_memory() -> None:
 def test_a_gpu_that_refuses_everything_is_noticed() -> None:
     script = (
         "import torch\n"
-        "from serve_app.compute.devices import touch\n"
+        "from serve_app.engines.devices import touch\n"
         "touch('cuda')\n"
         "try:\n"
         "    torch.zeros(1, device='cuda')[torch.tensor([5], device='cuda')].item()\n"

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from serve_app.__main__ import main
-from serve_app.domain.registry import load_registry
-from serve_app.domain.settings import GraphSettings
-from serve_app.ledger.load import load_ledger
+from serve_app.core.settings import GraphSettings
+from serve_app.models.registry import load_registry
+from serve_app.profiles.load import load_ledger
 
 pytestmark = pytest.mark.weights
 

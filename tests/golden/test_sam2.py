@@ -13,9 +13,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from serve_app.compute.engines import ModelSource, load_decoder
-from serve_app.domain.settings import GraphSettings
-from serve_app.domain.types import (
+from serve_app.core.settings import GraphSettings
+from serve_app.core.types import (
     CacheTier,
     DecodeJob,
     DecodeOptions,
@@ -25,6 +24,7 @@ from serve_app.domain.types import (
     SegmentRequest,
 )
 from serve_app.local import build_local_service
+from serve_app.models.factory import ModelSource, load_decoder
 
 from .cases import TWO_THREADS, Reference, cases_of, check_against, iou, photo
 

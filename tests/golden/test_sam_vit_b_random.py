@@ -16,11 +16,11 @@ import yaml
 from segment_anything import sam_model_registry
 from segment_anything.modeling import Sam
 
-from serve_app.compute.engines import ModelSource, load_decoder
-from serve_app.domain.errors import WeightsUnavailable
-from serve_app.domain.settings import GraphSettings
-from serve_app.domain.types import CacheTier, SegmentRequest
+from serve_app.core.errors import WeightsUnavailable
+from serve_app.core.settings import GraphSettings
+from serve_app.core.types import CacheTier, SegmentRequest
 from serve_app.local import build_local_service
+from serve_app.models.factory import ModelSource, load_decoder
 
 from .cases import TWO_THREADS, cases_of, check_against, photo, reference_answers
 

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from segment_anything.modeling import Sam
 
-from serve_app.compute.engines import ModelSource, load_decoder, load_encoder
-from serve_app.compute.sam.model import load_sam
-from serve_app.domain.settings import GraphSettings
-from serve_app.domain.types import (
+from serve_app.core.ports import DecoderEngine
+from serve_app.core.settings import GraphSettings
+from serve_app.core.types import (
     CacheTier,
     DecodeJob,
     DecodeOptions,
@@ -23,9 +22,10 @@ from serve_app.domain.types import (
     SegmentRequest,
     SegmentResult,
 )
-from serve_app.flow import SegmentationFlow
+from serve_app.engines.sam.model import load_sam
+from serve_app.flow.flow import SegmentationFlow
 from serve_app.local import build_local_service
-from serve_app.ports import DecoderEngine
+from serve_app.models.factory import ModelSource, load_decoder, load_encoder
 
 from .cases import (
     ALL_CASES,

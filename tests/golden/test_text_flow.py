@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve_app.domain.rle import encode_rle
-from serve_app.domain.settings import (
+from serve_app.core.rle import encode_rle
+from serve_app.core.settings import (
     Compute,
     DecoderSettings,
     EncoderSettings,
@@ -16,11 +16,11 @@ from serve_app.domain.settings import (
     TextSettings,
     VariantSettings,
 )
-from serve_app.domain.types import SegmentRequest, TextQuery
-from serve_app.evaluation.metrics import iou_matrix
+from serve_app.core.types import SegmentRequest, TextQuery
 from serve_app.local import build_local_service
-from serve_app.workshop.scenes import all_captions, draw_scene
-from serve_app.workshop.tiny_clip import tiny_clip_settings
+from serve_tools.evaluation.metrics import iou_matrix
+from serve_tools.synthetic.scenes import all_captions, draw_scene
+from serve_tools.workshop.tiny_clip import tiny_clip_settings
 
 pytestmark = pytest.mark.weights
 

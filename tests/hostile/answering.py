@@ -19,11 +19,10 @@ import httpx
 import numpy as np
 from fastapi import FastAPI
 
-from serve_app.api.app import create_app
-from serve_app.domain.limits import Limits
-from serve_app.domain.rle import encode_rle
-from serve_app.domain.settings import RouterSettings
-from serve_app.domain.types import (
+from serve_app.core.limits import Limits
+from serve_app.core.rle import encode_rle
+from serve_app.core.settings import RouterSettings
+from serve_app.core.types import (
     CacheTier,
     DecodeOptions,
     Mask,
@@ -34,10 +33,11 @@ from serve_app.domain.types import (
     RgbArray,
     VariantInfo,
 )
-from serve_app.flow import SegmentationFlow
+from serve_app.flow.flow import SegmentationFlow
+from serve_app.http.app import create_app
+from serve_app.images.store import ImageStore
 from serve_app.routing.board import Capacity
 from serve_app.routing.dispatcher import Dispatcher, Knowledge
-from serve_app.steps.images import ImageStore
 
 KEPT_BYTES = 16 * 2**20
 _HEAD = struct.Struct(">II")

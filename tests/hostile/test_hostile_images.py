@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from serve_app.compute.images import DecodedImage, decode_image
-from serve_app.domain.errors import SamServeError
-from serve_app.domain.limits import Limits
+from serve_app.core.errors import SamServeError
+from serve_app.core.limits import Limits
+from serve_app.images.decode import DecodedImage, decode_image
 
 from .images import Canary, hostile_images
 

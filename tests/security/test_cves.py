@@ -23,17 +23,17 @@ from PIL import Image
 from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartParser
 
-from serve_app.cache.keys import embedding_key
-from serve_app.commands.environment import ray_environment
-from serve_app.compute import images
-from serve_app.compute.engines import ModelSource, load_encoder
-from serve_app.compute.images import decode_image
-from serve_app.compute.sam.checkpoint import read_checkpoint
-from serve_app.domain.errors import ImageTooLarge, InvalidImage, WeightsUnavailable
-from serve_app.domain.image_id import image_id
-from serve_app.domain.limits import Limits
-from serve_app.domain.registry import load_registry
-from serve_app.domain.settings import Compute
+from serve_app.cli.environment import ray_environment
+from serve_app.core.errors import ImageTooLarge, InvalidImage, WeightsUnavailable
+from serve_app.core.image_id import image_id
+from serve_app.core.limits import Limits
+from serve_app.core.settings import Compute
+from serve_app.embeddings.keys import embedding_key
+from serve_app.engines.sam.checkpoint import read_checkpoint
+from serve_app.images import decode as images
+from serve_app.images.decode import decode_image
+from serve_app.models.factory import ModelSource, load_encoder
+from serve_app.models.registry import load_registry
 from tests.hostile.images import Canary, hostile_images
 
 from .conftest import Listener, Refusal, Trap
@@ -307,7 +307,7 @@ async def test_cve_2026_22778_no_word_of_a_library_reaches_the_caller(
     is_refusal(answer)
     assert not said.search(answer.text)
     # Not of a fault of our own either.
-    monkeypatch.setattr("serve_app.steps.images.decode_image", refuse)
+    monkeypatch.setattr("serve_app.images.store.decode_image", refuse)
     answer = await client.post("/v1/segment", json=texts(png(value=4)))
     assert answer.status_code == 500
     assert not said.search(answer.json()["error"]["message"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("serve_app", "graphs", "configs")
+FOLDERS = ("serve_app", "serve_tools", "graphs", "configs")
 
 MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
 NAMES = {"eval", "exec", "compile", "__import__"}

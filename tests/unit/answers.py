@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from serve_app.domain.rle import encode_rle
-from serve_app.domain.types import Mask
+from serve_app.core.rle import encode_rle
+from serve_app.core.types import Mask
 
 
 def mask(

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from serve_app.domain.errors import UnknownImage
-from serve_app.domain.rle import encode_rle
-from serve_app.domain.types import (
+from serve_app.core.errors import UnknownImage
+from serve_app.core.rle import encode_rle
+from serve_app.core.types import (
     BoolArray,
     CacheTier,
     EmbedResult,
@@ -23,13 +23,13 @@ from serve_app.domain.types import (
     SegmentResult,
     TextQuery,
 )
-from serve_app.evaluation.annotations import (
+from serve_tools.evaluation.annotations import (
     Dataset,
     load_dataset,
 )
-from serve_app.evaluation.kinds import PromptKind
-from serve_app.evaluation.prompts import tight_box
-from serve_app.evaluation.records import Plan
+from serve_tools.evaluation.kinds import PromptKind
+from serve_tools.evaluation.prompts import tight_box
+from serve_tools.evaluation.records import Plan
 
 SIDE = 120
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from serve_app.compute.host import this_host
-from serve_app.domain.ledger import Host, Ledger, LedgerEntry
-from serve_app.domain.registry import Registry
+from serve_app.core.host import this_host
+from serve_app.core.measurements import Host, Ledger, LedgerEntry
+from serve_app.models.registry import Registry
 
 REGISTRY = Registry.model_validate(
     {

@@ -21,13 +21,13 @@ from ray.serve._private.common import (
 from ray.serve.request_router import PendingRequest, RequestRouter
 
 from graphs.nodes import proposals_node, variant_node
-from serve_app.deployments.affinity import AffinityRouter, affinity
-from serve_app.domain.settings import (
+from serve_app.core.settings import (
     Batching,
     DecoderSettings,
     GraphSettings,
     VariantSettings,
 )
+from serve_app.deployments.affinity import AffinityRouter, affinity
 from serve_app.routing.affinity import preferred, ranked
 
 NAMES = ["a", "b", "c", "d"]

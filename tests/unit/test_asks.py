@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from serve_app.domain.limits import Limits
-from serve_app.domain.types import (
+from serve_app.core.limits import Limits
+from serve_app.core.types import (
     Everything,
     Prompt,
     ProposalSource,
@@ -14,9 +14,9 @@ from serve_app.domain.types import (
     Task,
     TextQuery,
 )
+from serve_app.flow.asks import ask_of
+from serve_app.images.store import ImageStore, OpenImage
 from serve_app.routing.facts import Ask
-from serve_app.steps.asks import ask_of
-from serve_app.steps.images import ImageStore, OpenImage
 
 BOX = Prompt(box=[1, 1, 9, 9])
 POINT = Prompt(point_coords=[[5, 5]], point_labels=[1])

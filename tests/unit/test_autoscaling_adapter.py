@@ -22,8 +22,8 @@ from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingP
 from ray.serve.schema import ServeDeploySchema
 
 import serve_app.deployments.autoscaling as module
+from serve_app.core.measurements import Profile
 from serve_app.deployments.autoscaling import STATE_KEY, BudgetPolicy
-from serve_app.domain.ledger import Profile
 
 PATH = "serve_app.deployments.autoscaling:BudgetPolicy"
 

@@ -13,9 +13,9 @@ import ray.serve.batching
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve_app.deployments.batching import Batcher, BatcherLoad
-from serve_app.domain.errors import DeadlineExceeded, InvalidPrompt
-from serve_app.domain.settings import Batching
+from serve_app.batching.batcher import Batcher, BatcherLoad
+from serve_app.core.errors import DeadlineExceeded, InvalidPrompt
+from serve_app.core.settings import Batching
 
 BATCHING = Batching(max_batch_size=4, batch_wait_timeout_s=0.02)
 

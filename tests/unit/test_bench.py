@@ -14,19 +14,19 @@ import orjson
 import pytest
 
 from serve_app.__main__ import main
-from serve_app.bench import http as over_http
-from serve_app.bench import questions
-from serve_app.bench.clients import IsatClient, OurClient, OurEmbedClient, PlainClient
-from serve_app.bench.generators import META, score
-from serve_app.bench.load import RequestFailed, drive
-from serve_app.bench.photos import Photo, Photos, load_photos, photo
-from serve_app.bench.report import markdown, plot
-from serve_app.bench.rows import Machine, Report, Row, Section, compared, ratio
-from serve_app.bench.suite import TITLES, key_of
-from serve_app.compute.images import decode_image
-from serve_app.domain.limits import Limits
-from serve_app.domain.rle import encode_rle
-from serve_app.evaluation.everything import KnownImage
+from serve_app.core.limits import Limits
+from serve_app.core.rle import encode_rle
+from serve_app.images.decode import decode_image
+from serve_tools.bench import http as over_http
+from serve_tools.bench import questions
+from serve_tools.bench.clients import IsatClient, OurClient, OurEmbedClient, PlainClient
+from serve_tools.bench.generators import META, score
+from serve_tools.bench.load import RequestFailed, drive
+from serve_tools.bench.photos import Photo, Photos, load_photos, photo
+from serve_tools.bench.report import markdown, plot
+from serve_tools.bench.rows import Machine, Report, Row, Section, compared, ratio
+from serve_tools.bench.suite import TITLES, key_of
+from serve_tools.evaluation.everything import KnownImage
 
 MACHINE = Machine(cpu="a chip", cores=2, threads=2, memory_gib=24.0, versions={"torch": "2"})
 
@@ -391,7 +391,7 @@ def test_sections_go_by_letter_and_name(key: str) -> None:
 def test_a_run_measures_writes_and_keeps_other_sections(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from serve_app.bench import batcher, machine
+    from serve_tools.bench import batcher, machine
 
     monkeypatch.setattr(machine, "this_machine", lambda threads: MACHINE)
     monkeypatch.setattr(batcher, "run", lambda rounds: [row("ours", 1.0, ours=True)])
@@ -410,7 +410,7 @@ def test_the_plain_service_keeps_the_last_image_and_tells_faults(
 ) -> None:
     from fastapi.testclient import TestClient
 
-    from serve_app.bench import plain_service
+    from serve_tools.bench import plain_service
 
     order: list[bytes] = []
 

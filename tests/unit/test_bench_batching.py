@@ -7,9 +7,9 @@ import asyncio
 import pytest
 import ray.serve.batching
 
-from serve_app.bench import embedding_hop
-from serve_app.bench.batcher import BARE, OURS, Arrivals, run
-from serve_app.bench.embedding_hop import KINDS, embedding
+from serve_tools.bench import embedding_hop
+from serve_tools.bench.batcher import BARE, OURS, Arrivals, run
+from serve_tools.bench.embedding_hop import KINDS, embedding
 
 
 def test_both_batchers_answer_all_requests_in_turn() -> None:
@@ -46,5 +46,5 @@ def test_kinds_take_turns_and_the_first_round_is_not_counted() -> None:
 
 
 def test_without_a_redis_server_there_are_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_app.bench.embedding_hop.shutil.which", lambda name: None)
+    monkeypatch.setattr("serve_tools.bench.embedding_hop.shutil.which", lambda name: None)
     assert embedding_hop.redis_rows() is None

@@ -10,8 +10,8 @@ import numpy as np
 import orjson
 import pytest
 
-from serve_app.bench.hops import BARE, HTTP, OVER, PARTS, Effort, parts_of, run
-from serve_app.bench.photos import Photo
+from serve_tools.bench.hops import BARE, HTTP, OVER, PARTS, Effort, parts_of, run
+from serve_tools.bench.photos import Photo
 
 STAGES = {
     "parse": 0.1, "predict": 0.9, "embed": 0.1, "decode_masks": 0.6, "model": 0.4, "total": 1.2,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from serve_app.domain.ledger import Profile
-from serve_app.domain.types import CacheTier, Prediction, ReplicaLoad
+from serve_app.core.measurements import Profile
+from serve_app.core.types import CacheTier, Prediction, ReplicaLoad
 from serve_app.routing.board import Capacity, LoadBoard
 
 PROFILE = Profile({1: 90.0}, {1: 10.0}, embedding_bytes=100)

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 
 import pytest
 
-from serve_app.cache.single_flight import SingleFlight
+from serve_app.core.single_flight import SingleFlight
 
 _REQUEST: ContextVar[str] = ContextVar("request", default="none")
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from serve_app.cache.codec import encode_embedding
-from serve_app.cache.tiers import TieredEmbeddingCache
-from serve_app.domain.types import CacheTier, Embedding
+from serve_app.core.types import CacheTier, Embedding
+from serve_app.embeddings.tiers import TieredEmbeddingCache
 
 
 class DictTier:

@@ -7,8 +7,8 @@ from math import inf
 import pytest
 from pydantic import ValidationError
 
-from serve_app.domain.ledger import Additive, Escalation, Point, Steps
-from serve_app.domain.types import Mask, Prompt
+from serve_app.core.measurements import Additive, Escalation, Point, Steps
+from serve_app.core.types import Mask, Prompt
 from serve_app.routing.cascade import second_is_better, worth_asking
 
 from .answers import mask

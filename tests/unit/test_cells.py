@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve_app.workshop import cells
-from serve_app.workshop.cells import draw_cells
+from serve_tools.synthetic import cells
+from serve_tools.synthetic.cells import draw_cells
 
 SEEDS = range(8)
 

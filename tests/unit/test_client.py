@@ -13,12 +13,11 @@ import pytest
 from PIL import Image
 
 from serve_app import client
-from serve_app.api.app import create_app
 from serve_app.client import HttpService, UnexpectedAnswer, Unreachable
-from serve_app.domain.errors import InternalError, Overloaded, SamServeError, UnknownImage
-from serve_app.domain.limits import Limits
-from serve_app.domain.rle import encode_rle
-from serve_app.domain.types import (
+from serve_app.core.errors import InternalError, Overloaded, SamServeError, UnknownImage
+from serve_app.core.limits import Limits
+from serve_app.core.rle import encode_rle
+from serve_app.core.types import (
     CacheTier,
     EmbedResult,
     Everything,
@@ -31,6 +30,7 @@ from serve_app.domain.types import (
     SegmentResult,
     TextQuery,
 )
+from serve_app.http.app import create_app
 
 SHAPE = np.tri(7, 9, dtype=np.bool_)
 LOGITS = np.linspace(-9, 9, 256 * 256, dtype=np.float16).reshape(256, 256)

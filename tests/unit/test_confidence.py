@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from serve_app.domain.types import Prompt
+from serve_app.core.types import Prompt
 from serve_app.routing.confidence import FEATURES, best_mask, features, form_of
 
 from .answers import mask

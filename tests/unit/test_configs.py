@@ -15,13 +15,13 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.schema import ServeDeploySchema
 
 from graphs.nodes import deployed
-from serve_app.commands.configuration import used_models
-from serve_app.compute.quantised import deployable
-from serve_app.compute.weights import WEIGHTS_VARIABLE
+from serve_app.cli.configuration import used_models
+from serve_app.core.settings import GraphSettings, Replicas
 from serve_app.deployments.autoscaling import BudgetPolicy
 from serve_app.deployments.ingress import IngressReplica
-from serve_app.domain.registry import load_registry
-from serve_app.domain.settings import GraphSettings, Replicas
+from serve_app.models.quantized import deployable
+from serve_app.models.registry import load_registry
+from serve_app.models.weights import WEIGHTS_VARIABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ("local", "gpu", "cluster")

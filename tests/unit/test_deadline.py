@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from serve_app.domain.deadline import deadline, time_left_s, time_limit, until
+from serve_app.core.deadline import deadline, time_left_s, time_limit, until
 
 
 def test_unless_told_otherwise_there_is_no_bound() -> None:

@@ -13,13 +13,9 @@ import ray.serve.batching
 
 import serve_app.deployments.decoder
 import serve_app.deployments.encoder
-from serve_app.compute.engines import ModelSource
-from serve_app.deployments.decoder import DecoderReplica
-from serve_app.deployments.encoder import EncoderReplica
-from serve_app.deployments.handles import SharedPixels
-from serve_app.domain.errors import DeadlineExceeded
-from serve_app.domain.settings import CacheSettings, EncoderSettings, GraphSettings, VariantSettings
-from serve_app.domain.types import (
+from serve_app.core.errors import DeadlineExceeded
+from serve_app.core.settings import CacheSettings, EncoderSettings, GraphSettings, VariantSettings
+from serve_app.core.types import (
     DecodeJob,
     DecodeOptions,
     Embedding,
@@ -27,6 +23,10 @@ from serve_app.domain.types import (
     Prompt,
     RgbArray,
 )
+from serve_app.deployments.decoder import DecoderReplica
+from serve_app.deployments.encoder import EncoderReplica
+from serve_app.deployments.handles import SharedPixels
+from serve_app.models.factory import ModelSource
 
 PIXELS = np.zeros((4, 6, 3), np.uint8)
 POINT = Prompt(point_coords=[[1, 1]], point_labels=[1])

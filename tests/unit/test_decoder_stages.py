@@ -11,14 +11,14 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from serve_app.compute.sam.decoder import SamDecoder
-from serve_app.compute.sam.model import build_sam
-from serve_app.compute.sam.stages import TorchStages
-from serve_app.compute.sam.stages_openvino import OpenVinoStages
-from serve_app.compute.sam.two_way import ImageSide, ProjectImage
-from serve_app.compute.traced import Graphs
-from serve_app.domain.settings import Compute
-from serve_app.domain.types import DecodeJob, DecodeOptions, Embedding, Prompt
+from serve_app.core.settings import Compute
+from serve_app.core.types import DecodeJob, DecodeOptions, Embedding, Prompt
+from serve_app.engines.openvino.traced import Graphs
+from serve_app.engines.sam.decoder import SamDecoder
+from serve_app.engines.sam.model import build_sam
+from serve_app.engines.sam.stages import TorchStages
+from serve_app.engines.sam.stages_openvino import OpenVinoStages
+from serve_app.engines.sam.two_way import ImageSide, ProjectImage
 
 THREADS = 2
 
@@ -151,7 +151,7 @@ def counted(
     def make(mixes_images: bool) -> tuple[SamDecoder, Counted]:
         stages = Counted(eager, mixes_images)
         monkeypatch.setattr(
-            "serve_app.compute.sam.stages_openvino.OpenVinoStages", lambda *_: stages
+            "serve_app.engines.sam.stages_openvino.OpenVinoStages", lambda *_: stages
         )
         return SamDecoder(sam, Compute(threads=THREADS)), stages
 

@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from serve_app.domain.errors import HintsUnmet, Overloaded, UnknownVariant
-from serve_app.domain.ledger import Additive, Escalation, Point, Profile
-from serve_app.domain.settings import RouterSettings
+from serve_app.core.errors import HintsUnmet, Overloaded, UnknownVariant
+from serve_app.core.measurements import Additive, Escalation, Point, Profile
+from serve_app.core.settings import RouterSettings
 from serve_app.routing.board import Capacity
 from serve_app.routing.dispatcher import Dispatcher, Knowledge
 from serve_app.routing.facts import Ask

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from serve_app.compute.diversity import ALIKE, diverse_points
-from serve_app.domain.types import Embedding, Float32Array
+from serve_app.core.types import Embedding, Float32Array
+from serve_app.embeddings.diversity import ALIKE, diverse_points
 
 
 def _embedding(regions: Float32Array, height: int, width: int) -> Embedding:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.domain.errors import SamServeError
-from serve_app.domain.limits import Limits
+from serve_app.core.errors import SamServeError
+from serve_app.core.limits import Limits
 
 ROOT = Path(__file__).resolve().parents[2]
 HTTP = (ROOT / "docs" / "http.md").read_text(encoding="utf-8")
@@ -17,7 +17,7 @@ HTTP = (ROOT / "docs" / "http.md").read_text(encoding="utf-8")
 
 def served_errors(base: type[SamServeError] = SamServeError) -> Iterator[type[SamServeError]]:
     for kind in base.__subclasses__():
-        if kind.__module__ == "serve_app.domain.errors":
+        if kind.__module__ == "serve_app.core.errors":
             yield kind
         yield from served_errors(kind)
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from ray import cloudpickle
 
 import serve_app.client  # noqa: F401 (its errors count as well)
-from serve_app.domain import errors
-from serve_app.domain.errors import SamServeError
+from serve_app.core import errors
+from serve_app.core.errors import SamServeError
 
 
 def kinds(base: type[SamServeError] = SamServeError) -> Iterator[type[SamServeError]]:

@@ -10,22 +10,22 @@ import numpy as np
 import pytest
 
 from serve_app import client
-from serve_app.commands.evaluate import add_parser
-from serve_app.domain.errors import InternalError, InvalidImage, UnknownImage, UnknownVariant
-from serve_app.domain.types import (
+from serve_app.core.errors import InternalError, InvalidImage, UnknownImage, UnknownVariant
+from serve_app.core.types import (
     BoolArray,
     Prompt,
     PromptResult,
     TextQuery,
 )
-from serve_app.evaluation.annotations import (
+from serve_tools.cli.evaluate import add_parser
+from serve_tools.evaluation.annotations import (
     Dataset,
 )
-from serve_app.evaluation.kinds import Multimask, PromptKind
-from serve_app.evaluation.records import Evaluation, Plan
-from serve_app.evaluation.report import markdown
-from serve_app.evaluation.runner import evaluate
-from serve_app.evaluation.summary import summarise
+from serve_tools.evaluation.kinds import Multimask, PromptKind
+from serve_tools.evaluation.records import Evaluation, Plan
+from serve_tools.evaluation.report import markdown
+from serve_tools.evaluation.runner import evaluate
+from serve_tools.evaluation.summary import summarise
 
 from .evaluation_scenes import (
     SCENE,

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco
 
-from serve_app.domain.rle import decode_rle, encode_rle, parse_rle
-from serve_app.domain.types import (
+from serve_app.core.rle import decode_rle, encode_rle, parse_rle
+from serve_app.core.types import (
     BoolArray,
 )
-from serve_app.evaluation.annotations import (
+from serve_tools.evaluation.annotations import (
     EvaluationError,
     load_dataset,
     read_segmentation,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from serve_app.evaluation.cascade import (
+from serve_tools.evaluation.cascade import (
     FEWEST_IMAGES,
     FEWEST_OBJECTS,
     Judged,
@@ -26,8 +26,8 @@ Floats = NDArray[np.float64]
 @pytest.fixture(autouse=True)
 def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer folds and stumps find the same, less exactly."""
-    monkeypatch.setattr("serve_app.evaluation.cascade._FOLDS", 5)
-    monkeypatch.setattr("serve_app.evaluation.cascade._STUMPS", 60)
+    monkeypatch.setattr("serve_tools.evaluation.cascade._FOLDS", 5)
+    monkeypatch.setattr("serve_tools.evaluation.cascade._STUMPS", 60)
 
 
 def planted(

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from serve_app.domain.rle import Rle, encode_rle
-from serve_app.domain.types import RgbArray
-from serve_app.evaluation.everything import KnownImage, drawn_images, score_everything
+from serve_app.core.rle import Rle, encode_rle
+from serve_app.core.types import RgbArray
+from serve_tools.evaluation.everything import KnownImage, drawn_images, score_everything
 
 
 def _square(x: int, side: int = 10) -> Rle:

@@ -6,18 +6,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from serve_app.domain.rle import encode_rle
-from serve_app.domain.types import (
+from serve_app.core.rle import encode_rle
+from serve_app.core.types import (
     BoolArray,
 )
-from serve_app.evaluation.metrics import (
+from serve_tools.evaluation.metrics import (
     cluster_mean,
     covered_by,
     iou_matrix,
     match_greedily,
     size_of,
 )
-from serve_app.evaluation.prompts import deepest_point, tight_box
+from serve_tools.evaluation.prompts import deepest_point, tight_box
 
 from .evaluation_scenes import (
     SIDE,

@@ -7,8 +7,8 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.deployments.fair_queue import Call, FairQueue, Picked
-from serve_app.deployments.stats import PassTimes
+from serve_app.batching.fair_queue import Call, FairQueue, Picked
+from serve_app.batching.stats import PassTimes
 
 
 def call(items: int, name: str = "", since: float = 0.0, until: float = math.inf) -> Call:

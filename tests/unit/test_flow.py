@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve_app.domain.deadline import time_left_s
-from serve_app.domain.errors import (
+from serve_app.core.deadline import time_left_s
+from serve_app.core.errors import (
     DeadlineExceeded,
     HintsUnmet,
     InvalidImage,
@@ -27,12 +27,12 @@ from serve_app.domain.errors import (
     UnknownVariant,
     WeightsUnavailable,
 )
-from serve_app.domain.image_id import image_id
-from serve_app.domain.ledger import Additive, Escalation, Point, Profile, Steps
-from serve_app.domain.limits import Limits
-from serve_app.domain.rle import encode_rle
-from serve_app.domain.settings import RouterSettings
-from serve_app.domain.types import (
+from serve_app.core.image_id import image_id
+from serve_app.core.limits import Limits
+from serve_app.core.measurements import Additive, Escalation, Point, Profile, Steps
+from serve_app.core.rle import encode_rle
+from serve_app.core.settings import RouterSettings
+from serve_app.core.types import (
     CacheTier,
     Candidate,
     DecodeOptions,
@@ -51,10 +51,10 @@ from serve_app.domain.types import (
     TextScores,
     VariantInfo,
 )
-from serve_app.flow import SegmentationFlow, _latest, _without_way
+from serve_app.flow.flow import SegmentationFlow, _latest, _without_way
+from serve_app.images.store import ImageStore
 from serve_app.routing.board import Capacity
 from serve_app.routing.dispatcher import Dispatcher, Knowledge
-from serve_app.steps.images import ImageStore
 
 HEIGHT, WIDTH = 40, 60
 PIXELS = np.random.default_rng(1).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
@@ -731,7 +731,7 @@ async def test_a_second_variant_that_hangs_loses_nothing(
     limit: dict[str, float], more: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Far before the deadline, however busy this machine is.
-    monkeypatch.setattr("serve_app.flow._USABLE", 0.3)
+    monkeypatch.setattr("serve_app.flow.flow._USABLE", 0.3)
     quick = Profile({1: 1.0}, {1: 1.0}, {"box": 0.75})
     graph = _cascade(CASCADE.model_copy(update=limit), quick)
     stopped = _hang(graph.accurate)
@@ -776,7 +776,7 @@ async def test_a_full_variant_is_answered_for_by_another(failure: Exception) -> 
 async def test_the_services_own_time_does_not_lose_the_first_answer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("serve_app.flow._USABLE", 0.3)
+    monkeypatch.setattr("serve_app.flow.flow._USABLE", 0.3)
     quick = Profile({1: 1.0}, {1: 1.0}, {"box": 0.75})
     graph = _cascade(accurate=quick, timeout_s=0.5)
 

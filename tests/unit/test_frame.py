@@ -11,10 +11,10 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 from torch.nn import functional as F
 
-from serve_app.compute.sam.enlarge import cut
-from serve_app.compute.sam.finish import finish_masks
-from serve_app.compute.sam.frame import IMAGE_SIZE, Frame, as_input
-from serve_app.domain.types import DecodeOptions
+from serve_app.core.types import DecodeOptions
+from serve_app.engines.sam.enlarge import cut
+from serve_app.engines.sam.finish import finish_masks
+from serve_app.engines.sam.frame import IMAGE_SIZE, Frame, as_input
 
 SIDES = st.integers(1, 400)
 

@@ -13,6 +13,9 @@ import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
+from serve_app.core.deadline import deadline
+from serve_app.core.errors import InvalidPrompt, Overloaded, ReplicaLost
+from serve_app.core.types import DecodeOptions, Embedding, Prompt
 from serve_app.deployments import handles
 from serve_app.deployments.handles import (
     RemoteEncoder,
@@ -21,9 +24,6 @@ from serve_app.deployments.handles import (
     answer_of,
     ask,
 )
-from serve_app.domain.deadline import deadline
-from serve_app.domain.errors import InvalidPrompt, Overloaded, ReplicaLost
-from serve_app.domain.types import DecodeOptions, Embedding, Prompt
 from serve_app.telemetry.catalogue import RETRIES
 
 CLICK = Prompt(point_coords=np.array([[1.0, 1.0]]), point_labels=np.array([1]))

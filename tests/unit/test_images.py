@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 from PIL.GifImagePlugin import GifImageFile
 
-from serve_app.compute.image_files import plain_file
-from serve_app.compute.images import check_pixels, decode_image, percentile_scaled
-from serve_app.domain.errors import ImageTooLarge, InvalidImage
-from serve_app.domain.limits import Limits
-from serve_app.domain.types import RgbArray
+from serve_app.core.errors import ImageTooLarge, InvalidImage
+from serve_app.core.limits import Limits
+from serve_app.core.types import RgbArray
+from serve_app.images.containers import plain_file
+from serve_app.images.decode import check_pixels, decode_image, percentile_scaled
 
 LIMITS = Limits()
 
@@ -345,7 +345,7 @@ def test_caller_arrays_have_limits_too() -> None:
 
 def test_the_ingress_gets_no_torch_from_these_modules() -> None:
     code = (
-        "import sys, serve_app.compute.images, serve_app.compute.masks, serve_app.domain.image_id;"
+        "import sys, serve_app.images.decode, serve_app.masks.operations, serve_app.core.image_id;"
         "sys.exit(any(m in sys.modules for m in ('torch', 'ray', 'fastapi')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -78,107 +78,79 @@ def _check_reaches_not(modules: list[str], forbidden: set[str]) -> None:
     assert wrong == []
 
 
-def test_the_domain_knows_data_alone() -> None:
-    allowed = set(sys.stdlib_module_names) | {"numpy", "pydantic", "pycocotools"}
-    for module in _of("serve_app.domain", "serve_app.ports"):
-        extra = {"yaml"} if module == "serve_app.domain.registry" else set()
-        foreign = {name.split(".")[0] for name in _imports(module)} - {"serve_app"}
-        assert foreign <= allowed | extra, module
-    inward = _own_imports(_of("serve_app.domain", "serve_app.ports"))
-    assert all(name.startswith("serve_app.domain") for _, name in inward)
+ALLOWED = {
+    "core": {"telemetry"},
+    "telemetry": set(),
+    "masks": {"core"},
+    "cache": {"core", "telemetry"},
+    "images": {"core", "cache", "telemetry"},
+    "embeddings": {"core", "cache", "telemetry"},
+    "engines": {"core"},
+    "models": {"core", "engines"},
+    "batching": {"core", "telemetry"},
+    "routing": {"core", "models", "telemetry"},
+    "scaling": {"core"},
+    "profiles": {"core", "models", "routing"},
+    "capabilities": {"core", "flow", "images", "masks"},
+    "flow": {"capabilities", "core", "images", "routing", "telemetry"},
+    "http": {"connectors", "core", "masks", "telemetry"},
+    "connectors": {"core", "http"},
+    "edge": {"core"},
+    "client": {"core"},
+}
+"""Rooms of `serve_app` and what each may import from the others; all else may import any."""
 
 
-def test_compute_knows_neither_ray_nor_http() -> None:
-    _check_reaches_not(_of("serve_app.compute"), {"ray", *WEB})
-    own = {
-        (module, name)
-        for module, name in _own_imports(_of("serve_app.compute"))
-        if not name.startswith(("serve_app.compute", "serve_app.domain", "serve_app.ports"))
-    }
-    assert own == set()
-
-
-@pytest.mark.parametrize("layer", ["serve_app.cache", "serve_app.routing"])
-def test_cache_and_routing_know_the_domain_alone(layer: str) -> None:
-    modules = _of(layer)
+@pytest.mark.parametrize("room", sorted(ALLOWED))
+def test_a_room_imports_only_what_it_may(room: str) -> None:
+    modules = _of(f"serve_app.{room}")
     assert modules
-    _check_reaches_not(modules, {"ray", *WEB, *HEAVY})
-    known = ("serve_app.domain", "serve_app.telemetry", layer)
-    assert all(n.startswith(known) for _, n in _own_imports(modules))
+    wrong = {
+        (module, name)
+        for module, name in _own_imports(modules)
+        if name.split(".")[1] not in {room, *ALLOWED[room]}
+    }
+    assert wrong == set()
 
 
-def test_whoever_tells_something_need_not_know_who_collects_it() -> None:
-    modules = _of("serve_app.telemetry")
-    assert {"serve_app.telemetry.catalogue", "serve_app.telemetry.spans"} <= set(modules)
-    for module in modules:
+def test_the_core_computes_with_data_alone() -> None:
+    allowed = set(sys.stdlib_module_names) | {"numpy", "pydantic", "pycocotools"}
+    for module in _of("serve_app.core"):
+        foreign = {name.split(".")[0] for name in _imports(module)} - {"serve_app"}
+        assert foreign <= allowed, module
+
+
+@pytest.mark.parametrize("room", ["telemetry", "routing"])
+def test_these_need_only_the_standard_library(room: str) -> None:
+    """A routing decision costs microseconds; telemetry does not know its collectors."""
+    for module in _of(f"serve_app.{room}"):
         foreign = {name.split(".")[0] for name in _imports(module)} - {"serve_app"}
         assert foreign <= set(sys.stdlib_module_names), module
-    assert all(n.startswith("serve_app.telemetry") for _, n in _own_imports(modules))
 
 
-def test_the_router_computes_with_the_standard_library() -> None:
-    """What it needs of numpy and pydantic is in the domain: a decision costs microseconds."""
-    for module in _of("serve_app.routing"):
-        foreign = {name.split(".")[0] for name in _imports(module)} - {"serve_app"}
-        assert foreign <= set(sys.stdlib_module_names), module
+def test_engines_and_models_know_neither_ray_nor_http() -> None:
+    _check_reaches_not(_of("serve_app.engines", "serve_app.models"), {"ray", *WEB})
 
 
-def test_the_ingress_can_read_the_ledger() -> None:
-    """Measuring needs models; reading what was measured, and wiring the router, does not."""
-    modules = _of("serve_app.ledger.load", "serve_app.ledger.wiring")
-    assert len(modules) == 2
-    _check_reaches_not(modules, {"ray", *WEB, *HEAVY})
-
-
-def test_scaling_and_simulation_reach_no_model_cluster_or_web() -> None:
-    modules = _of("serve_app.scaling", "serve_app.simulation")
-    assert {"serve_app.scaling.policy", "serve_app.simulation"} <= set(modules)
-    _check_reaches_not(modules, {"ray", *WEB, *HEAVY})
-
-
-def test_the_scaling_policy_knows_the_domain_alone() -> None:
-    inside = ("serve_app.domain", "serve_app.scaling")
-    assert all(n.startswith(inside) for _, n in _own_imports(_of("serve_app.scaling")))
-
-
-def test_the_flow_reaches_no_model_cluster_or_web() -> None:
-    modules = _of("serve_app.flow", "serve_app.steps", "serve_app.predictor")
+def test_what_the_ingress_imports_reaches_no_model_cluster_or_web() -> None:
+    rooms = ("core", "cache", "images", "routing", "scaling", "profiles", "flow", "capabilities")
+    modules = _of(*(f"serve_app.{room}" for room in rooms), "serve_app.embeddings.predictor")
     _check_reaches_not(modules, {"ray", *WEB, *HEAVY})
 
 
 def test_the_http_interface_reaches_no_model_and_no_cluster() -> None:
-    _check_reaches_not(_of("serve_app.api"), {"ray", *HEAVY})
+    _check_reaches_not(_of("serve_app.http", "serve_app.connectors"), {"ray", *HEAVY})
 
 
-def test_only_deployments_and_commands_import_ray() -> None:
+def test_only_deployments_and_the_command_line_import_ray() -> None:
     importers = {
         module
         for module in MODULES
         if any(name.split(".")[0] == "ray" for name in _imports(module))
     }
-    allowed = (
-        "serve_app.deployments",
-        "serve_app.commands",
-        "serve_app.bench",
-        "serve_app.__main__",
-    )
     assert importers
+    allowed = ("serve_app.deployments", "serve_app.cli", "serve_app.batching.batcher")
     assert all(module.startswith(allowed) for module in importers), importers
-
-
-def test_inner_layers_do_not_import_outer_ones() -> None:
-    inner = [
-        m
-        for m in MODULES
-        if not m.startswith(("serve_app.deployments", "serve_app.commands", "serve_app.bench"))
-    ]
-    wrong = {
-        (module, name)
-        for module, name in _own_imports(inner)
-        if name.startswith(("serve_app.deployments", "serve_app.commands"))
-        and module != "serve_app.__main__"
-    }
-    assert wrong == set()
 
 
 def test_the_rules_see_imports_inside_functions() -> None:

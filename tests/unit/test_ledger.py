@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from serve_app.compute import host
-from serve_app.domain.ledger import (
+from serve_app.core import host
+from serve_app.core.measurements import (
     Figure,
     Ledger,
     Profile,
@@ -24,10 +24,10 @@ from serve_app.domain.ledger import (
     dominated,
     pass_ms,
 )
-from serve_app.ledger import memory, write
-from serve_app.ledger.report import interval, markdown
-from serve_app.ledger.timing import duration, interleaved
-from serve_app.ledger.write import merged, write_ledger
+from serve_tools.profiling import memory, write
+from serve_tools.profiling.report import interval, markdown
+from serve_tools.profiling.timing import duration, interleaved
+from serve_tools.profiling.write import merged, write_ledger
 
 from .ledger_entries import entry, ledger, other_host, rule
 

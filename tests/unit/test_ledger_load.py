@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from serve_app.domain.ledger import Ledger, LedgerEntry
-from serve_app.domain.settings import GraphSettings
-from serve_app.ledger.load import (
+from serve_app.core.measurements import Ledger, LedgerEntry
+from serve_app.core.settings import GraphSettings
+from serve_app.profiles.load import (
     LEDGER_VARIABLE,
     MAX_BYTES,
     LoadedLedger,
@@ -251,7 +251,7 @@ def test_where_the_ledger_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 def test_reading_a_ledger_loads_no_model_library() -> None:
     heavy = {"torch", "onnxruntime", "cv2", "ray", "segment_anything", "timm"}
-    code = f"import sys, serve_app.ledger.load\nprint(sorted({heavy!r} & set(sys.modules)))"
+    code = f"import sys, serve_app.profiles.load\nprint(sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )

@@ -15,7 +15,10 @@ from PIL import Image
 from segment_anything.utils import amg
 from torchvision.ops import nms
 
-from serve_app.compute.masks import (
+from serve_app.core.nms import box_nms
+from serve_app.core.rle import decode_rle, encode_part, encode_rle, rle_bbox
+from serve_app.core.types import BoolArray, Mask
+from serve_app.masks.operations import (
     Polygon,
     geojson_coordinates,
     mask_png,
@@ -25,9 +28,6 @@ from serve_app.compute.masks import (
     ring_area,
     rle_in_canvas,
 )
-from serve_app.compute.nms import box_nms
-from serve_app.domain.rle import decode_rle, encode_part, encode_rle, rle_bbox
-from serve_app.domain.types import BoolArray, Mask
 
 sides = st.tuples(st.integers(1, 14), st.integers(1, 14))
 masks = sides.flatmap(lambda shape: arrays(np.bool_, shape))

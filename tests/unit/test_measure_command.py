@@ -14,18 +14,18 @@ import yaml
 from PIL import Image
 
 from serve_app.__main__ import main
-from serve_app.domain.ledger import Agreement, Ledger, Share
-from serve_app.domain.rle import encode_rle, rle_area, rle_bbox
-from serve_app.domain.settings import GraphSettings
-from serve_app.domain.types import BoolArray, DecodeJob, Embedding, Mask, Prompt, RgbArray
-from serve_app.ledger import probe as probing
-from serve_app.ledger import references, runner
-from serve_app.ledger.agreement import agreement, least_cosine
-from serve_app.ledger.engines import unbounded
-from serve_app.ledger.protocol import QUICK, Answer, Effort, Event, Request
-from serve_app.ledger.quality import answer_sample, mean_iou, records_of
-from serve_app.ledger.runner import ProbeFailed, run_probe
-from serve_app.ledger.samples import Sample, load_samples
+from serve_app.core.measurements import Agreement, Ledger, Share
+from serve_app.core.rle import encode_rle, rle_area, rle_bbox
+from serve_app.core.settings import GraphSettings
+from serve_app.core.types import BoolArray, DecodeJob, Embedding, Mask, Prompt, RgbArray
+from serve_tools.profiling import probe as probing
+from serve_tools.profiling import references, runner
+from serve_tools.profiling.agreement import agreement, least_cosine
+from serve_tools.profiling.engines import unbounded
+from serve_tools.profiling.protocol import QUICK, Answer, Effort, Event, Request
+from serve_tools.profiling.quality import answer_sample, mean_iou, records_of
+from serve_tools.profiling.runner import ProbeFailed, run_probe
+from serve_tools.profiling.samples import Sample, load_samples
 
 from .evaluation_scenes import coco_rle, rectangle
 from .ledger_entries import ledger
@@ -237,7 +237,7 @@ def test_annotated_images_that_do_not_fit_are_left_out(
 
 
 def test_a_probe_leaves_out_a_bound_that_is_meant_for_half_of_it() -> None:
-    from serve_app.domain.settings import Compute
+    from serve_app.core.settings import Compute
 
     assert unbounded(Compute(device="cuda", memory_fraction=0.1)).memory_fraction is None
 

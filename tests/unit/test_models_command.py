@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from serve_app.__main__ import main
-from serve_app.commands.configuration import needed_models, used_models
-from serve_app.domain.settings import GraphSettings
+from serve_app.cli.configuration import needed_models, used_models
+from serve_app.core.settings import GraphSettings
 
 CONTENT = b"real weights"
 

@@ -24,16 +24,16 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_s
 from ray.exceptions import ActorDiedError
 from ray.serve.context import _RequestContext, _serve_request_context
 
-from serve_app.api.middleware import RequestIds
-from serve_app.cache.single_flight import SingleFlight
+from serve_app.batching.batcher import Batcher
+from serve_app.core.errors import ReplicaLost
+from serve_app.core.settings import Batching, GraphSettings
+from serve_app.core.single_flight import SingleFlight
 from serve_app.deployments import telemetry
-from serve_app.deployments.batching import Batcher
 from serve_app.deployments.handles import ask
 from serve_app.deployments.tracing import RequestsAlone, exporter
 from serve_app.deployments.watch import ReplicaCounts
-from serve_app.domain.errors import ReplicaLost
-from serve_app.domain.settings import Batching, GraphSettings
-from serve_app.steps.timing import Timings
+from serve_app.flow.timings import Timings
+from serve_app.http.middleware import RequestIds
 from serve_app.telemetry import catalogue, request, spans
 from serve_app.telemetry.instruments import Counter, Histogram, Instrument, collect_with
 

@@ -12,7 +12,7 @@ import openvino as ov
 import pytest
 from openvino import opset13 as op
 
-from serve_app.compute.openvino_runtime import Network, graph_name, kept_graph
+from serve_app.engines.openvino.runtime import Network, graph_name, kept_graph
 
 
 def doubling() -> ov.Model:
@@ -92,7 +92,7 @@ def test_other_weights_or_other_code_are_another_graph(tmp_path: Path) -> None:
 def test_an_encoders_process_needs_no_torch() -> None:
     """Its import takes time and memory that an encoder on OpenVINO has no use for."""
     code = (
-        "import sys, serve_app.compute.engines, serve_app.compute.sam.encoder_openvino as e;"
+        "import sys, serve_app.models.factory, serve_app.engines.sam.encoder_openvino as e;"
         "assert e.OpenVinoEncoder; print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from serve_app.cache.tiers import TieredEmbeddingCache
-from serve_app.domain.deadline import deadline, until
-from serve_app.domain.errors import DeadlineExceeded
-from serve_app.domain.rle import encode_rle
-from serve_app.domain.types import (
+from serve_app.core.deadline import deadline, until
+from serve_app.core.errors import DeadlineExceeded
+from serve_app.core.rle import encode_rle
+from serve_app.core.types import (
     CacheTier,
     DecodeJob,
     DecodeOptions,
@@ -22,7 +21,8 @@ from serve_app.domain.types import (
     Prompt,
     RgbArray,
 )
-from serve_app.predictor import VariantPredictor
+from serve_app.embeddings.predictor import VariantPredictor
+from serve_app.embeddings.tiers import TieredEmbeddingCache
 
 PIXELS = np.zeros((4, 6, 3), np.uint8)
 PROMPTS = [Prompt(point_coords=[[i, 1]], point_labels=[1]) for i in range(3)]

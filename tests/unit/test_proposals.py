@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from skimage import data
 
-from serve_app.compute.detector import Detection, EfficientDet
-from serve_app.compute.proposals import MAX_CONTOURS, ContourProposals, Proposals
-from serve_app.domain.errors import InvalidRequest, WeightsUnavailable
-from serve_app.domain.types import Proposal, ProposalSource, RgbArray
+from serve_app.core.errors import InvalidRequest, WeightsUnavailable
+from serve_app.core.types import Proposal, ProposalSource, RgbArray
+from serve_app.engines.proposals.detector import Detection, EfficientDet
+from serve_app.engines.proposals.sources import MAX_CONTOURS, ContourProposals, Proposals
 
 WeightPaths = Callable[[str], dict[str, Path]]
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from serve_app.compute.engines import ModelSource, warm_up_sizes
-from serve_app.compute.host import this_host
-from serve_app.compute.quantised import MANIFEST, Manifest, deployable, open_registry
-from serve_app.domain.registry import ModelSpec, RegistryError, load_registry
-from serve_app.domain.settings import Compute, GraphSettings
-from serve_app.ledger.protocol import Effort
+from serve_app.core.host import this_host
+from serve_app.core.settings import Compute, GraphSettings
+from serve_app.models.factory import ModelSource, warm_up_sizes
+from serve_app.models.quantized import MANIFEST, Manifest, deployable, open_registry
+from serve_app.models.registry import ModelSpec, RegistryError, load_registry
 from serve_app.routing.variants import variant_info
-from serve_app.workshop.quantise import Calibration, QuantiseError, quantise
+from serve_tools.profiling.protocol import Effort
+from serve_tools.workshop.quantise import Calibration, QuantiseError, quantise
 
 FIGURES = {
     "embedding_cosine": 0.995,

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from serve_app.domain.registry import (
+from serve_app.models.registry import (
     NpmSource,
     PypiSource,
     Registry,

@@ -7,8 +7,9 @@ import threading
 
 import pytest
 
-from serve_app.deployments.replica import EngineReplica, EngineStuck, EngineThread
-from serve_app.domain.settings import Replicas
+from serve_app.batching.engine_thread import EngineStuck, EngineThread
+from serve_app.core.settings import Replicas
+from serve_app.deployments.replica import EngineReplica
 
 
 class Replica(EngineReplica):
@@ -75,7 +76,7 @@ class OnGpu(EngineReplica):
 
 
 class Gpu:
-    """In place of `serve_app.compute.devices.touch`."""
+    """In place of `serve_app.engines.devices.touch`."""
 
     def __init__(self) -> None:
         self.touched: list[str] = []
@@ -90,7 +91,7 @@ class Gpu:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     made = Gpu()
-    monkeypatch.setattr("serve_app.compute.devices.touch", made.touch)
+    monkeypatch.setattr("serve_app.engines.devices.touch", made.touch)
     return made
 
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from serve_app.deployments.stats import BatchStats, Decaying, HitRate, Level, finite
+from serve_app.batching.stats import BatchStats, Decaying, HitRate, Level, finite
 
 
 def test_a_steady_rate_is_found_and_forgotten() -> None:

@@ -12,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from serve_app.domain.errors import HintsUnmet, Overloaded, SamServeError, UnknownVariant
-from serve_app.domain.ledger import Profile
-from serve_app.domain.registry import load_registry
-from serve_app.domain.settings import (
+from serve_app.core.errors import HintsUnmet, Overloaded, SamServeError, UnknownVariant
+from serve_app.core.measurements import Profile
+from serve_app.core.settings import (
     Compute,
     DecoderSettings,
     EncoderSettings,
@@ -23,6 +22,7 @@ from serve_app.domain.settings import (
     RouterSettings,
     VariantSettings,
 )
+from serve_app.models.registry import load_registry
 from serve_app.routing.facts import Ask, Situation, expected
 from serve_app.routing.router import Choice, Refused, choose_variant
 from serve_app.routing.variants import variant_info

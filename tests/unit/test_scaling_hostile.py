@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve_app.domain.settings import ScalingSettings
+from serve_app.core.settings import ScalingSettings
 from serve_app.scaling.policy import decide
 from serve_app.scaling.types import Load, Plan, Pool
 

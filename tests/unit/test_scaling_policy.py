@@ -8,7 +8,7 @@ from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
-from serve_app.domain.settings import ScalingSettings
+from serve_app.core.settings import ScalingSettings
 from serve_app.scaling.policy import decide
 from serve_app.scaling.types import Load, Pool
 

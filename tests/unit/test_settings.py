@@ -13,9 +13,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from serve_app.domain import settings
-from serve_app.domain.limits import Limits
-from serve_app.domain.settings import GraphSettings, Replicas, Strict
+from serve_app.core import settings
+from serve_app.core.limits import Limits
+from serve_app.core.settings import GraphSettings, Replicas, Strict
 
 FULL = GraphSettings.model_validate(
     {

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from serve_app.__main__ import main
-from serve_app.commands import simulate
-from serve_app.simulation import comparison, scenario, traces
+from serve_tools.cli import simulate
+from serve_tools.simulation import comparison, scenario, traces
 
 
 def test_table_figures_and_plots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

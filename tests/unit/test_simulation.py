@@ -17,16 +17,16 @@ from ray.serve.autoscaling_policy import (
 )
 from ray.serve.config import AutoscalingConfig
 
-from serve_app.domain.ledger import Profile
+from serve_app.core.measurements import Profile
 from serve_app.scaling.types import Pool
-from serve_app.simulation.clock import Clock, Device, Noise
-from serve_app.simulation.cluster import Cluster, Replicas, Request
-from serve_app.simulation.comparison import DEFAULT, OURS, TUNED, Row, shortfalls, simulate
-from serve_app.simulation.engine import OUTCOMES, Options, Simulation
-from serve_app.simulation.live import predict
-from serve_app.simulation.policies import Fixed, OngoingWindow, RayConfig, RayDefault, Shared
-from serve_app.simulation.scenario import Deployment, Scale, scales, with_profiles
-from serve_app.simulation.traces import Trace, requests_per_s, traces
+from serve_tools.simulation.clock import Clock, Device, Noise
+from serve_tools.simulation.cluster import Cluster, Replicas, Request
+from serve_tools.simulation.comparison import DEFAULT, OURS, TUNED, Row, shortfalls, simulate
+from serve_tools.simulation.engine import OUTCOMES, Options, Simulation
+from serve_tools.simulation.live import predict
+from serve_tools.simulation.policies import Fixed, OngoingWindow, RayConfig, RayDefault, Shared
+from serve_tools.simulation.scenario import Deployment, Scale, scales, with_profiles
+from serve_tools.simulation.traces import Trace, requests_per_s, traces
 
 SMALL = scales()["2-cores"]
 GPU = scales()["1-gpu"]

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve_app.compute.images import DecodedImage
-from serve_app.domain.errors import ImageTooLarge, InvalidImage, UnknownImage
-from serve_app.domain.image_id import image_id
-from serve_app.domain.limits import Limits
-from serve_app.domain.types import RgbArray
-from serve_app.steps import images
-from serve_app.steps.images import ImageStore
+from serve_app.core.errors import ImageTooLarge, InvalidImage, UnknownImage
+from serve_app.core.image_id import image_id
+from serve_app.core.limits import Limits
+from serve_app.core.types import RgbArray
+from serve_app.images import store as images
+from serve_app.images.decode import DecodedImage
+from serve_app.images.store import ImageStore
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
 MEGABYTE = 2**20

@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from serve_app.domain.errors import Overloaded, ReplicaLost
-from serve_app.steps import readiness
-from serve_app.steps.readiness import Part, Readiness
+from serve_app.core.errors import Overloaded, ReplicaLost
+from serve_app.flow import readiness
+from serve_app.flow.readiness import Part, Readiness
 
 
 class Asked:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 SCRIPT = """
-import serve_app.compute.openvino_runtime
+import serve_app.engines.openvino.runtime
 from openvino.tools.ovc import convert_impl
 from nncf.telemetry import telemetry, wrapper
 print(convert_impl.tm.__name__, isinstance(telemetry, wrapper.NNCFTelemetryStub))

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 from skimage import data
 
-from serve_app.compute.detector import EfficientDet
-from serve_app.compute.text import labels as labels_module
-from serve_app.compute.text.engine import build_text_engine
-from serve_app.compute.text.labels import LabelsScorer, normalize, objectness_factor
-from serve_app.compute.text.lru import EmbeddingLru
-from serve_app.compute.text.vocabulary import COCO_GROUPS, COCO_NAMES, OTHER_THINGS, names_of
-from serve_app.domain.errors import WeightsUnavailable
-from serve_app.domain.settings import LabelsSettings, TextSettings
-from serve_app.domain.types import Candidate, ProposalSource, RgbArray
-from serve_app.workshop.calibrate_labels import fit, measure, quality
-from serve_app.workshop.label_words import MATCHES, UNRELATED
+from serve_app.core.errors import WeightsUnavailable
+from serve_app.core.settings import LabelsSettings, TextSettings
+from serve_app.core.types import Candidate, ProposalSource, RgbArray
+from serve_app.engines.proposals.detector import EfficientDet
+from serve_app.engines.text import labels as labels_module
+from serve_app.engines.text.engine import build_text_engine
+from serve_app.engines.text.labels import LabelsScorer, normalize, objectness_factor
+from serve_app.engines.text.lru import EmbeddingLru
+from serve_app.engines.text.vocabulary import COCO_GROUPS, COCO_NAMES, OTHER_THINGS, names_of
+from serve_tools.workshop.calibrate_labels import fit, measure, quality
+from serve_tools.workshop.label_words import MATCHES, UNRELATED
 
 WeightPaths = Callable[[str], dict[str, Path]]
 PIXELS = np.zeros((8, 8, 3), np.uint8)
@@ -219,7 +219,7 @@ def test_labels_loads_without_network_and_without_open_clip(
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.delitem(sys.modules, "serve_app.compute.text.open_clip", raising=False)
+    monkeypatch.delitem(sys.modules, "serve_app.engines.text.open_clip", raising=False)
     monkeypatch.setitem(sys.modules, "open_clip", None)  # its import would fail
     engine = build_text_engine(TextSettings(engine="labels"), lambda: sentence_model)
     assert engine.info.engine == "labels"

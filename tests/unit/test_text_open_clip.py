@@ -17,18 +17,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from serve_app.compute.text import engine as engine_module
-from serve_app.compute.text import open_clip_weights
-from serve_app.compute.text.crops import masked_crop, mean_colour
-from serve_app.compute.text.engine import build_text_engine
-from serve_app.compute.text.open_clip import OpenClipScorer
-from serve_app.compute.text.open_clip_weights import find_weights
-from serve_app.domain.errors import WeightsUnavailable
-from serve_app.domain.rle import encode_rle
-from serve_app.domain.settings import Compute, OpenClipSettings, TextSettings
-from serve_app.domain.types import Candidate, ProposalSource, ScorerInfo, TextScores
-from serve_app.workshop.scenes import COLOURS, SHAPES, all_captions, draw_scene
-from serve_app.workshop.tiny_clip import FIRST_SCENE, scene_candidates, tiny_clip_settings
+from serve_app.core.errors import WeightsUnavailable
+from serve_app.core.rle import encode_rle
+from serve_app.core.settings import Compute, OpenClipSettings, TextSettings
+from serve_app.core.types import Candidate, ProposalSource, ScorerInfo, TextScores
+from serve_app.engines.text import engine as engine_module
+from serve_app.engines.text import open_clip_weights
+from serve_app.engines.text.crops import masked_crop, mean_colour
+from serve_app.engines.text.engine import build_text_engine
+from serve_app.engines.text.open_clip import OpenClipScorer
+from serve_app.engines.text.open_clip_weights import find_weights
+from serve_tools.synthetic.scenes import COLOURS, SHAPES, all_captions, draw_scene
+from serve_tools.workshop.tiny_clip import FIRST_SCENE, scene_candidates, tiny_clip_settings
 
 ASSETS = Path(__file__).parents[1] / "assets" / "tiny_clip"
 SETTINGS = tiny_clip_settings(ASSETS)
@@ -372,7 +372,7 @@ def test_open_clip_alone_does_not_fall_back() -> None:
 
 def test_the_engines_libraries_are_imported_late() -> None:
     code = (
-        "import sys, serve_app.compute.text.engine\n"
+        "import sys, serve_app.engines.text.engine\n"
         "print([m for m in ('torch', 'open_clip', 'sentence_transformers', 'huggingface_hub')"
         " if m in sys.modules])"
     )

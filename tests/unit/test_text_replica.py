@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve_app.compute.engines import ModelSource
+from serve_app.core.settings import TextSettings
+from serve_app.core.types import Candidate, RgbArray, TextScores
 from serve_app.deployments.text import TextReplica
-from serve_app.domain.settings import TextSettings
-from serve_app.domain.types import Candidate, RgbArray, TextScores
+from serve_app.models.factory import ModelSource
 
 PIXELS = np.zeros((4, 4, 3), np.uint8)
 AT_ONCE = TextSettings().open_clip.batch_size

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from serve_app.core.settings import GraphSettings, VariantSettings
 from serve_app.deployments.watch import ReplicaCounts
-from serve_app.domain.settings import GraphSettings, VariantSettings
 from serve_app.routing.board import Capacity, LoadBoard
 
 

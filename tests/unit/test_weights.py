@@ -11,12 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.compute import weights
-from serve_app.compute.weight_archives import SourceFailed
-from serve_app.compute.weight_sources import Fetch, FetchProgress
-from serve_app.compute.weights import SourcesFailed, WeightStore
-from serve_app.domain.errors import WeightsUnavailable
-from serve_app.domain.registry import (
+from serve_app.core.errors import WeightsUnavailable
+from serve_app.models import weights
+from serve_app.models.archives import SourceFailed
+from serve_app.models.registry import (
     LocalSource,
     ModelSpec,
     PypiSource,
@@ -25,6 +23,8 @@ from serve_app.domain.registry import (
     WeightFile,
     load_registry,
 )
+from serve_app.models.sources import Fetch, FetchProgress
+from serve_app.models.weights import SourcesFailed, WeightStore
 
 CONTENT = b"real weights"
 FIRST, SECOND = "https://one.example.org/a", "https://two.example.org/a"

@@ -1,0 +1,210 @@
+"""The routes of the article "Deploying Segment Anything Model (SAM) in Production".
+
+Its clients run unchanged: same routes, form or query fields, answers and status codes (bad
+input is a 400 with ``detail``; the envelope's ``error`` comes with it).  Where the article
+leaves something open: prompts answer three masks, as ``SamPredictor`` does by default; without
+points and box the image's centre is the prompt; labels left out are 1.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.routing import APIRoute
+from starlette.requests import Request
+from starlette.responses import Response
+
+from serve_app.core.errors import (
+    DeadlineExceeded,
+    ImageTooLarge,
+    InvalidImage,
+    InvalidPrompt,
+    InvalidRequest,
+    Overloaded,
+    ReplicaLost,
+    SamServeError,
+    TooManyPrompts,
+    UnknownVariant,
+    WeightsUnavailable,
+)
+from serve_app.core.limits import Limits
+from serve_app.core.ports import SegmentationService
+from serve_app.core.types import SegmentResult
+from serve_app.http.answers import ArticleAnswer, ArticleBatchAnswer, ArticleHealth
+from serve_app.http.body import (
+    FieldReader,
+    Form,
+    image_file,
+    json_field,
+    labels_field,
+    points_field,
+    read_form,
+    the_only,
+)
+from serve_app.http.convert import segment_request
+from serve_app.http.docs import article_body
+from serve_app.http.errors import declared, error_response, logged, request_id_of
+from serve_app.http.formats import JSON_TYPE, finite, png_base64, to_json
+from serve_app.http.parsing import validated
+from serve_app.http.schemas import SegmentBody
+from serve_app.http.tally import tally_of
+
+MODEL_TYPES = ("fast", "accurate", "quantized")
+
+_STATUS = {InvalidRequest.status: HTTPStatus.BAD_REQUEST}
+_WORK = (Overloaded, ReplicaLost, WeightsUnavailable, DeadlineExceeded)
+_READERS: Mapping[str, FieldReader] = {
+    "point_coords": points_field,
+    "point_labels": labels_field,
+    "box": json_field,
+}
+
+
+class ArticleRoute(APIRoute):
+    """Answers errors with the article's status codes, and its ``detail``."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except SamServeError as exc:
+                request_id = request_id_of(request)
+                return error_response(
+                    logged(exc, request_id),
+                    request_id,
+                    status=_STATUS.get(exc.status),
+                    extra={"detail": exc.message},
+                )
+
+        return handle
+
+
+def article_router(service: SegmentationService, limits: Limits, version: str) -> APIRouter:
+    """``/segment``, ``/segment_batch``, ``/health``."""
+    router = APIRouter(tags=["article"], route_class=ArticleRoute)
+
+    @router.post(
+        "/segment",
+        summary="Segment one image (the article's route)",
+        response_model=ArticleAnswer,
+        responses=declared(
+            *(InvalidRequest, InvalidPrompt, TooManyPrompts, UnknownVariant),
+            *(InvalidImage, ImageTooLarge, *_WORK),
+            status=_STATUS,
+        ),
+        openapi_extra=article_body("file", ["model_type", *_READERS]),
+    )
+    async def segment(request: Request) -> Response:
+        """Prompts are JSON text in form or query fields; the form's win.  Three masks for points
+        or a box; the image's centre is the point if there is neither.
+        """
+        form = await read_form(request, limits)
+        fields = _fields(form, request)
+        variant = _model_type(fields)
+        file = _file(the_only(form.files.get("file", []), "file"))
+        prompt = {
+            name: read(fields[name], name, limits)
+            for name, read in _READERS.items()
+            if name in fields
+        }
+        points = prompt.get("point_coords")
+        if isinstance(points, list):
+            prompt.setdefault("point_labels", [1] * len(points))
+        tally = tally_of(request)
+        tally.work(images=1, prompts=1)
+        result = await _segment(service, limits, file, variant, prompt)
+        tally.variant = result.variant
+        return Response(to_json(await asyncio.to_thread(_answer, result)), media_type=JSON_TYPE)
+
+    @router.post(
+        "/segment_batch",
+        summary="Segment the centre of several images (the article's route)",
+        response_model=ArticleBatchAnswer,
+        responses=declared(InvalidRequest, TooManyPrompts, UnknownVariant, status=_STATUS),
+        openapi_extra=article_body("files", ["model_type"]),
+    )
+    async def segment_batch(request: Request) -> Response:
+        """One answer for each of `files`, in their order; an image's error is its own."""
+        form = await read_form(request, limits)
+        variant = _model_type(_fields(form, request))
+        files = form.files.get("files", [])
+        if not 1 <= len(files) <= limits.max_batch_images:
+            raise TooManyPrompts(f"send 1 to {limits.max_batch_images} files", "files")
+        tally_of(request).work(images=len(files), prompts=len(files))
+        slots = asyncio.Semaphore(limits.batch_concurrency)
+
+        async def one(file: bytes) -> dict[str, Any]:
+            async with slots:
+                try:
+                    result = await _segment(service, limits, _file(file), variant, {})
+                    return await asyncio.to_thread(_answer, result)
+                except Exception as exc:
+                    return {"error": logged(exc, request_id_of(request)).message}
+
+        async with asyncio.TaskGroup() as group:
+            answers = [group.create_task(one(file)) for file in files]
+        return Response(to_json({"results": [a.result() for a in answers]}), media_type=JSON_TYPE)
+
+    @router.get("/health", summary="The article's probe", response_model=ArticleHealth)
+    async def health() -> Response:
+        return Response(to_json({"status": "healthy", "version": version}), media_type=JSON_TYPE)
+
+    return router
+
+
+def _fields(form: Form, request: Request) -> dict[str, list[str]]:
+    """Fields of query and form by name; empty ones, as browsers send them, are left out."""
+    query = {name: request.query_params.getlist(name) for name in request.query_params}
+    both = {**query, **form.fields}
+    return {name: values for name, values in both.items() if any(values)}
+
+
+def _model_type(fields: Mapping[str, list[str]]) -> str:
+    name: str = the_only(fields.get("model_type", ["fast"]), "model_type")
+    if name not in MODEL_TYPES:
+        raise UnknownVariant("model_type must be fast, accurate or quantized", "model_type")
+    return name
+
+
+def _file(content: bytes) -> bytes:
+    return image_file(content, "file")
+
+
+async def _segment(
+    service: SegmentationService,
+    limits: Limits,
+    file: bytes,
+    variant: str,
+    prompt: dict[str, Any],
+) -> SegmentResult:
+    """One image by one prompt; by its centre if there is none."""
+    try:
+        if not prompt:
+            known = await service.embed(file, variant)
+            members = {
+                "point_coords": [[known.width / 2, known.height / 2]],
+                "point_labels": [1],
+                "variant": variant,
+            }
+            return await service.segment(
+                segment_request(validated(SegmentBody, members, limits), file, limits)
+            )
+        body = validated(SegmentBody, {**prompt, "variant": variant}, limits)
+        return await service.segment(segment_request(body, file, limits))
+    except UnknownVariant:
+        raise UnknownVariant(f"{variant} is not deployed here", "model_type") from None
+
+
+def _answer(result: SegmentResult) -> dict[str, Any]:
+    masks = [mask for one in result.results for mask in one.masks]
+    return {
+        "masks": [png_base64(mask) for mask in masks],
+        "scores": [finite(mask.score, "score") for mask in masks],
+        "model_used": result.variant,
+    }

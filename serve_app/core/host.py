@@ -1,0 +1,69 @@
+"""The machine that times depend on, told without loading any model library."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+from serve_app.core.measurements import Host
+
+_CPU_INFO = Path("/proc/cpuinfo")
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_GPUS = Path("/proc/driver/nvidia/gpus")
+
+
+def this_host(gpus: bool) -> Host:
+    """The host of this process; GPUs only where they matter, since asking for them takes time."""
+    return Host(cpu=_cpu(), cores=_cores(), gpus=_gpu_names() if gpus else ())
+
+
+def _cpu() -> str:
+    for line in _read(_CPU_INFO).splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name" and value.strip():
+            return value.strip()
+    return platform.processor() or platform.machine() or "unknown"
+
+
+def _cores() -> int:
+    """Logical cores by affinity, or fewer where a control group (v2) grants less time."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    quota, _, period = _read(_CPU_QUOTA).strip().partition(" ")
+    if quota.isdigit() and period.isdigit() and int(period) > 0:
+        cores = min(cores, math.ceil(int(quota) / int(period)))
+    return max(1, cores)
+
+
+def _gpu_names() -> tuple[str, ...]:
+    """Names by the driver: Ray hides GPUs from torch in processes that asked for none."""
+    names = []
+    for path in sorted(_GPUS.glob("*/information")):
+        for line in _read(path).splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "Model":
+                names.append(value.strip())
+    return tuple(names) or _asked_for_names()
+
+
+def _asked_for_names() -> tuple[str, ...]:
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(  # noqa: S603
+            command, capture_output=True, text=True, timeout=2, check=True
+        )
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return ()
+    return tuple(line.strip() for line in done.stdout.splitlines() if line.strip())
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,312 @@
+"""The ledger: what each variant costs and how good it is, as measured on one host.
+
+``python -m serve_app measure`` writes it; the graph reads it when it is built.  Router, scaling
+policy and simulator work on `Profile`, the few numbers of an entry that decisions need.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import inf, isfinite
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from serve_app.core.settings import VARIANT_NAME, EngineName, Strict
+
+QualityKind = Literal["box", "point"]
+"""How an object was asked for when its mean IoU was measured."""
+
+
+class Figure(Strict):
+    """A measured value with its 95 % interval, where repetitions allow one."""
+
+    value: float = Field(allow_inf_nan=False)
+    low: float | None = Field(None, allow_inf_nan=False)
+    high: float | None = Field(None, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Figure:
+        low = self.value if self.low is None else self.low
+        high = self.value if self.high is None else self.high
+        if not low <= self.value <= high:
+            raise ValueError("low <= value <= high must hold")
+        return self
+
+
+class Duration(Figure):
+    """A positive time; the unit is in the field's name."""
+
+    value: float = Field(gt=0, le=1e9, allow_inf_nan=False)
+
+
+class Share(Figure):
+    """A number between -1 (cosines) or 0 (IoU) and 1."""
+
+    value: float = Field(ge=-1, le=1, allow_inf_nan=False)
+
+
+class Host(Strict):
+    """What the times depend on.  Two hosts with the same fields count as one."""
+
+    cpu: str = Field(description="the processor's model name")
+    cores: int = Field(ge=1, description="logical cores that this process may use")
+    gpus: tuple[str, ...] = Field((), description="names of the GPUs, in order")
+
+
+class Agreement(Strict):
+    """How far a variant gives what its reference gives, on the same images and prompts."""
+
+    reference: str = Field(description="the variant or library it is held against")
+    embedding_cosine: Share | None = Field(
+        None, description="mean over images; null: the two embeddings are of different kinds"
+    )
+    mask_iou: Share = Field(description="mean over prompts, of masks chosen alike")
+
+
+class Data(Strict):
+    """On what quality was measured."""
+
+    name: str = Field(description="drawn scenes, or the annotation file's name")
+    images: int = Field(ge=1)
+    objects: int = Field(ge=1)
+    sha256: str | None = Field(None, description="of the annotation file")
+
+
+class LedgerEntry(Strict):
+    """One variant's figures."""
+
+    model: str
+    weights_hash: str
+    preprocessing: str
+    device: str
+    dtype: str
+    engine: EngineName | None = Field(None, description="what ran the encoder; null: not told")
+    threads: int = Field(ge=1)
+    cold_start_s: Duration = Field(
+        description="from the start of a new process to the first masks, imports included"
+    )
+    load_s: Duration = Field(description="reading, verifying and loading the weights")
+    memory_bytes: int = Field(ge=1, description="resident memory of a process that has answered")
+    peak_memory_bytes: int | None = Field(
+        None, ge=1, description="most that process held until then, loading included"
+    )
+    gpu_memory_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="of the GPU, most that torch reserved until then; null: no torch GPU",
+    )
+    embedding_bytes: int = Field(ge=1, description="of one image, as it is cached")
+    encode_ms: dict[int, Duration] = Field(
+        min_length=1, description="milliseconds of one pass, by images in it"
+    )
+    decode_ms: dict[int, Duration] = Field(
+        min_length=1, description="milliseconds of one pass, by prompts in it"
+    )
+    quality: dict[QualityKind, Share] = Field(description="mean IoU by kind of prompt")
+    agreement: Agreement | None = None
+
+    @model_validator(mode="after")
+    def _sizes(self) -> LedgerEntry:
+        for name in ("encode_ms", "decode_ms"):
+            if min(getattr(self, name)) < 1:
+                raise ValueError(f"{name} is keyed by the number of items in a pass")
+        return self
+
+    @property
+    def profile(self) -> Profile:
+        """The numbers that decisions need."""
+        return Profile(
+            encode_ms={n: d.value for n, d in self.encode_ms.items()},
+            decode_ms={n: d.value for n, d in self.decode_ms.items()},
+            quality={kind: share.value for kind, share in self.quality.items()},
+            cold_start_s=self.cold_start_s.value,
+            embedding_bytes=self.embedding_bytes,
+        )
+
+
+class Steps(Strict):
+    """A step function: ``values[i]`` up to and including ``edges[i]``, the last one beyond."""
+
+    edges: tuple[float, ...]
+    values: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _steps(self) -> Steps:
+        if len(self.values) != len(self.edges) + 1 or list(self.edges) != sorted(self.edges):
+            raise ValueError("edges ascend, and there is one value more than edges")
+        if not all(map(isfinite, (*self.edges, *self.values))):
+            raise ValueError("edges and values are finite")
+        return self
+
+    def __call__(self, at: float) -> float:
+        return self.values[bisect_left(self.edges, at)]
+
+
+class Additive(Strict):
+    """A fitted estimate: an intercept and a step function of each feature.
+
+    Features are those of `serve_app.routing.confidence`.  Additive steps are what boosted stumps
+    come down to (Friedman 2001, "Greedy function approximation"; Lou et al. 2012 on additive
+    models): they can be read, and cost a look-up a feature.
+    """
+
+    intercept: float = Field(allow_inf_nan=False)
+    steps: dict[str, Steps] = Field(default_factory=dict)
+
+    def __call__(self, features: Mapping[str, float]) -> float:
+        """The estimate; a feature that is missing counts as its step function's middle."""
+        total = self.intercept
+        for name, steps in self.steps.items():
+            at = features.get(name)
+            total += steps.values[len(steps.values) // 2] if at is None else steps(at)
+        return total
+
+
+class Point(Strict):
+    """One point of a cascade's curve, cross-validated over images.
+
+    ``threshold`` is the least mean gain expected of a request that is escalated; at it ``share``
+    of the images went through the second encoder and the mean IoU rose by ``gain``.
+    """
+
+    threshold: float = Field(allow_inf_nan=False)
+    share: float = Field(ge=0, le=1)
+    gain: float = Field(allow_inf_nan=False)
+
+
+class Escalation(Strict):
+    """When a second variant is worth asking, for one form of prompt; fitted on annotated data.
+
+    Attributes:
+        gain: IoU to be gained by asking, from the first answer's features.
+        first, second: IoU of the first and of the second answer, from each one's own features.
+        curve: what thresholds cost and bring, by ascending share, when a request holds all
+            prompts of an image; ``single``: when each prompt comes alone.
+        first_iou, second_iou: mean IoU of either variant alone, on the same prompts.
+    """
+
+    gain: Additive
+    first: Additive
+    second: Additive
+    curve: tuple[Point, ...] = Field(min_length=1)
+    single: tuple[Point, ...] = Field(min_length=1)
+    first_iou: float = Field(ge=0, le=1)
+    second_iou: float = Field(ge=0, le=1)
+
+    def threshold(self, share: float, alone: bool) -> float:
+        """The threshold at which about ``share`` of requests are escalated.
+
+        Infinite where no point of the curve within that share gained anything, or the second
+        variant alone is no better: then what was fitted need not hold on other images.
+
+        Args:
+            share: the most that may be.
+            alone: the prompt is the only one of its request.
+        """
+        if self.second_iou <= self.first_iou:
+            return inf
+        curve = self.single if alone else self.curve
+        within = [p for p in curve if p.share <= share + 1e-9 and p.gain > 0]
+        return max(within, key=lambda p: p.gain).threshold if within else inf
+
+
+Form = Literal["box-1", "box-3", "point-1", "point-3"]
+"""A prompt's form, as cascades tell them apart: has it a box, and how many masks it asks for."""
+
+
+class Ledger(Strict):
+    """A ledger file."""
+
+    format: Literal[1] = 1
+    created: str = Field(description="ISO 8601, UTC")
+    host: Host
+    versions: dict[str, str] = Field(description="of Python and the packages behind the figures")
+    data: Data
+    entries: dict[str, LedgerEntry] = Field(description="by variant")
+    escalation: dict[str, dict[Form, Escalation]] = Field(
+        default_factory=dict, description="by 'first>second', two variants, and form of prompt"
+    )
+
+    @model_validator(mode="after")
+    def _names(self) -> Ledger:
+        import re
+
+        pairs = [pair.split(">") for pair in self.escalation]
+        if any(len(pair) != 2 for pair in pairs):
+            raise ValueError("escalation is keyed by 'first>second'")
+        for name in (*self.entries, *(name for pair in pairs for name in pair)):
+            if not re.match(VARIANT_NAME, name):
+                raise ValueError(f"{name!r} is no name for a variant")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What router, scaling policy and simulator know of a variant.
+
+    Attributes:
+        encode_ms, decode_ms: milliseconds of one pass by the number of items in it.
+        quality: mean IoU by kind of prompt (``box``, ``point``).
+        cold_start_s: from no process to the first masks.
+        embedding_bytes: of one cached image.
+    """
+
+    encode_ms: Mapping[int, float]
+    decode_ms: Mapping[int, float]
+    quality: Mapping[str, float] = field(default_factory=dict)
+    cold_start_s: float = 10.0
+    embedding_bytes: int = 4 * 2**20
+
+
+def pass_ms(table: Mapping[int, float], items: int) -> float:
+    """Milliseconds of a pass of ``items``, from a table by number of items.
+
+    Linear between measured sizes; below the smallest its value, beyond the largest in proportion.
+    """
+    if items <= 0:
+        return 0.0
+    exact = table.get(items)
+    if exact is not None:
+        return exact
+    sizes = sorted(table)
+    i = bisect_left(sizes, items)
+    if i == 0:
+        return table[sizes[0]]
+    if i == len(sizes):
+        return table[sizes[-1]] * items / sizes[-1]
+    a, b = sizes[i - 1], sizes[i]
+    return table[a] + (table[b] - table[a]) * (items - a) / (b - a)
+
+
+def best_ms_per_item(table: Mapping[int, float], max_batch: int) -> float:
+    """Least milliseconds an item can take in passes of at most ``max_batch``."""
+    most = max(1, max_batch)
+    return min(pass_ms(table, n) / n for n in {most, *(n for n in table if n <= most)})
+
+
+def dominated(profiles: Mapping[str, Profile]) -> dict[str, str]:
+    """Variants that are both slower and worse than another, with that other.
+
+    Slower: one new image with one prompt takes longer.  Worse: a lower mean IoU for every kind
+    of prompt that both were measured on.  Equals dominate nobody.
+    """
+
+    def first_ms(p: Profile) -> float:
+        return pass_ms(p.encode_ms, 1) + pass_ms(p.decode_ms, 1)
+
+    found: dict[str, str] = {}
+    for name, profile in profiles.items():
+        for other, better in profiles.items():
+            kinds = profile.quality.keys() & better.quality.keys()
+            if (
+                other != name
+                and kinds
+                and first_ms(better) < first_ms(profile)
+                and all(better.quality[k] > profile.quality[k] for k in kinds)
+            ):
+                found[name] = other
+                break
+    return found

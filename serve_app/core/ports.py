@@ -1,0 +1,144 @@
+"""The protocols between the flow and what does the work.
+
+`serve_app.flow.flow` knows these and nothing behind them.  Each has an implementation in process
+(tests, the fused graph, the evaluation command) and one over Ray handles
+(`serve_app.deployments.handles`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from serve_app.core.types import (
+    CacheTier,
+    Candidate,
+    DecodeJob,
+    DecodeOptions,
+    Embedding,
+    EmbedResult,
+    Mask,
+    Prediction,
+    Prompt,
+    Proposal,
+    ProposalSource,
+    RgbArray,
+    ScorerInfo,
+    SegmentRequest,
+    SegmentResult,
+    TextScores,
+)
+
+
+class ImageEncoder(Protocol):
+    """A model's encoder: the expensive half, run once an image."""
+
+    async def encode(self, pixels: RgbArray) -> Embedding:
+        """Embed an upright ``(H, W, 3) uint8`` RGB image of any size."""
+        ...
+
+
+class EncoderEngine(Protocol):
+    """The computation behind an `ImageEncoder`: blocking, batched, on one device."""
+
+    def encode_batch(self, images: Sequence[RgbArray]) -> list[Embedding]:
+        """Embed images of any sizes, in one pass where the model can."""
+        ...
+
+
+class DecoderEngine(Protocol):
+    """A model's mask decoder: blocking, batched, on one device."""
+
+    def decode_batch(self, jobs: Sequence[DecodeJob]) -> list[tuple[Mask, ...]]:
+        """Decode prompts of different images together, each as it would be alone.
+
+        Coordinates are in pixels of the upright image; masks come at its full size.
+        """
+        ...
+
+
+class EmbeddingCache(Protocol):
+    """Embeddings by content-addressed key; computes each missing one once."""
+
+    async def get_or_compute(
+        self, key: str, compute: Callable[[], Awaitable[Embedding]] | None
+    ) -> tuple[Embedding, CacheTier] | None:
+        """The embedding and the tier that held it; None if it is missing and not computable."""
+        ...
+
+
+class Predictor(Protocol):
+    """One variant, seen from the flow: its embedding cache, encoder and decoder."""
+
+    async def predict(
+        self,
+        image_id: str,
+        pixels: RgbArray | None,
+        prompts: Sequence[Prompt],
+        options: DecodeOptions,
+    ) -> Prediction | None:
+        """Masks for each prompt; with no prompts the image is embedded only.
+
+        Without ``pixels`` the embedding must be known: None means it is not, call again with
+        the image.  So a prompt on a known image moves no image.
+        """
+        ...
+
+    async def wake(self) -> None:
+        """Returns once the variant can answer; starts it if it sleeps."""
+        ...
+
+
+class Proposer(Protocol):
+    """Candidate regions of an image, as prompts for SAM."""
+
+    async def propose(
+        self,
+        pixels: RgbArray | None,
+        size: tuple[int, int],
+        source: ProposalSource,
+        points_per_side: int,
+    ) -> tuple[Proposal, ...]:
+        """Propose regions of an upright RGB image.
+
+        Args:
+            pixels: the image; None for the grid, which needs only its size.
+            size: ``(width, height)`` in pixels.
+            source: where the regions come from.
+            points_per_side: of the grid; other sources do not use it.
+        """
+        ...
+
+
+class TextScorer(Protocol):
+    """Scores candidate regions against texts."""
+
+    async def info(self) -> ScorerInfo:
+        """The engine in use and what it wants from the flow."""
+        ...
+
+    async def score(
+        self, pixels: RgbArray, candidates: Sequence[Candidate], texts: Sequence[str]
+    ) -> TextScores:
+        """Calibrated scores (0-1) of each text against each candidate of an upright image."""
+        ...
+
+
+class SegmentationService(Protocol):
+    """The whole graph, as the HTTP interface, Python callers and the evaluation see it."""
+
+    async def segment(self, request: SegmentRequest) -> SegmentResult:
+        """Answer one request; raises a `SamServeError` of a kind the request can cause."""
+        ...
+
+    async def embed(self, image: bytes | RgbArray | str, variant: str) -> EmbedResult:
+        """Make an image known, so that later prompts on its ``image_id`` are quick."""
+        ...
+
+    async def models(self) -> Mapping[str, Any]:
+        """What is deployed: variants, their models and weights, the text engine, limits."""
+        ...
+
+    async def ready(self) -> bool:
+        """Whether the deployments that must always run have loaded their weights."""
+        ...

@@ -1,0 +1,66 @@
+"""Which points of a dense grid are worth a prompt: those that see different things.
+
+Most points of a grid fall on what another point has already asked about, and would give its masks
+again.  The embedding tells beforehand: where its features are alike, so are the answers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from serve_app.core.types import Embedding, Float32Array
+
+ALIKE = 0.2
+"""Distance of two unit feature vectors below which a second prompt tells nothing new."""
+
+
+def diverse_points(
+    embedding: Embedding, points: Float32Array, most: int, *, stretched: bool
+) -> list[int]:
+    """Choose points by farthest-first traversal (Gonzalez 1985) of the features under them.
+
+    The first is the most unusual of all; each further one is the least like those before it,
+    until all that are left are like one of them.
+
+    Args:
+        embedding: with ``image_embed (C, h, w)``.
+        points: ``(N, 2) float32``, ``(x, y)`` in image pixels.
+        most: how many at most.
+        stretched: the model stretches images to its square; else it pads them (`Embedding`).
+
+    Returns:
+        Indices of the chosen points, ascending.
+    """
+    features = _features(embedding, points, stretched)
+    lengths = (features**2).sum(axis=1)
+    unlike_mean = np.linalg.norm(features - features.mean(axis=0), axis=1)
+    place = int(unlike_mean.argmax())
+    chosen: list[int] = []
+    distance = np.full(len(points), np.inf, np.float32)
+    while len(chosen) < min(most, len(points)) and distance[place] > ALIKE**2:
+        chosen.append(place)
+        squared = lengths + lengths[place] - 2 * (features @ features[place])
+        distance = np.minimum(distance, squared)
+        distance[place] = 0
+        place = int(distance.argmax())
+    return sorted(chosen)
+
+
+def _features(embedding: Embedding, points: Float32Array, stretched: bool) -> Float32Array:
+    """``(N, C)`` unit vectors: the embedding under each point, bilinear between its cells."""
+    grid = np.asarray(embedding.tensors["image_embed"], np.float32)
+    rows, columns = grid.shape[1:]
+    width, height = embedding.width, embedding.height
+    if not stretched:
+        width = height = max(width, height)
+    x = np.clip(points[:, 0] * (columns / width) - 0.5, 0, columns - 1)
+    y = np.clip(points[:, 1] * (rows / height) - 0.5, 0, rows - 1)
+    left, top = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
+    right, bottom = np.minimum(left + 1, columns - 1), np.minimum(top + 1, rows - 1)
+    u, v = (x - left).astype(np.float32), (y - top).astype(np.float32)
+    upper = grid[:, top, left] * (1 - u) + grid[:, top, right] * u
+    lower = grid[:, bottom, left] * (1 - u) + grid[:, bottom, right] * u
+    features = (upper * (1 - v) + lower * v).T
+    length = np.linalg.norm(features, axis=1, keepdims=True)
+    unit: Float32Array = features / np.maximum(length, np.finfo(np.float32).tiny)
+    return unit

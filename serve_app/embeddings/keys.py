@@ -1,0 +1,24 @@
+"""Content-addressed keys of embeddings."""
+
+from __future__ import annotations
+
+import hashlib
+
+
+def embedding_key(image_id: str, weights_hash: str, preprocessing: str, dtype: str) -> str:
+    """The cache key of one image's embedding by one model.
+
+    Each part is framed by its length, so that no two lists of parts give the same key.
+
+    Args:
+        image_id: width, height and SHA-256 of the pixels (`serve_app.core.image_id`).
+        weights_hash: SHA-256 over the model's weights.
+        preprocessing: revision of the code between pixels and model.
+        dtype: precision of the encoder's arithmetic.
+    """
+    digest = hashlib.sha256()
+    for part in (image_id, weights_hash, preprocessing, dtype):
+        data = part.encode()
+        digest.update(len(data).to_bytes(8, "big"))
+        digest.update(data)
+    return f"emb-{digest.hexdigest()}"

@@ -1,0 +1,142 @@
+"""One variant at work: embedding cache, encoder, decoder.  Runs in the decoder's replica.
+
+Knows neither Ray nor torch: the encoder and decoder are handed in, as calls over a handle (split
+layout), engines of the same process (fused layout, evaluation), or fakes (tests).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from serve_app.core.deadline import deadline, until
+from serve_app.core.errors import DeadlineExceeded
+from serve_app.core.nms import mask_nms
+from serve_app.core.ports import EmbeddingCache
+from serve_app.core.types import (
+    CacheTier,
+    DecodeJob,
+    DecodeOptions,
+    Embedding,
+    Float32Array,
+    Mask,
+    Prediction,
+    Prompt,
+)
+from serve_app.embeddings.diversity import diverse_points
+from serve_app.embeddings.keys import embedding_key
+from serve_app.telemetry.spans import span
+
+P = TypeVar("P")
+
+
+class VariantPredictor(Generic[P]):
+    """Answers prompts on images; ``P`` is how pixels are passed on: an array or a reference.
+
+    ``stretched``: the model stretches images to its square, where others pad them.
+
+    Attributes:
+        encoding: images handed to the encoder whose embeddings are not there yet.
+    """
+
+    def __init__(
+        self,
+        cache: EmbeddingCache,
+        encode: Callable[[P], Awaitable[Embedding]],
+        decode: Callable[[Sequence[DecodeJob]], Awaitable[list[tuple[Mask, ...]]]],
+        *,
+        weights_hash: str,
+        preprocessing: str,
+        dtype: str,
+        stretched: bool = False,
+    ) -> None:
+        self.encoding = 0
+        self._cache = cache
+        self._encode = encode
+        self._decode = decode
+        self._weights_hash = weights_hash
+        self._preprocessing = preprocessing
+        self._dtype = dtype
+        self._stretched = stretched
+
+    async def predict(
+        self,
+        image_id: str,
+        pixels: P | None,
+        prompts: Sequence[Prompt],
+        options: DecodeOptions,
+    ) -> Prediction | None:
+        """See `serve_app.core.ports.Predictor.predict`."""
+        started = time.perf_counter()
+        key = embedding_key(image_id, self._weights_hash, self._preprocessing, self._dtype)
+        with span("embed"):
+            if pixels is None:
+                found = await self._cache.get_or_compute(key, None)
+            else:
+                found = await self._embedding(key, pixels)
+        if found is None:
+            return None
+        embedding, tier = found
+        embedded = time.perf_counter()
+        with span("decode_masks"):
+            masks = await self._masks(embedding, prompts, options) if prompts else ()
+        timings = {
+            "embed": (embedded - started) * 1e3,
+            "decode_masks": (time.perf_counter() - embedded) * 1e3,
+        }
+        return Prediction(masks=masks, cache=tier, timings_ms=timings)
+
+    async def _masks(
+        self, embedding: Embedding, prompts: Sequence[Prompt], options: DecodeOptions
+    ) -> tuple[tuple[Mask, ...], ...]:
+        """The masks of each prompt; of those that the options leave out, none."""
+        chosen: Sequence[int] = range(len(prompts))
+        if options.most_points is not None:
+            points = np.array([p.point_coords[0] for p in prompts if p.point_coords is not None])
+            chosen = await asyncio.to_thread(self._diverse, embedding, points, options.most_points)
+        jobs = [DecodeJob(embedding, prompts[i], options) for i in chosen]
+        answers: list[tuple[Mask, ...]] = []
+        step = options.prompts_at_once or len(prompts)
+        for start in range(0, len(jobs), step):
+            answers += await self._decode(jobs[start : start + step])
+        if options.box_nms_thresh is not None:
+            answers = await asyncio.to_thread(_distinct, answers, options.box_nms_thresh)
+        by_prompt = dict(zip(chosen, answers, strict=True))
+        return tuple(by_prompt.get(i, ()) for i in range(len(prompts)))
+
+    def _diverse(self, embedding: Embedding, points: Float32Array, most: int) -> list[int]:
+        return diverse_points(embedding, points, most, stretched=self._stretched)
+
+    async def _embedding(self, key: str, pixels: P) -> tuple[Embedding, CacheTier] | None:
+        """Of callers who share an encoding the first one's time bounds it."""
+        end = until()
+        mine = False
+
+        async def compute() -> Embedding:
+            nonlocal mine
+            mine = True
+            self.encoding += 1
+            try:
+                with deadline(end):
+                    return await self._encode(pixels)
+            finally:
+                self.encoding -= 1
+
+        while True:
+            try:
+                return await self._cache.get_or_compute(key, compute)
+            except DeadlineExceeded:
+                if mine:
+                    raise
+                # It was the time of another, and ours may be longer.
+
+
+def _distinct(answers: Sequence[tuple[Mask, ...]], threshold: float) -> list[tuple[Mask, ...]]:
+    """Each prompt's masks less the duplicates of better ones, whichever prompt gave these."""
+    masks = [mask for of_prompt in answers for mask in of_prompt]
+    kept = {id(masks[i]) for i in mask_nms(masks, threshold)}
+    return [tuple(mask for mask in of_prompt if id(mask) in kept) for of_prompt in answers]

@@ -1,0 +1,172 @@
+"""SAM's prompt encoder and mask decoder as a `DecoderEngine`."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from segment_anything.modeling import Sam
+from torch import Tensor
+
+from serve_app.core.settings import Compute
+from serve_app.core.types import DecodeJob, Embedding, Mask
+from serve_app.engines.devices import as_tensor, torch_dtype
+from serve_app.engines.sam.finish import choose, finish_masks
+from serve_app.engines.sam.frame import Frame
+from serve_app.engines.sam.stages import MASKS, Stages, TorchStages
+from serve_app.engines.sam.tokens import pad_tokens, prompt_tokens
+from serve_app.engines.sam.two_way import ImageSide
+
+# The decoder's mask tokens: the first is for one unambiguous mask, three are for ambiguity.
+_SINGLE, _MULTI = (0,), (1, 2, 3)
+
+_UNFINISHED = 32
+"""Prompts of a batch whose logits may wait to be cut, 0.75 MB each."""
+
+_SIDES = 4
+"""Images whose first layer is kept, 10 MB each in single precision."""
+
+
+class SamDecoder:
+    """Decodes prompts of different images and users together."""
+
+    def __init__(
+        self, sam: Sam, compute: Compute, graphs: Path | None = None, weights: str = ""
+    ) -> None:
+        """Put it on its device.
+
+        Args:
+            sam: with or without its encoder.
+            compute: on what it runs.
+            graphs: the folder where traced graphs are kept; None: not at all.
+            weights: the weights' hash, under which they are kept.
+        """
+        self._device = torch.device(compute.device)
+        self._dtype = torch_dtype(compute.dtype)
+        # Prompts are encoded in single precision: coordinates do not fit into half of it.
+        self._prompts = sam.prompt_encoder.to(self._device)
+        pe = self._prompts.get_dense_pe().to(self._dtype)
+        decoder = sam.mask_decoder.to(self._device, self._dtype)
+        self._no_mask = self._prompts.no_mask_embed.weight[0][:, None, None].to(self._dtype)
+        self._stages: Stages
+        if self._device.type == "cpu" and self._dtype is torch.float32:
+            # A machine with GPUs alone needs no OpenVINO.
+            from serve_app.engines.openvino.traced import Graphs
+            from serve_app.engines.sam.stages_openvino import OpenVinoStages
+
+            kept = Graphs(graphs, weights)
+            self._stages = OpenVinoStages(decoder, pe, compute.threads, kept)
+            # What is left to torch is small: threads that wait for more of it would take the
+            # cores from OpenVINO's.
+            self._torch_threads = 1
+        else:
+            self._stages = TorchStages(decoder, pe)
+            self._torch_threads = compute.threads
+        self._sides: dict[int, tuple[Embedding, ImageSide]] = {}  # by identity, last used last
+        self._lock = threading.Lock()
+        self._finishing = ThreadPoolExecutor(compute.threads, thread_name_prefix="finish")
+
+    @torch.inference_mode()
+    def decode_batch(self, jobs: Sequence[DecodeJob]) -> list[tuple[Mask, ...]]:
+        """Masks for each job at its image's full size; each as if decoded alone."""
+        torch.set_num_threads(self._torch_threads)
+        answers: dict[int, Future[tuple[Mask, ...]]] = {}
+        unfinished: deque[Future[tuple[Mask, ...]]] = deque()
+        for indices, side in self._chunks(jobs):
+            masks = self._decode_chunk([jobs[i] for i in indices], side)
+            answers.update(zip(indices, masks, strict=True))
+            unfinished.extend(answers[i] for i in indices)
+            while len(unfinished) > _UNFINISHED:
+                unfinished.popleft().result()
+        return [answers[i].result() for i in range(len(jobs))]
+
+    def _chunks(self, jobs: Sequence[DecodeJob]) -> Iterator[tuple[list[int], ImageSide]]:
+        """Jobs that are run together, and their images: of all of them, or one they share."""
+        of_image: dict[int, list[int]] = {}
+        for i, job in enumerate(jobs):
+            # A mask is added to the image, so that such a prompt has an image of its own.
+            alone = job.prompt.mask_input is not None
+            of_image.setdefault(-1 - i if alone else id(job.embedding), []).append(i)
+        groups = list(of_image.values())
+        if self._stages.mixes_images and len(groups) > 1:
+            groups = [[i for group in groups for i in group]]
+        for group in groups:
+            for start in range(0, len(group), self._stages.chunk):
+                indices = group[start : start + self._stages.chunk]
+                yield indices, self._side_of([jobs[i] for i in indices])
+
+    def _side_of(self, jobs: Sequence[DecodeJob]) -> ImageSide:
+        first = jobs[0]
+        plain = (j.embedding is first.embedding and j.prompt.mask_input is None for j in jobs)
+        if len(jobs) == 1 or all(plain):
+            return self._image_side(first)
+        sides = [self._image_side(job) for job in jobs]
+        return ImageSide(*(torch.cat(parts) for parts in zip(*sides, strict=True)))
+
+    def _image_side(self, job: DecodeJob) -> ImageSide:
+        """The first layer's image side, kept for the images used last."""
+        mask_input = job.prompt.mask_input
+        if mask_input is not None:
+            mask = as_tensor(mask_input)[None, None].to(self._device)
+            return self._project(job, self._prompts.mask_downscaling(mask)[0].to(self._dtype))
+        key = id(job.embedding)
+        with self._lock:
+            kept = self._sides.pop(key, None)
+            if kept is not None:
+                self._sides[key] = kept
+                return kept[1]
+        side = self._project(job, self._no_mask)
+        with self._lock:
+            # With the embedding itself: as long as it is kept, no other has its identity.
+            self._sides[key] = job.embedding, side
+            while len(self._sides) > _SIDES:
+                del self._sides[next(iter(self._sides))]
+        return side
+
+    def _project(self, job: DecodeJob, dense: Tensor) -> ImageSide:
+        embedding = as_tensor(job.embedding.tensors["image_embed"])
+        embedding = embedding.to(self._device, self._dtype)
+        return self._stages.project((embedding + dense)[None])
+
+    def _decode_chunk(
+        self, jobs: Sequence[DecodeJob], side: ImageSide
+    ) -> Iterator[Future[tuple[Mask, ...]]]:
+        """Each prompt's masks, cut and encoded while the next chunk is computed."""
+        frames = [Frame.padded(j.embedding.height, j.embedding.width) for j in jobs]
+        tokens, padding = pad_tokens(prompt_tokens(self._prompts, [j.prompt for j in jobs], frames))
+        iou, weights, keys = self._stages.attend(
+            side, tokens.to(self._dtype), padding.to(self._dtype)
+        )
+        scores = iou.float().cpu()
+        chosen = [
+            choose(row, _SINGLE, _MULTI, job)
+            for row, job in zip(scores.tolist(), jobs, strict=True)
+        ]
+        logits = self._upscale(keys, weights, chosen)
+        for i, (job, frame) in enumerate(zip(jobs, frames, strict=True)):
+            if chosen[i]:
+                found, of_prompt = logits[i], scores[i, chosen[i]]
+                yield self._finishing.submit(finish_masks, found, of_prompt, frame, job.options)
+            else:
+                nothing: Future[tuple[Mask, ...]] = Future()
+                nothing.set_result(())
+                yield nothing
+
+    def _upscale(
+        self, keys: Tensor, weights: Tensor, chosen: Sequence[Sequence[int]]
+    ) -> dict[int, Tensor]:
+        """Low-resolution logits ``(M, 256, 256) float32`` of the prompts that keep a mask."""
+        rows = [i for i, masks in enumerate(chosen) if masks]
+        if not rows:
+            return {}
+        # Prompts that keep fewer masks repeat their last one.
+        wanted = [[*chosen[i], *[chosen[i][-1]] * (MASKS - len(chosen[i]))] for i in rows]
+        picked = torch.stack([weights[i, masks] for i, masks in zip(rows, wanted, strict=True)])
+        seen = keys if len(rows) == len(keys) else keys[rows]
+        # A copy: the next chunk's would overwrite them before they are finished.
+        logits = self._stages.upscale(seen, picked).float().clone()
+        return {i: logits[n, : len(chosen[i])] for n, i in enumerate(rows)}

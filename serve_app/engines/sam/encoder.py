@@ -1,0 +1,121 @@
+"""SAM's image encoder as an `EncoderEngine` run by PyTorch."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from segment_anything.modeling import Sam
+from torch import Tensor
+
+from serve_app.core.settings import Compute
+from serve_app.core.types import Embedding, RgbArray
+from serve_app.engines.devices import torch_dtype
+from serve_app.engines.sam.frame import Frame, as_input
+
+Run = Callable[[Tensor], Tensor]
+
+
+class SamEncoder:
+    """Embeds batches of images with any of SAM's encoders (`serve_app.engines.sam.model`).
+
+    The embedding's only tensor is ``image_embed (256, 64, 64)``: float32 on a CPU, float16 from
+    a GPU in half precision (bfloat16 has no numpy type).
+
+    Args:
+        sam: whose encoder is taken.
+        compute: device, dtype, threads.
+        compiled: by ``torch.compile``, which needs a C++ compiler (on GPUs Triton): the first
+            pass of each of `batch_sizes` takes up to minutes.  On GPUs each becomes a CUDA graph.
+    """
+
+    def __init__(self, sam: Sam, compute: Compute, compiled: bool = False) -> None:
+        self._device = torch.device(compute.device)
+        self._dtype = torch_dtype(compute.dtype)
+        self._threads = compute.threads
+        self._compiled = compiled
+        # Channels last is what the convolutions of both CPU and GPU kernels want.
+        encoder = sam.image_encoder.to(self._device, self._dtype, memory_format=torch.channels_last)
+        self._run: Run = compiled_pass(encoder, self._device) if compiled else encoder
+        self._mean = sam.pixel_mean.flatten().cpu().numpy()
+        self._std = sam.pixel_std.flatten().cpu().numpy()
+
+    @torch.inference_mode()
+    def encode_batch(self, images: Sequence[RgbArray]) -> list[Embedding]:
+        """Embed upright ``(H, W, 3) uint8`` images of any sizes in one pass."""
+        # A decoder of the same process may have set its own number.
+        torch.set_num_threads(self._threads)
+        frames = [Frame.padded(*image.shape[:2]).resize(image) for image in images]
+        inputs = torch.from_numpy(np.stack([as_input(f, self._mean, self._std) for f in frames]))
+        if self._compiled:
+            # To the next size that is compiled; what is computed for nothing is cut off below.
+            padded = inputs.new_zeros((batch_sizes(len(images))[-1], *inputs.shape[1:]))
+            padded[: len(images)] = inputs
+            inputs = padded
+        inputs = inputs.to(self._device, self._dtype, memory_format=torch.channels_last)
+        features = self._run(inputs)[: len(images)]
+        if self._dtype is not torch.float32:
+            features = features.to(torch.float16)
+        # Copies: a view would keep the whole batch in memory while one image of it is cached.
+        return [
+            Embedding({"image_embed": array.copy()}, height=image.shape[0], width=image.shape[1])
+            for array, image in zip(features.cpu().numpy(), images, strict=True)
+        ]
+
+
+def batch_sizes(most: int) -> tuple[int, ...]:
+    """The sizes that a compiled encoder knows for batches of up to ``most``: powers of two."""
+    return tuple(2**n for n in range((most - 1).bit_length() + 1))
+
+
+def compiled_pass(encoder: torch.nn.Module, device: torch.device) -> Run:
+    """The encoder by `torch.compile`; on GPUs as a CUDA graph for each size of a batch."""
+    if device.type == "cpu":
+        return torch.compile(encoder, dynamic=False, options={"freezing": True})
+    # Ours instead of torch's own graphs: those may only be replayed by the thread that made them,
+    # and a replica warms up in another one than it works in.
+    tuned = torch.compile(encoder, dynamic=False, mode="max-autotune-no-cudagraphs")
+    return _Graphs(tuned)
+
+
+@dataclass(frozen=True, slots=True)
+class _Captured:
+    graph: torch.cuda.CUDAGraph
+    inputs: Tensor
+    outputs: Tensor
+
+
+class _Graphs:
+    """A module as CUDA graphs, one for each batch size."""
+
+    def __init__(self, module: Run) -> None:
+        self._module = module
+        self._captured: dict[int, _Captured] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        # A graph's inputs and outputs lie where they lay: one call at a time.
+        with self._lock:
+            if len(x) not in self._captured:
+                self._captured[len(x)] = self._capture(x)
+            captured = self._captured[len(x)]
+            captured.inputs.copy_(x)
+            captured.graph.replay()
+            return captured.outputs.clone()
+
+    def _capture(self, x: Tensor) -> _Captured:
+        inputs = x.clone(memory_format=torch.channels_last)
+        side: Any = torch.cuda.Stream(x.device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream(x.device))
+        with torch.cuda.stream(side):
+            for _ in range(3):  # compiles and chooses kernels, none of which may be captured
+                self._module(inputs)
+        torch.cuda.current_stream(x.device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs = self._module(inputs)
+        return _Captured(graph, inputs, outputs)

@@ -1,0 +1,72 @@
+"""SAM's image encoder as an `EncoderEngine` on a CPU, run by OpenVINO."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+
+from serve_app.core.settings import Compute
+from serve_app.core.types import Embedding, Float32Array, RgbArray
+from serve_app.engines.openvino.runtime import Network, graph_name, kept_graph
+from serve_app.engines.sam import tiny_vit_openvino
+from serve_app.engines.sam.frame import Frame, as_input
+from serve_app.engines.sam.tiny_vit_openvino import tiny_vit_graph
+
+# ImageNet's mean and deviation, in units of 0-255: SAM's own.
+_MEAN = np.array([123.675, 116.28, 103.53], dtype=np.float32)
+_STD = np.array([58.395, 57.12, 57.375], dtype=np.float32)
+
+
+class OpenVinoEncoder:
+    """Embeds images one by one: its graph is for one, which fills the cores of a CPU.
+
+    The embedding's only tensor is ``image_embed (256, 64, 64) float32``.
+
+    Args:
+        graph: from ``(1, 3, 1024, 1024)`` to ``(256, 64, 64)``, or the path of a saved one.
+        compute: threads, and the precision of what the graph leaves in floating point.
+    """
+
+    def __init__(self, graph: ov.Model | Path, compute: Compute) -> None:
+        half = compute.dtype == "bfloat16"
+        self._network = Network(graph, compute.threads, "bfloat16" if half else "float32")
+
+    def encode_batch(self, images: Sequence[RgbArray]) -> list[Embedding]:
+        """Embed upright ``(H, W, 3) uint8`` images of any sizes."""
+        return [self._encode(image) for image in images]
+
+    def _encode(self, image: RgbArray) -> Embedding:
+        features = self._network(model_input(image))[0]
+        return Embedding({"image_embed": features}, image.shape[0], image.shape[1])
+
+
+def model_input(image: RgbArray) -> Float32Array:
+    """An upright ``(H, W, 3) uint8`` image as the encoder takes it: ``(1, 3, 1024, 1024)``."""
+    resized = Frame.padded(*image.shape[:2]).resize(image)
+    return as_input(resized, _MEAN, _STD)[None]
+
+
+def kept_tiny_vit(checkpoint: Path, weights_hash: str, folder: Path) -> ov.Model:
+    """`tiny_vit_from`, kept in a folder: from the second start on nothing of torch is loaded.
+
+    Args:
+        weights_hash: of the checkpoint's contents.
+    """
+    name = graph_name(["tiny_vit", weights_hash], Path(tiny_vit_openvino.__file__), ())
+    return kept_graph(folder / name, lambda: tiny_vit_from(checkpoint))
+
+
+def tiny_vit_from(checkpoint: Path) -> ov.Model:
+    """MobileSAM's encoder with the weights of a verified checkpoint."""
+    from serve_app.engines.sam.checkpoint import ENCODER_PREFIX, read_checkpoint
+
+    return tiny_vit_graph(
+        {
+            name.removeprefix(ENCODER_PREFIX): tensor.float().numpy()
+            for name, tensor in read_checkpoint("vit_t", checkpoint).items()
+            if name.startswith(ENCODER_PREFIX)
+        }
+    )

@@ -1,0 +1,103 @@
+"""Between the image's pixels and SAM's square frame of 1024 x 1024.
+
+SAM (1) scales the longer side to 1024, keeps the aspect and pads below and to the right;
+SAM 2 stretches both sides to 1024.  `Frame` holds the difference, so that prompts and masks are
+mapped in one place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+from serve_app.core.types import LOW_RES, Float32Array, RgbArray
+
+IMAGE_SIZE = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The place of one image in the model's square.
+
+    Attributes:
+        height, width: of the upright image in pixels.
+        input_height, input_width: what the image measures inside the square, in pixels.
+        direct: masks are scaled from 256 to the image in one step, not by way of 1024.
+    """
+
+    height: int
+    width: int
+    input_height: int
+    input_width: int
+    direct: bool = False
+
+    @classmethod
+    def padded(cls, height: int, width: int) -> Frame:
+        """SAM: the longer side becomes 1024, the rest is padding."""
+        scale = IMAGE_SIZE / max(height, width)
+        # A side of less than half a pixel would vanish: very long images keep one row.
+        rows, columns = (max(1, int(side * scale + 0.5)) for side in (height, width))
+        return cls(height, width, rows, columns)
+
+    @classmethod
+    def stretched(cls, height: int, width: int) -> Frame:
+        """SAM 2: both sides become 1024."""
+        return cls(height, width, IMAGE_SIZE, IMAGE_SIZE, direct=True)
+
+    def resize(self, pixels: RgbArray) -> RgbArray:
+        """The image scaled to its place, ``(input_height, input_width, 3) uint8``.
+
+        Pillow's bilinear filter with antialiasing, which `segment_anything` uses too.
+        """
+        if pixels.shape[:2] == (self.input_height, self.input_width):
+            return pixels
+        size = (self.input_width, self.input_height)
+        return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
+
+    def to_input(self, xy: Float32Array) -> Float32Array:
+        """``(..., 2)`` points in image pixels to pixels of the square."""
+        scale = np.array([self.input_width / self.width, self.input_height / self.height])
+        scaled: Float32Array = (xy.astype(np.float64) * scale).astype(np.float32)
+        return scaled
+
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """How low-resolution logits become the image's: ``rows @ logits @ columns.T``.
+
+        Bilinear to 1024, cropped to the image's place, bilinear to the image, as SAM does it;
+        SAM 2 goes to the image at once.
+
+        Returns:
+            ``(height, 256)`` and ``(width, 256)``, both float32.
+        """
+        sides = (self.height, self.input_height), (self.width, self.input_width)
+        rows, columns = (self._side_weights(*side) for side in sides)
+        return rows, columns
+
+    def _side_weights(self, pixels: int, inputs: int) -> Tensor:
+        # Only decoders need torch, whose import takes seconds.
+        import torch
+        from torch.nn import functional as F
+
+        cells = torch.eye(LOW_RES)[None]
+        if not self.direct:
+            square = F.interpolate(cells, IMAGE_SIZE, mode="linear", align_corners=False)
+            cells = square[..., :inputs]
+        return F.interpolate(cells, pixels, mode="linear", align_corners=False)[0].T.contiguous()
+
+
+def as_input(
+    resized: RgbArray, mean: NDArray[np.float32], std: NDArray[np.float32]
+) -> Float32Array:
+    """A resized image normalised and padded with zeros: ``(3, 1024, 1024) float32``."""
+    canvas = np.zeros((3, IMAGE_SIZE, IMAGE_SIZE), dtype=np.float32)
+    height, width = resized.shape[:2]
+    normalised = (resized.astype(np.float32) - mean) / std
+    canvas[:, :height, :width] = normalised.transpose(2, 0, 1)
+    return canvas

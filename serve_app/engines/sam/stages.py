@@ -1,0 +1,68 @@
+"""The decoder's three modules (`serve_app.engines.sam.two_way`) run by an engine.
+
+Eager torch serves every device; on CPUs `serve_app.engines.sam.stages_openvino` is faster.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, cast
+
+from segment_anything.modeling import MaskDecoder
+from torch import Tensor
+
+from serve_app.engines.sam.two_way import ImageSide, ProjectImage, TwoWay, Upscale
+
+Attended = tuple[Tensor, Tensor, Tensor]
+"""Predicted IoU, mask weights and image positions, as `TwoWay` answers them."""
+
+MASKS = 3
+"""Masks upscaled of each prompt: three cost hardly more than one, and one shape is compiled."""
+
+
+class Stages(Protocol):
+    """The three modules at work.
+
+    Attributes:
+        chunk: how many prompts are best run together.
+        mixes_images: prompts of different images may share a chunk.
+    """
+
+    chunk: int
+    mixes_images: bool
+
+    def project(self, dense: Tensor) -> ImageSide:
+        """As `ProjectImage`."""
+        ...
+
+    def attend(self, side: ImageSide, prompts: Tensor, padding: Tensor) -> Attended:
+        """As `TwoWay`; the answer is valid until the same thread's next call."""
+        ...
+
+    def upscale(self, keys: Tensor, weights: Tensor) -> Tensor:
+        """As `Upscale`, of `MASKS` masks each; valid as long as what `attend` answers."""
+        ...
+
+
+class TorchStages:
+    """Eager torch.
+
+    On a GPU many prompts fill the device, whatever their images; on a CPU a second prompt's
+    activations (4 MiB each) would only push the first one's out of the cache.
+    """
+
+    def __init__(self, decoder: MaskDecoder, image_pe: Tensor) -> None:
+        on_gpu = image_pe.device.type == "cuda"
+        self.chunk = 64 if on_gpu else 1
+        self.mixes_images = on_gpu
+        self._project = ProjectImage(decoder, image_pe)
+        self._attend = TwoWay(decoder, image_pe)
+        self._upscale = Upscale(decoder)
+
+    def project(self, dense: Tensor) -> ImageSide:
+        return ImageSide(*self._project(dense))
+
+    def attend(self, side: ImageSide, prompts: Tensor, padding: Tensor) -> Attended:
+        return cast(Attended, self._attend(*side, prompts, padding))
+
+    def upscale(self, keys: Tensor, weights: Tensor) -> Tensor:
+        return cast(Tensor, self._upscale(keys, weights))

@@ -1,0 +1,182 @@
+"""The ``open_clip`` engine: crops of the candidates against texts, by an OpenCLIP model.
+
+Sources: Radford et al., "Learning Transferable Visual Models From Natural Language
+Supervision", 2021, for templates and the softmax over texts; the ``open-clip-torch`` library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from torch import Tensor
+
+from serve_app.core.errors import WeightsUnavailable
+from serve_app.core.settings import Compute, OpenClipSettings
+from serve_app.core.types import (
+    Candidate,
+    Float32Array,
+    RgbArray,
+    ScorerInfo,
+    TextScores,
+)
+from serve_app.engines.devices import apply_compute, torch_dtype
+from serve_app.engines.text.crops import masked_crop, mean_colour
+from serve_app.engines.text.lru import EmbeddingLru
+from serve_app.engines.text.open_clip_weights import find_weights
+
+_PRECISION = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+_EMPTY_WORDS = frozenset({"a", "an", "the"})
+
+
+class OpenClipScorer:
+    """Scores the look of candidates against texts.
+
+    A candidate's crop (`masked_crop`) and each text, as the mean over the templates, are
+    embedded; the score is the text's share in the softmax, at the model's own temperature, over
+    the text and the negatives: the probability that the text names the crop, were one of them
+    to.  It does not depend on the other texts of a request.  The documented threshold of 0.5
+    asks that the text outweigh all negatives together.  A negative that is the text itself, or a
+    kind of it (all its words and more), does not speak against it.
+
+    Args:
+        settings: the model, templates, negatives and threshold.
+        compute: device, precision and threads.
+        offline: ask no hub, only its local cache.
+
+    Raises:
+        WeightsUnavailable: the architecture is unknown, or weights are not found, not
+            safetensors, of another hash than configured, or do not fit.
+    """
+
+    def __init__(self, settings: OpenClipSettings, compute: Compute, offline: bool = False) -> None:
+        self._settings = settings
+        self._device = torch.device(compute.device)
+        self._dtype = torch_dtype(compute.dtype)
+        apply_compute(compute)
+        self._model, self._tokenizer = _load(settings, compute, offline)
+        shown: dict[str, Any] = open_clip.get_model_preprocess_cfg(self._model)
+        size = shown["size"]
+        self.crop_side = int(size[0] if isinstance(size, (tuple, list)) else size)
+        mean, std = ([float(v) for v in shown[key]] for key in ("mean", "std"))
+        self._mean = torch.tensor(mean, device=self._device).view(1, 3, 1, 1)
+        self._std = torch.tensor(std, device=self._device).view(1, 3, 1, 1)
+        self.fill = mean_colour(mean)
+        self._embed_texts = EmbeddingLru(self._encode_texts)
+        self._negatives = tuple(dict.fromkeys(settings.negatives))
+        self.info = ScorerInfo(
+            engine="open_clip",
+            model=f"{settings.architecture}/{Path(settings.pretrained).stem}",
+            needs_masks=True,
+            proposals=settings.proposals,
+            threshold=settings.threshold,
+        )
+
+    def score(
+        self, pixels: RgbArray, candidates: Sequence[Candidate], texts: Sequence[str]
+    ) -> TextScores:
+        """Score each text against each candidate.
+
+        Args:
+            pixels: ``(H, W, 3) uint8``, the upright image.
+            candidates: boxes in its pixels, with masks where known.
+            texts: words or short descriptions.
+        """
+        scores = np.zeros((len(texts), len(candidates)), np.float32)
+        if candidates and texts:
+            of_crops = self._encode_candidates(pixels, candidates)
+            of_negatives = self._embed_texts(self._negatives) if self._negatives else None
+            scale = float(self._model.logit_scale.detach().exp())
+            for i, row in enumerate(self._embed_texts([_plain(text) for text in texts])):
+                logits = scale * (of_crops @ row)
+                against = np.full(len(candidates), -np.inf)
+                if of_negatives is not None:
+                    speaks = [not _is_kind_of(n, texts[i]) for n in self._negatives]
+                    others = scale * (of_crops @ of_negatives[speaks].T).astype(np.float64)
+                    against = np.logaddexp.reduce(others, axis=1)
+                scores[i] = 1 / (1 + np.exp(np.clip(against - logits, -60, 60)))
+        return TextScores(
+            scores=scores, engine=self.info.engine, threshold=self._settings.threshold
+        )
+
+    @torch.inference_mode()
+    def _encode_candidates(self, pixels: RgbArray, candidates: Sequence[Candidate]) -> Float32Array:
+        step = self._settings.batch_size
+        parts = []
+        for start in range(0, len(candidates), step):
+            crops = np.stack(
+                [
+                    masked_crop(pixels, candidate, self.crop_side, self.fill)
+                    for candidate in candidates[start : start + step]
+                ]
+            )
+            batch = torch.from_numpy(crops).to(self._device).permute(0, 3, 1, 2).float()
+            batch = ((batch / 255 - self._mean) / self._std).to(self._dtype)
+            parts.append(_array(self._model.encode_image(batch, normalize=True)))
+        return np.concatenate(parts)
+
+    @torch.inference_mode()
+    def _encode_texts(self, texts: Sequence[str]) -> Float32Array:
+        templates = self._settings.templates
+        filled = [template.replace("{}", text) for text in texts for template in templates]
+        rows = []
+        step = self._settings.batch_size
+        for start in range(0, len(filled), step):
+            tokens = self._tokenizer(filled[start : start + step]).to(self._device)
+            rows.append(_array(self._model.encode_text(tokens, normalize=True)))
+        means = np.concatenate(rows).reshape(len(texts), len(templates), -1).mean(axis=1)
+        unit: Float32Array = means / np.linalg.norm(means, axis=1, keepdims=True)
+        return unit
+
+
+def _load(settings: OpenClipSettings, compute: Compute, offline: bool) -> tuple[Any, Any]:
+    architecture = settings.architecture
+    if settings.model_config_path is not None:
+        config = Path(settings.model_config_path).expanduser()
+        if not config.is_file() or config.stem != architecture:
+            raise WeightsUnavailable(
+                "the OpenCLIP architecture file must exist and be named like the architecture"
+            )
+        open_clip.add_model_config(config)
+    if open_clip.get_model_config(architecture) is None:
+        raise WeightsUnavailable("open_clip knows no such architecture")
+    tag: dict[str, Any] = open_clip.get_pretrained_cfg(architecture, settings.pretrained)
+    weights = find_weights(settings, tag, offline)
+    preprocessing = {key: tag[key] for key in ("mean", "std") if key in tag}
+    try:
+        model = open_clip.create_model(
+            architecture,
+            pretrained=str(weights),
+            precision=_PRECISION[compute.dtype],
+            device=compute.device,
+            force_quick_gelu=bool(tag.get("quick_gelu", False)),
+            force_preprocess_cfg=preprocessing,
+            pretrained_image=False,
+            pretrained_text=False,
+            weights_only=True,
+        )
+        tokenizer = open_clip.get_tokenizer(architecture)
+    # Libraries beneath raise what they like where a file does not fit its architecture.
+    except Exception as exc:
+        raise WeightsUnavailable("the OpenCLIP weights do not load into that architecture") from exc
+    return model.eval(), tokenizer
+
+
+def _array(tensor: Tensor) -> Float32Array:
+    return np.asarray(tensor.float().cpu().numpy(), np.float32)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.lower().split()) - _EMPTY_WORDS
+
+
+def _is_kind_of(negative: str, text: str) -> bool:
+    return _words(text) <= _words(negative)

@@ -1,0 +1,120 @@
+"""Where an OpenCLIP model's weights are: a local safetensors file, or a tag's on the hub.
+
+Only safetensors files are loaded: they hold tensors and nothing that could run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from serve_app.core.errors import WeightsUnavailable
+from serve_app.core.settings import OpenClipSettings
+
+logger = logging.getLogger(__name__)
+
+HUB_TIMEOUT_S = 4.0
+"""How long the hub may take to say that it has a file, before it counts as out of reach."""
+
+_HUB_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
+
+
+def find_weights(settings: OpenClipSettings, tag: dict[str, Any], offline: bool) -> Path:
+    """The verified safetensors file of ``settings.pretrained``.
+
+    Args:
+        settings: the architecture and its weights.
+        tag: what open_clip knows of the pretrained tag; empty if it is none.
+        offline: look in the hub's local cache only.
+
+    Raises:
+        WeightsUnavailable: not found, not reached, no safetensors file, or another hash.
+    """
+    path = _from_hub(tag, offline) if tag else _local(settings.pretrained)
+    if settings.sha256 is not None:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != settings.sha256:
+            raise WeightsUnavailable("the OpenCLIP weights do not have the configured SHA-256")
+    return path
+
+
+def _local(pretrained: str) -> Path:
+    path = Path(pretrained).expanduser()
+    if not path.is_file():
+        raise WeightsUnavailable(
+            "the OpenCLIP weights are neither a tag of that architecture nor a local file"
+        )
+    if path.suffix != ".safetensors":
+        raise WeightsUnavailable("local OpenCLIP weights must be a .safetensors file")
+    return path
+
+
+def _from_hub(tag: dict[str, Any], offline: bool) -> Path:
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+
+    repository = str(tag.get("hf_hub", "")).rsplit("/", 1)[0]
+    if not repository:
+        raise WeightsUnavailable("this OpenCLIP tag has no safetensors weights on the hub")
+    names = tuple(_safetensors_names(tag))
+    for name in names:
+        cached = try_to_load_from_cache(repository, name)
+        if isinstance(cached, str):
+            return Path(cached)
+    if offline or constants.HF_HUB_OFFLINE:
+        raise WeightsUnavailable("the OpenCLIP weights are not on this machine, which is offline")
+    name = _probe(repository, names)
+    try:
+        return Path(hf_hub_download(repository, name))
+    # The client's errors differ by its version and by what failed beneath it.
+    except Exception as exc:
+        raise WeightsUnavailable("the OpenCLIP weights could not be fetched from the hub") from exc
+
+
+def _safetensors_names(tag: dict[str, Any]) -> Iterator[str]:
+    named = str(tag["hf_hub"]).rsplit("/", 1)[-1]
+    if named:
+        yield f"{Path(named).stem}.safetensors"
+    yield from _HUB_NAMES
+
+
+def _probe(repository: str, names: tuple[str, ...]) -> str:
+    """The first of ``names`` that the hub has, asked for once each.
+
+    The hub's own download retries for half a minute where there is no network, and a resolver
+    may hang without end; this waits `HUB_TIMEOUT_S` at most.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError
+
+    outcome: list[str | Exception] = []
+
+    def ask() -> None:
+        for name in names:
+            try:
+                get_hf_file_metadata(hf_hub_url(repository, name), timeout=HUB_TIMEOUT_S)
+            except EntryNotFoundError:
+                continue
+            except Exception as exc:
+                outcome.append(exc)
+                return
+            outcome.append(name)
+            return
+        outcome.append(EntryNotFoundError("no safetensors file"))
+
+    asking = threading.Thread(target=ask, name="open-clip-hub-probe", daemon=True)
+    asking.start()
+    asking.join(HUB_TIMEOUT_S)
+    answer = outcome[0] if outcome else TimeoutError("the hub did not answer in time")
+    if isinstance(answer, str):
+        return answer
+    if isinstance(answer, EntryNotFoundError):
+        raise WeightsUnavailable(
+            "this OpenCLIP tag has no safetensors weights on the hub"
+        ) from answer
+    logger.debug("the hub is out of reach", exc_info=answer)
+    raise WeightsUnavailable("the hub of the OpenCLIP weights is out of reach") from answer

@@ -1,0 +1,274 @@
+"""Reads a request's body: JSON, or a form, into JSON-like values and files.
+
+A form is the JSON body in other clothes: its field ``request`` may hold all of it, and plain
+fields hold single members, so that ``curl -F file=@dog.jpg -F text=dog`` is a request.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from serve_app.core.errors import InvalidImage, InvalidRequest, TooManyPrompts
+from serve_app.core.limits import Limits
+from serve_app.http.parsing import check_values, load_json
+
+FieldReader = Callable[[list[str], str, Limits], Any]
+"""What the values of a form field, by its name, mean."""
+
+_CHARSETS = (b"utf-8", b"utf8", b"us-ascii")
+_JSON_FILES = ("request", "requests")
+"""Fields of JSON text, which clients may send as files, too."""
+
+
+class _InMemory(MultiPartParser):
+    """Files are read into memory in any case: on the way there they need not go through a disk.
+
+    `BodyLimit` bounds them all together.
+    """
+
+    spool_max_size = sys.maxsize
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A multipart form: values of its plain fields and contents of its files, by name."""
+
+    fields: Mapping[str, list[str]]
+    files: Mapping[str, list[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A request as it came: JSON-like members, not yet checked, and the files beside them.
+
+    Attributes:
+        requests: the members for each file, where a form gives each its own.
+    """
+
+    members: dict[str, Any]
+    files: list[bytes]
+    requests: list[Any] | None = None
+
+
+def _content_type(request: Request) -> str:
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise InvalidRequest("a compressed body (content-encoding) is not accepted")
+    return request.headers.get("content-type", "").split(";")[0].strip().lower()
+
+
+def _check_charset(request: Request) -> None:
+    """A form's texts are UTF-8.
+
+    The parser below decodes them with whatever codec of Python's is named, and what some of these
+    take grows with the square of a text.  It reads the header with the same function.
+    """
+    _, options = parse_options_header(request.headers["content-type"])
+    if options.get(b"charset", _CHARSETS[0]).lower() not in _CHARSETS:
+        raise InvalidRequest("a form must be UTF-8; its content-type names another charset")
+
+
+async def read_form(request: Request, limits: Limits) -> Form:
+    """Read a multipart form, bounded in files, fields and their sizes.
+
+    Raises:
+        InvalidRequest: it is not a multipart form in UTF-8, a broken one, or its JSON texts hold
+            too many values together.
+        TooManyPrompts: more files than a batch may hold.
+    """
+    if _content_type(request) != "multipart/form-data":
+        raise InvalidRequest("send multipart/form-data")
+    _check_charset(request)
+    fields: dict[str, list[str]] = {}
+    files: dict[str, list[bytes]] = {}
+    try:
+        # One file more than allowed may be the field "request", sent as a file.
+        form = await _InMemory(
+            request.headers,
+            request.stream(),
+            max_files=limits.max_batch_images + 1,
+            max_fields=limits.max_form_fields,
+            max_part_size=limits.max_field_bytes,
+        ).parse()
+    except (MultiPartException, ValueError) as exc:
+        if isinstance(exc, MultiPartException) and exc.message.startswith("Too many files"):
+            raise TooManyPrompts(f"at most {limits.max_batch_images} files") from None
+        raise InvalidRequest(
+            f"broken multipart/form-data, more than {limits.max_form_fields} fields, "
+            f"or a field of more than {limits.max_field_bytes} bytes"
+        ) from None
+    try:
+        for name, value in form.multi_items():
+            if isinstance(value, UploadFile):
+                files.setdefault(name, []).append(await value.read())
+            else:
+                fields.setdefault(name, []).append(value)
+    finally:
+        await form.close()
+    texts = [files.get(name, []) for name in _JSON_FILES]
+    check_values(chain(*fields.values(), *texts), limits)
+    return Form(fields, files)
+
+
+async def _whole(request: Request) -> bytearray:
+    """The body in one piece: a list of a million pieces would be many times its size."""
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+    return body
+
+
+def the_only(values: list[Any], field: str) -> Any:
+    """The one value of a field that may come once."""
+    if len(values) != 1:
+        raise InvalidRequest(f"{field} is given {len(values)} times; give it once", field)
+    return values[0]
+
+
+def image_file(content: bytes, field: str) -> bytes:
+    """``content``, which must not be empty."""
+    if not content:
+        raise InvalidImage("the file is empty", field)
+    return content
+
+
+def json_field(values: list[str], field: str, limits: Limits) -> Any:
+    """A field with JSON text."""
+    return load_json(the_only(values, field), limits, field)
+
+
+def points_field(values: list[str], field: str, limits: Limits) -> Any:
+    """Points as JSON text; a single ``[x, y]`` is one point."""
+    points = json_field(values, field, limits)
+    if isinstance(points, list) and points and not any(isinstance(p, list) for p in points):
+        return [points]
+    return points
+
+
+def labels_field(values: list[str], field: str, limits: Limits) -> Any:
+    """Labels as JSON text; a single number is one label."""
+    labels = json_field(values, field, limits)
+    return [labels] if isinstance(labels, int) else labels
+
+
+def _plain(values: list[str], field: str, limits: Limits) -> Any:
+    """A text as it stands."""
+    return the_only(values, field)
+
+
+def _flag(values: list[str], field: str, limits: Limits) -> Any:
+    flag = the_only(values, field).strip().lower()
+    if flag not in ("true", "false"):
+        raise InvalidRequest(f"{field} must be true or false", field)
+    return flag == "true"
+
+
+def _everything(values: list[str], field: str, limits: Limits) -> Any:
+    text = the_only(values, field)
+    return (
+        _flag(values, field, limits)
+        if text.strip().lower() in ("true", "false")
+        else load_json(text, limits, field)
+    )
+
+
+def _text(values: list[str], field: str, limits: Limits) -> Any:
+    """A text, several fields with one each, or a JSON list."""
+    if len(values) > 1:
+        return values
+    if values[0].lstrip().startswith("["):
+        return load_json(values[0], limits, field)
+    return values[0]
+
+
+FORM_MEMBERS: Mapping[str, FieldReader] = {
+    "image_id": _plain,
+    "variant": _plain,
+    "format": _plain,
+    "proposals": _plain,
+    "text": _text,
+    "text_threshold": json_field,
+    "max_masks": json_field,
+    "points_per_side": json_field,
+    "point_coords": points_field,
+    "point_labels": labels_field,
+    "box": json_field,
+    "mask_input": _plain,
+    "prompts": json_field,
+    "everything": _everything,
+    "multimask_output": _flag,
+    "return_logits": _flag,
+    "max_latency_ms": json_field,
+    "min_quality": json_field,
+}
+"""Members of a segment request that a form may hold in a field of their own."""
+
+
+async def receive(request: Request, limits: Limits, file_field: str) -> Received:
+    """Read a JSON body, or a form whose files come as ``file_field``.
+
+    Raises:
+        InvalidRequest: another content type, malformed JSON or form, an unknown form field.
+    """
+    kind = _content_type(request)
+    if kind == "application/json":
+        members = load_json(await _whole(request), limits)
+        if not isinstance(members, dict):
+            raise InvalidRequest("the request must be a JSON object")
+        return Received(members, [])
+    if kind != "multipart/form-data":
+        raise InvalidRequest("send application/json or multipart/form-data as content-type")
+    form = await read_form(request, limits)
+    known = {file_field, *_JSON_FILES}
+    if not (form.fields.keys() <= known | FORM_MEMBERS.keys() and form.files.keys() <= known):
+        raise InvalidRequest(
+            f"unknown form field; the image is the file {file_field!r}, the others are request, "
+            + ", ".join(FORM_MEMBERS)
+        )
+    if file_field in form.fields:
+        raise InvalidRequest(
+            f"{file_field} must be a file (with a filename), such as {file_field}=@x.jpg in curl",
+            file_field,
+        )
+    members = _request_field(form, "request", {}, limits)
+    if not isinstance(members, dict):
+        raise InvalidRequest("request must hold a JSON object", "request")
+    requests = _request_field(form, "requests", None, limits)
+    if requests is not None and not isinstance(requests, list):
+        raise InvalidRequest("requests must hold a JSON list", "requests")
+    members = {**members, **_plain_members(form.fields, members, limits)}
+    if requests is not None and members:
+        raise InvalidRequest("requests stands alone: give no request fields beside it", "requests")
+    return Received(members, form.files.get(file_field, []), requests)
+
+
+def _request_field(form: Form, name: str, default: Any, limits: Limits) -> Any:
+    """The JSON of the field ``name``, one of `_JSON_FILES`."""
+    parts: list[Any] = [*form.fields.get(name, []), *form.files.get(name, [])]
+    return load_json(the_only(parts, name), limits, name) if parts else default
+
+
+def _plain_members(
+    fields: Mapping[str, list[str]], members: Mapping[str, Any], limits: Limits
+) -> dict[str, Any]:
+    """The members that have form fields of their own."""
+    plain: dict[str, Any] = {}
+    for name, read in FORM_MEMBERS.items():
+        if name not in fields:
+            continue
+        if name in members:
+            raise InvalidRequest(f"{name} is given twice, in request and beside it", name)
+        plain[name] = read(fields[name], name, limits)
+    points = plain.get("point_coords")
+    if isinstance(points, list) and "point_labels" not in {*plain, *members}:
+        # By hand one clicks on the object; JSON, which programs write, asks for labels.
+        plain["point_labels"] = [1] * len(points)
+    return plain

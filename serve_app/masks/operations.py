@@ -1,0 +1,171 @@
+"""Operations on finished masks: outlines, clean-up, files.
+
+Frame: pixel ``(i, j)`` covers ``[j, j+1) x [i, i+1)``, its centre is ``(j + 0.5, i + 0.5)``; x
+runs right, y runs down.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+import contourpy
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from serve_app.core.rle import Rle, decode_rle, encode_part
+from serve_app.core.types import BoolArray, Mask
+
+Ring = NDArray[np.float64]
+"""``(N, 2)`` vertices ``(x, y)`` in pixels; the last one is joined to the first, not repeated."""
+
+Polygon = list[Ring]
+"""An exterior ring and the rings of its holes."""
+
+_Filled = tuple[list[Ring], list[NDArray[np.uint32]]]
+
+
+def mask_polygons(mask: BoolArray) -> list[Polygon]:
+    """The outline of a ``(H, W) bool`` mask: one polygon for each detached part.
+
+    Vertices lie on the midpoints between the centres of a pixel of the mask and a neighbour
+    outside it, so a corner is cut by half a pixel, no ring touches itself or another, and
+    filling the polygons by pixel centres gives back exactly the mask.
+
+    Taken as plain numbers ``(x, y)`` the exterior rings run counter-clockwise and holes
+    clockwise (positive and negative shoelace area), as RFC 7946 wants it of GeoJSON.  As y runs
+    down here, an exterior ring looks clockwise on a screen.
+    """
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if rows.size == 0:
+        return []
+    top, left = int(rows[0]), int(columns[0])
+    part = mask[top : rows[-1] + 1, left : columns[-1] + 1]
+    generator = contourpy.contour_generator(
+        z=np.pad(part, 1).astype(np.float64),
+        name="serial",
+        fill_type=contourpy.FillType.OuterOffset,
+    )
+    points, offsets = cast(_Filled, generator.filled(0.5, 2.0))
+    # contourpy counts from the centre of the padded corner pixel.
+    origin = np.array([left - 0.5, top - 0.5])
+    polygons = []
+    for vertices, offset in zip(points, offsets, strict=True):
+        # contourpy closes rings; the joining vertex is dropped here.
+        rings = [
+            _without_collinear(vertices[start : end - 1] + origin)
+            for start, end in zip(offset[:-1].tolist(), offset[1:].tolist(), strict=True)
+        ]
+        polygons.append([_oriented(rings[0], 1), *(_oriented(ring, -1) for ring in rings[1:])])
+    return polygons
+
+
+def geojson_coordinates(polygons: Sequence[Polygon]) -> list[list[list[list[float]]]]:
+    """Polygons as the coordinates of a GeoJSON ``MultiPolygon``: here, rings are closed."""
+    return [[np.vstack([ring, ring[:1]]).tolist() for ring in polygon] for polygon in polygons]
+
+
+def ring_area(ring: Ring) -> float:
+    """Signed area in square pixels, positive for exterior rings (see `mask_polygons`)."""
+    x, y = ring[:, 0], ring[:, 1]
+    return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum() / 2)
+
+
+def _without_collinear(ring: Ring) -> Ring:
+    # Coordinates are multiples of one half, so the products are exact.
+    before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
+    corner: BoolArray = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]
+    return ring[corner]
+
+
+def _oriented(ring: Ring, sign: int) -> Ring:
+    return ring if ring_area(ring) * sign > 0 else ring[::-1]
+
+
+def remove_small_regions(
+    mask: BoolArray, area: float, mode: Literal["holes", "islands"]
+) -> tuple[BoolArray, bool]:
+    """Fill holes, or remove parts, of fewer than ``area`` pixels (8-connected).
+
+    The semantics are those of ``segment_anything.utils.amg.remove_small_regions``: if all
+    parts are too small, the largest stays.
+
+    Returns:
+        The ``(H, W) bool`` mask and whether it was changed.
+    """
+    holes = mode == "holes"
+    count, regions, stats, _ = cv2.connectedComponentsWithStats(
+        (mask ^ holes).astype(np.uint8), connectivity=8
+    )
+    sizes = stats[1:, cv2.CC_STAT_AREA]
+    small = sizes < area
+    if not small.any():
+        return mask, False
+    inside = np.zeros(count, np.bool_)
+    if holes:
+        inside[0] = True
+        inside[1:] = small
+    elif small.all():
+        inside[1 + int(np.argmax(sizes))] = True
+    else:
+        inside[1:] = ~small
+    return inside[regions], True
+
+
+def rle_in_canvas(rle: Rle, x: int, y: int, height: int, width: int) -> Rle:
+    """The mask of a crop, whose upper left pixel is ``(x, y)``, in the full image's frame.
+
+    Raises:
+        ValueError: the crop does not lie within ``height x width``.
+    """
+    rows, columns = rle.size
+    if x < 0 or y < 0 or x + columns > width or y + rows > height:
+        raise ValueError("the crop does not lie within the canvas")
+    if (rows, columns) == (height, width):
+        return rle
+    return encode_part(np.ascontiguousarray(decode_rle(rle).T), x, y, (height, width))[0]
+
+
+def mask_png(rle: Rle) -> bytes:
+    """The mask as a PNG file: 8-bit gray of 0 and 255."""
+    mask = decode_rle(rle)
+    buffer = io.BytesIO()
+    Image.fromarray(mask * np.uint8(255)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def masks_npz(masks: Sequence[Mask], size: tuple[int, int], **columns: NDArray[Any]) -> bytes:
+    """Masks as a compressed ``.npz`` file, read by ``numpy.load`` without pickle.
+
+    Arrays in it: ``masks (N, H, W) bool``, ``scores (N,) float32``, ``stability_scores (N,)
+    float32``, ``bboxes (N, 4) int32`` as ``(x, y, w, h)``, ``areas (N,) int64``, and
+    ``columns`` as given (``prompt_index``, for instance).
+
+    Args:
+        masks: the masks, all of one image.
+        size: ``(height, width)`` of the image, for the shape where there are no masks.
+    """
+    arrays: dict[str, NDArray[Any]] = {
+        "scores": np.array([m.score for m in masks], np.float32),
+        "stability_scores": np.array([m.stability_score for m in masks], np.float32),
+        "bboxes": np.array([m.bbox for m in masks], np.int32).reshape(-1, 4),
+        "areas": np.array([m.area for m in masks], np.int64),
+        **columns,
+    }
+    buffer = io.BytesIO()
+    # numpy.savez_compressed would want all masks at once: gigabytes for a large photo.
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("masks.npy", "w", force_zip64=True) as entry:
+            np.lib.format.write_array_header_1_0(
+                entry, {"descr": "|b1", "fortran_order": False, "shape": (len(masks), *size)}
+            )
+            for mask in masks:
+                entry.write(decode_rle(mask.rle).data)
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w") as entry:
+                np.lib.format.write_array(entry, array, allow_pickle=False)
+    return buffer.getvalue()

@@ -1,0 +1,276 @@
+"""The weights on this machine: found, fetched, and verified before anything loads them."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from serve_app.core.errors import WeightsUnavailable
+from serve_app.models.archives import SourceFailed
+from serve_app.models.registry import LocalSource, ModelSpec, WeightFile
+from serve_app.models.sources import Fetch, Fetcher, FetchProgress
+
+WEIGHTS_VARIABLE = "SAM_SERVE_WEIGHTS"
+PARTIAL_PREFIX = ".partial-"
+
+FileStatus = Literal["verified", "present", "corrupt", "missing"]
+FOUND = frozenset({"verified", "present"})
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """What is known of one file of a model.
+
+    Attributes:
+        key: its role in the model.
+        name: its name in the registry.
+        size: the pinned size in bytes.
+        status: ``present`` has the right size but was not hashed; ``corrupt`` has another size
+            or hash than the pinned ones.
+        path: where it lies, None if missing; for the operator only.
+    """
+
+    key: str
+    name: str
+    size: int
+    status: FileStatus
+    path: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A source that did not give a file, and why; for the operator only."""
+
+    file: str
+    source: str
+    reason: str
+
+
+class SourcesFailed(Exception):
+    """The cause of a `WeightsUnavailable`: every source that was tried.
+
+    Args:
+        attempts: in the order of trial.
+    """
+
+    def __init__(self, attempts: tuple[Attempt, ...]) -> None:
+        super().__init__("; ".join(f"{a.file} from {a.source}: {a.reason}" for a in attempts))
+        self.attempts = attempts
+
+
+def default_root() -> Path:
+    """``$SAM_SERVE_WEIGHTS``, else ``sam-serve/weights`` in the user's cache folder (XDG)."""
+    if configured := os.environ.get(WEIGHTS_VARIABLE):
+        return Path(configured).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "sam-serve" / "weights"
+
+
+def is_pinned(path: Path, file: WeightFile) -> bool:
+    """Whether an existing file has the pinned size and SHA-256."""
+    if path.stat().st_size != file.size:
+        return False
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest() == file.sha256
+
+
+class WeightStore:
+    """Weight files by model, at ``<root>/<model>/<file>``.
+
+    Every file is verified by size and SHA-256 before its path is given out; the result is
+    remembered while the file does not change, so one store hashes a file once.
+
+    Args:
+        root: where files are kept; None: `default_root`.  With a root given, files in
+            ``$SAM_SERVE_WEIGHTS`` are also found, but nothing is written there.
+        offline: never fetch.
+        fetcher: makes the function that fetches, from a scratch folder; for tests.
+    """
+
+    def __init__(
+        self,
+        root: Path | None = None,
+        offline: bool = False,
+        fetcher: Callable[[Path], Fetch] = Fetcher,
+    ) -> None:
+        self.root = root.expanduser() if root is not None else default_root()
+        self._offline = offline
+        self._fetcher = fetcher
+        self._verified: dict[tuple[Path, str], tuple[int, ...]] = {}
+
+    def ensure(self, name: str, spec: ModelSpec, progress: bool = False) -> dict[str, Path]:
+        """Verified paths of a model's files by key; what is missing is fetched.
+
+        A model's files are fetched by one process at a time: the others wait and find them.
+
+        Raises:
+            WeightsUnavailable: a file is not here and no source gave it; its cause is
+                `SourcesFailed` where sources were tried.
+        """
+        paths, missing = self._find(name, spec)
+        if not missing:
+            return paths
+        if self._offline:
+            raise WeightsUnavailable(
+                f"the weights of {name} are not installed and fetching is switched off; "
+                f"run 'python -m serve_app fetch {name}'"
+            )
+        try:
+            with self._locked(name):
+                paths, missing = self._find(name, spec)
+                if missing:
+                    self._fetch(name, missing, progress)
+                    paths, missing = self._find(name, spec)
+        except OSError as exc:
+            raise WeightsUnavailable(
+                f"the weights of {name} cannot be stored: the weights folder is not writable "
+                "or its disk is full"
+            ) from exc
+        if missing:
+            raise WeightsUnavailable(f"the weights of {name} changed while they were fetched")
+        return paths
+
+    def state(self, name: str, spec: ModelSpec, verify: bool = True) -> tuple[FileState, ...]:
+        """The state of each file of a model; without ``verify`` only sizes are compared.
+
+        All are looked for in one root, so that a model which loads from a folder has its files
+        together; files in ``$SAM_SERVE_WEIGHTS`` count only if none is missing there.
+        """
+        own, *others = (root / name for root in self._roots())
+        states = self._states(own, spec, verify)
+        for folder in others:
+            if all(state.status in FOUND for state in states):
+                break
+            shared = self._states(folder, spec, verify)
+            if all(state.status in FOUND for state in shared):
+                return shared
+        return states
+
+    def describe(self, name: str, spec: ModelSpec, verify: bool = False) -> dict[str, Any]:
+        """A model for listings, without paths.
+
+        ``state`` is ``ready`` (verified), ``present`` (right sizes, not yet hashed),
+        ``missing`` or ``corrupt``.
+        """
+        statuses = {state.status for state in self.state(name, spec, verify)}
+        summary = "ready"
+        for status in ("corrupt", "missing", "present"):
+            if status in statuses:
+                summary = status
+                break
+        return {
+            "model": name,
+            "family": spec.family,
+            "architecture": spec.architecture,
+            "title": spec.title,
+            "license": spec.license,
+            "bytes": spec.size,
+            "weights_hash": spec.weights_hash,
+            "state": summary,
+        }
+
+    def _find(self, name: str, spec: ModelSpec) -> tuple[dict[str, Path], dict[str, WeightFile]]:
+        """Verified paths, and the files that have none."""
+        paths: dict[str, Path] = {}
+        for state in self.state(name, spec):
+            if state.status == "verified" and state.path is not None:
+                paths[state.key] = state.path
+        return paths, {key: file for key, file in spec.files.items() if key not in paths}
+
+    def _roots(self) -> list[Path]:
+        configured = os.environ.get(WEIGHTS_VARIABLE)
+        shared = Path(configured).expanduser() if configured else self.root
+        return [self.root] if shared == self.root else [self.root, shared]
+
+    def _states(self, folder: Path, spec: ModelSpec, verify: bool) -> tuple[FileState, ...]:
+        files = spec.files.items()
+        return tuple(self._file_state(folder, key, file, verify) for key, file in files)
+
+    def _file_state(self, folder: Path, key: str, file: WeightFile, verify: bool) -> FileState:
+        own = [Path(s.local).expanduser() for s in file.sources if isinstance(s, LocalSource)]
+        corrupt: Path | None = None
+        for path in [folder / file.name, *own]:
+            status = self._check(path, file, verify)
+            if status in FOUND:
+                return FileState(key, file.name, file.size, status, path)
+            if status == "corrupt":
+                corrupt = corrupt or path
+        status = "missing" if corrupt is None else "corrupt"
+        return FileState(key, file.name, file.size, status, corrupt)
+
+    def _check(self, path: Path, file: WeightFile, verify: bool) -> FileStatus:
+        try:
+            found = path.stat()
+            if not path.is_file():
+                return "missing"
+            if found.st_size != file.size:
+                return "corrupt"
+            # The change time cannot be set back by who may only write the file's content.
+            stamp = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+            if self._verified.get((path, file.sha256)) == stamp:
+                return "verified"
+            if not verify:
+                return "present"
+            if not is_pinned(path, file):
+                return "corrupt"
+        except OSError:
+            return "missing"
+        self._verified[(path, file.sha256)] = stamp
+        return "verified"
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        folder = self.root / name
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            # Under the lock no other process fetches, so these are of processes that died.
+            for leftover in folder.glob(f"{PARTIAL_PREFIX}*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            yield
+
+    def _fetch(self, name: str, missing: dict[str, WeightFile], progress: bool) -> None:
+        folder = self.root / name
+        bar = FetchProgress(name, sum(file.size for file in missing.values()), progress)
+        try:
+            # In the same folder as the files, so that the move into place is a rename.
+            with tempfile.TemporaryDirectory(prefix=PARTIAL_PREFIX, dir=folder) as scratch:
+                fetch = self._fetcher(Path(scratch))
+                for file in missing.values():
+                    partial = Path(scratch) / "file"
+                    self._fetch_file(name, file, partial, fetch, bar)
+                    target = folder / file.name
+                    target.parent.mkdir(exist_ok=True)
+                    partial.replace(target)
+                bar.stage("verified")
+        finally:
+            bar.close()
+
+    def _fetch_file(
+        self, name: str, file: WeightFile, partial: Path, fetch: Fetch, bar: FetchProgress
+    ) -> None:
+        attempts: list[Attempt] = []
+        for source in file.sources:
+            try:
+                fetch(source, file.size, partial, bar)
+                if is_pinned(partial, file):
+                    bar.settle()
+                    return
+                reason = "wrong size or SHA-256, refused"
+            except SourceFailed as exc:
+                reason = str(exc)
+            partial.unlink(missing_ok=True)
+            bar.roll_back()
+            attempts.append(Attempt(file.name, source.label, reason))
+        raise WeightsUnavailable(
+            f"the weights of {name} are not installed and no source gave them; "
+            f"run 'python -m serve_app fetch {name}' to see why"
+        ) from SourcesFailed(tuple(attempts))

@@ -1,0 +1,138 @@
+"""How each service is asked: what its own interface wants, over one asynchronous HTTP client."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import httpx
+import orjson
+
+from serve_tools.bench.load import RequestFailed
+from serve_tools.bench.photos import Photo
+
+Click = tuple[float, float]
+_MASKS = 3
+
+
+class Client(Protocol):
+    """One way to ask a service for the masks under a click, or to embed an image."""
+
+    async def know(self, photo: Photo) -> None:
+        """Make a photo known, as a user's first request does."""
+        ...
+
+    async def ask(self, photo: Photo, click: Click) -> Mapping[str, float]:
+        """One request; answers milliseconds by stage, as the service told them.
+
+        Raises:
+            RequestFailed: no answer, or not a good one.
+        """
+        ...
+
+
+class OurClient:
+    """This service: by ``image_id`` where the photo is known, else with the file.
+
+    Args:
+        by_id: False: the file comes with each request.
+    """
+
+    def __init__(self, http: httpx.AsyncClient, variant: str, *, by_id: bool) -> None:
+        self._http, self._variant, self._by_id = http, variant, by_id
+        self._ids: dict[str, str] = {}
+
+    async def know(self, photo: Photo) -> None:
+        answer = await post(
+            self._http, "/v1/embed", files={"file": photo.jpeg}, data={"variant": self._variant}
+        )
+        if self._by_id:
+            self._ids[photo.name] = str(answer["image_id"])
+
+    async def ask(self, photo: Photo, click: Click) -> Mapping[str, float]:
+        prompt = {"point_coords": [click], "point_labels": [1]}
+        fields = {"prompts": [prompt], "variant": self._variant}
+        image_id = self._ids.get(photo.name)
+        if image_id is not None:
+            content = orjson.dumps({"image_id": image_id, **fields})
+            headers = {"content-type": "application/json"}
+            answer = await post(self._http, "/v1/segment", content=content, headers=headers)
+        else:
+            data = {"request": orjson.dumps(fields).decode()}
+            files = {"file": photo.jpeg}
+            answer = await post(self._http, "/v1/segment", files=files, data=data)
+        _check(len(answer["results"][0]["masks"]))
+        return {k: v for k, v in answer["timings_ms"].items() if k != "total"}
+
+
+class OurEmbedClient(OurClient):
+    """This service asked to embed images alone."""
+
+    async def ask(self, photo: Photo, click: Click) -> Mapping[str, float]:
+        answer = await post(
+            self._http, "/v1/embed", files={"file": photo.jpeg}, data={"variant": self._variant}
+        )
+        return {k: v for k, v in answer["timings_ms"].items() if k != "total"}
+
+
+class PlainClient:
+    """`serve_tools.bench.plain_service`: the file comes with each request."""
+
+    def __init__(self, http: httpx.AsyncClient) -> None:
+        self._http = http
+
+    async def know(self, photo: Photo) -> None:
+        await self.ask(photo, (photo.size[0] / 2, photo.size[1] / 2))
+
+    async def ask(self, photo: Photo, click: Click) -> Mapping[str, float]:
+        data = {"point_coords": orjson.dumps([click]).decode(), "point_labels": "[1]"}
+        answer = await post(self._http, "/segment", files={"file": photo.jpeg}, data=data)
+        _check(len(answer["masks"]))
+        stages: Mapping[str, float] = answer["timings_ms"]
+        return stages
+
+
+class IsatClient:
+    """The peer ``isat-sam-backend``: raw pixels in, the embedding as nested lists out.
+
+    It keeps nothing and has no route for prompts: its users decode masks themselves.
+    """
+
+    def __init__(self, http: httpx.AsyncClient) -> None:
+        self._http = http
+
+    async def know(self, photo: Photo) -> None:
+        """It remembers no image."""
+
+    async def ask(self, photo: Photo, click: Click) -> Mapping[str, float]:
+        shape = ",".join(map(str, photo.pixels.shape))
+        response = await _send(
+            self._http, "/api/encode",
+            files={"file": photo.pixels.tobytes()}, data={"shape": shape, "dtype": "uint8"},
+        )  # fmt: skip
+        # Reading its lists is the caller's own time, and is not counted here.
+        if not response.content.startswith(b'{"features":'):
+            raise RequestFailed("no features in the answer")
+        return {}
+
+
+def _check(masks: int) -> None:
+    if masks != _MASKS:
+        raise RequestFailed(f"{masks} masks instead of {_MASKS}")
+
+
+async def post(http: httpx.AsyncClient, path: str, **content: Any) -> dict[str, Any]:
+    """The JSON of an answer; raises `RequestFailed` for any other than a success."""
+    response = await _send(http, path, **content)
+    answer: dict[str, Any] = orjson.loads(response.content)
+    return answer
+
+
+async def _send(http: httpx.AsyncClient, path: str, **content: Any) -> httpx.Response:
+    try:
+        response = await http.post(path, **content)
+    except httpx.HTTPError as exc:
+        raise RequestFailed(type(exc).__name__) from exc
+    if not response.is_success:
+        raise RequestFailed(f"status {response.status_code}")
+    return response

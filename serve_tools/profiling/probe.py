@@ -1,0 +1,180 @@
+"""One variant measured in a process of its own: ``python -m serve_tools.profiling.probe``.
+
+Reads a `Request` from stdin, writes `Event` lines to stdout.  Of this project only what a replica
+loads too is imported before the first masks, so that the cold start is that of a replica's work.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from serve_app.core.errors import SamServeError
+from serve_app.core.measurements import Data
+from serve_app.core.ports import DecoderEngine, EncoderEngine
+from serve_app.core.settings import GraphSettings
+from serve_app.core.types import DecodeJob, DecodeOptions, Embedding, Prompt, RgbArray
+from serve_app.routing.variants import encoder_compute
+from serve_tools.profiling.engines import import_libraries, load_variant
+from serve_tools.profiling.memory import held_bytes, peak_bytes
+from serve_tools.profiling.protocol import Answer, Effort, Event, Request
+from serve_tools.profiling.quality import Answered, QualityRecord, answer_sample, records_of
+from serve_tools.profiling.timing import interleaved
+
+PHOTO = (960, 1280)
+"""Height and width of the images that passes are timed on."""
+
+Emit = Callable[[Event], None]
+
+
+def main() -> int:
+    """Answer the request on stdin."""
+    # Libraries that print must not do so between our lines.
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+
+    def emit(event: Event) -> None:
+        print(event.model_dump_json(), file=out)
+
+    try:
+        probe(Request.model_validate_json(sys.stdin.buffer.read()), emit)
+    except (SamServeError, MeasureError) as exc:
+        emit(Event(kind="failed", text=str(exc)))
+        return 1
+    return 0
+
+
+class MeasureError(Exception):
+    """A variant cannot be measured; the text says why."""
+
+
+def probe(request: Request, emit: Emit) -> None:
+    """Measure as asked: the first masks, then memory, times, quality and agreement."""
+    import_libraries(request.settings, request.variant)
+    start = time.perf_counter()
+    encoder, decoder = load_variant(request.settings, request.variant)
+    load_s = time.perf_counter() - start
+    decoder.decode_batch(_jobs(encoder.encode_batch([_photo(0)])[0], 1))
+    emit(Event(kind="first", load_s=load_s))
+    if request.effort is not None:
+        bench = _Bench(request.settings, request.variant, request.effort, encoder, decoder)
+        emit(Event(kind="answer", answer=bench.answer(emit)))
+
+
+def _photo(seed: int) -> RgbArray:
+    """Noise of a photo's size: a pass takes as long whatever the image shows."""
+    return np.random.default_rng(seed).integers(0, 256, (*PHOTO, 3), np.uint8)
+
+
+def _jobs(embedding: Embedding, count: int) -> list[DecodeJob]:
+    """Clicks all over the image, each for three masks: what a caller asks for by default."""
+    shares = np.random.default_rng(count).uniform(0.05, 0.95, (count, 1, 2))
+    prompts = [
+        Prompt(point_coords=xy * PHOTO[::-1], point_labels=np.ones(1, np.int32)) for xy in shares
+    ]
+    return [DecodeJob(embedding, prompt, DecodeOptions()) for prompt in prompts]
+
+
+@dataclass(frozen=True, slots=True)
+class _Bench:
+    """The engines of one variant, loaded and warm."""
+
+    settings: GraphSettings
+    variant: str
+    effort: Effort
+    encoder: EncoderEngine
+    decoder: DecoderEngine
+
+    def answer(self, emit: Emit) -> Answer:
+        # Before anything else is loaded or tried.
+        memory = (held_bytes(), peak_bytes(), self._gpu_bytes())
+        emit(Event(kind="progress", text="timing passes"))
+        encode_ms, decode_ms, embedding_bytes = self._times()
+        emit(Event(kind="progress", text="quality"))
+        data, records, answers = self._quality()
+        emit(Event(kind="progress", text="agreement with the reference"))
+        from serve_tools.profiling.agreement import agreement
+        from serve_tools.profiling.references import load_reference
+
+        reference = load_reference(self.settings, self.variant)
+        return Answer(
+            memory_bytes=memory[0],
+            peak_memory_bytes=max(memory[:2]),
+            gpu_memory_bytes=memory[2],
+            embedding_bytes=embedding_bytes,
+            encode_ms=encode_ms,
+            decode_ms=decode_ms,
+            data=data,
+            records=records,
+            agreement=agreement(answers, reference, self.effort.seed),
+        )
+
+    def _gpu_bytes(self) -> int | None:
+        import torch
+
+        if encoder_compute(self.settings.variants[self.variant]).device == "cpu":
+            return None
+        return torch.cuda.max_memory_reserved() or None  # 0: onnxruntime's are not torch's
+
+    def _times(self) -> tuple[dict[int, list[float]], dict[int, list[float]], int]:
+        import torch
+
+        photos = [_photo(seed) for seed in range(max(self.effort.encode_sizes))]
+        embedding = self.encoder.encode_batch(photos[:1])[0]
+        chosen = self.settings.variants[self.variant]
+        half = {"encode": encoder_compute(chosen), "decode": chosen.decoder.compute}
+
+        def one_pass(what: str, size: int) -> None:
+            # The halves may have different threads in processes of their own.
+            torch.set_num_threads(half[what].threads)
+            if what == "encode":
+                self.encoder.encode_batch(photos[:size])
+            else:
+                self.decoder.decode_batch(jobs[size])
+
+        jobs = {size: _jobs(embedding, size) for size in self.effort.decode_sizes}
+        sizes = {"encode": self.effort.encode_sizes, "decode": self.effort.decode_sizes}
+        times = interleaved(
+            {(what, n): partial(one_pass, what, n) for what in sizes for n in sizes[what]},
+            repeats=self.effort.repeats,
+            budget_s=self.effort.budget_s,
+            seed=self.effort.seed,
+            too_large=(torch.OutOfMemoryError, MemoryError),
+        )
+        encode, decode = (
+            {n: taken for (what, n), taken in times.items() if what == wanted} for wanted in sizes
+        )
+        if not encode or not decode:
+            raise MeasureError("there is too little memory for a single pass")
+        return encode, decode, embedding.nbytes
+
+    def _quality(self) -> tuple[Data, tuple[QualityRecord, ...], list[Answered]]:
+        from serve_tools.profiling.samples import load_samples
+
+        samples = load_samples(self.effort, self.settings.limits)
+        records: list[QualityRecord] = []
+        kept: list[Answered] = []
+        for sample in samples:
+            answered = answer_sample(self.encoder, self.decoder, sample, self.effort.forms)
+            records += records_of(self.variant, answered)
+            if len(kept) < self.effort.agreement_images:
+                kept.append(answered)
+        if not records:
+            raise MeasureError("none of the annotated images can be used")
+        data = Data(
+            name=samples.name,
+            images=len({r.image for r in records}),
+            objects=len({(r.image, r.object) for r in records}),
+            sha256=samples.sha256,
+        )
+        return data, tuple(records), kept
+
+
+if __name__ == "__main__":
+    sys.exit(main())

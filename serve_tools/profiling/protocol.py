@@ -1,0 +1,93 @@
+"""What the measuring command asks a fresh process, and what it hears from it.
+
+The request is one JSON document on stdin; every line of stdout is an `Event` as JSON.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from serve_app.core.measurements import Agreement, Data, Form
+from serve_app.core.settings import GraphSettings, Strict
+from serve_tools.profiling.quality import QualityRecord
+
+
+class Effort(Strict):
+    """How much is measured, and on what.
+
+    Attributes:
+        images_dir, annotations: COCO annotations and their images; None: drawn scenes.
+        images: at most so many of them, drawn with ``seed``; how many scenes are drawn.
+        objects: most objects asked for in one image, drawn with ``seed``.
+        forms: of the prompts; quality counts two of them, cascades are fitted on all.
+        encode_sizes, decode_sizes: images, and prompts, in a pass.
+        repeats: passes of each size; none is begun once ``budget_s`` was spent on its size.
+        cold_starts: new processes, of which the last goes on to measure the rest.
+        agreement_images: of the images of quality, those held against the reference.
+    """
+
+    images_dir: str | None = None
+    annotations: str | None = None
+    images: int = Field(20, ge=1)
+    objects: int = Field(12, ge=1)
+    forms: tuple[Form, ...] = ("box-1", "point-3", "box-3", "point-1")
+    encode_sizes: tuple[int, ...] = (1, 2, 4, 8)
+    decode_sizes: tuple[int, ...] = (1, 8, 32)
+    repeats: int = Field(5, ge=1)
+    budget_s: float = Field(20.0, gt=0)
+    cold_starts: int = Field(3, ge=1)
+    agreement_images: int = Field(4, ge=1)
+    seed: int = 0
+
+
+QUICK = Effort(
+    images=8,
+    objects=6,
+    forms=("box-1", "point-3"),
+    encode_sizes=(1, 2),
+    decode_sizes=(1, 8),
+    repeats=3,
+    budget_s=4.0,
+    cold_starts=1,
+    agreement_images=2,
+)
+"""What routing needs, in about half a minute a variant on two cores."""
+
+
+class Request(Strict):
+    """What one process is to measure; without ``effort`` it ends after its first masks."""
+
+    settings: GraphSettings
+    variant: str
+    effort: Effort | None = None
+
+
+class Answer(Strict):
+    """All that one process has seen of a variant; times of passes in milliseconds, each one."""
+
+    memory_bytes: int
+    peak_memory_bytes: int | None
+    gpu_memory_bytes: int | None
+    embedding_bytes: int
+    encode_ms: dict[int, list[float]]
+    decode_ms: dict[int, list[float]]
+    data: Data
+    records: tuple[QualityRecord, ...]
+    agreement: Agreement
+
+
+class Event(Strict):
+    """One line of a probe.
+
+    Attributes:
+        kind: ``first``: masks are there (the parent stops its clock); ``failed``: ``text`` says
+            why, for the operator.
+        load_s: with ``first``: reading, verifying and loading the weights.
+    """
+
+    kind: Literal["first", "progress", "answer", "failed"]
+    text: str = ""
+    load_s: float | None = None
+    answer: Answer | None = None

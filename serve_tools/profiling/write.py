@@ -1,0 +1,51 @@
+"""Writing a ledger whole or not at all, without losing variants that were not measured anew."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from serve_app.core.measurements import Ledger
+
+
+def merged(new: Ledger, old: Ledger | None) -> Ledger:
+    """The new ledger with those entries of the old one that still compare with it.
+
+    They do if host, versions and data are the same; rules of escalation are kept where neither
+    of their variants was measured anew.
+    """
+    if old is None or (old.host, old.versions, old.data) != (new.host, new.versions, new.data):
+        return new
+    kept = {
+        pair: rules
+        for pair, rules in old.escalation.items()
+        if not new.entries.keys() & set(pair.split(">"))
+    }
+    return new.model_copy(
+        update={
+            "entries": {**old.entries, **new.entries},
+            "escalation": {**kept, **new.escalation},
+        }
+    )
+
+
+def write_ledger(path: Path, ledger: Ledger) -> None:
+    """Write beside the place and move: a reader sees the old file or the new one.
+
+    Raises:
+        OSError: the folder cannot be made or written to.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(ledger.model_dump_json(indent=2, exclude_none=True) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        # Temporary files are their owner's alone; replicas may run as another user.
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

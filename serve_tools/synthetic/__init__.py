@@ -1,0 +1,1 @@
+"""Drawn images with exact masks, to measure and to calibrate on."""
