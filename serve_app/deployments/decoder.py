@@ -121,7 +121,7 @@ class DecoderReplica(EngineReplica):
             raise DeadlineExceeded("the request's time was over before its masks") from None
         if found is None:
             return None
-        self._hits.looked_up(found.cache is not CacheTier.MISS, time.monotonic())
+        self._hits.observe(found.cache is not CacheTier.MISS, time.monotonic())
         timings = dict(found.timings_ms)
         if passes:
             timings["model"] = sum(seconds for _, seconds in passes) * 1e3
@@ -141,7 +141,7 @@ class DecoderReplica(EngineReplica):
         )
 
     async def _decode(self, jobs: Sequence[DecodeJob]) -> list[tuple[Mask, ...]]:
-        decoded = await self._batcher.all(jobs, until())
+        decoded = await self._batcher.run_all(jobs, until())
         _PASSES.get().update(spent for _, spent in decoded)
         return [masks for masks, _ in decoded]
 

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import ray.serve.batching
 
 import serve_app.deployments.decoder
 import serve_app.deployments.encoder
@@ -62,8 +61,6 @@ class Here(SharedPixels):
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     made = Engine()
-    warn = "_warn_if_max_batch_size_exceeds_max_ongoing_requests"
-    monkeypatch.setattr(ray.serve.batching._BatchQueue, warn, lambda queue: None)
     context = SimpleNamespace(replica_tag="one", app_name="sam", deployment="fast-decoder")
     monkeypatch.setattr(serve_app.deployments.decoder.serve, "get_replica_context", lambda: context)
     monkeypatch.setattr(serve_app.deployments.decoder, "load_decoder", lambda *_: made)

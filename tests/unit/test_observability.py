@@ -191,7 +191,7 @@ def test_timings_become_a_figure_for_each_stage(told: Told) -> None:
 
 async def test_a_queue_tells_of_its_passes_and_is_empty_again(told: Told) -> None:
     batcher: Batcher[int, int] = Batcher(list, Batching(max_batch_size=4), "prompts")
-    assert await batcher.all([1, 2, 3, 4, 5, 6]) == [1, 2, 3, 4, 5, 6]
+    assert await batcher.run_all([1, 2, 3, 4, 5, 6]) == [1, 2, 3, 4, 5, 6]
     labels = {"queue": "prompts"}
     assert told.of(catalogue.BATCH_ITEMS) == [(4, labels), (2, labels)]
     batcher.report()
@@ -457,7 +457,7 @@ def tracer() -> Iterator[FakeTracer]:
 
 async def test_a_call_waits_once_and_has_a_span_for_each_of_its_passes(tracer: FakeTracer) -> None:
     batcher: Batcher[int, int] = Batcher(list, Batching(max_batch_size=4))
-    await batcher.all(list(range(6)))
+    await batcher.run_all(list(range(6)))
     assert tracer.recorded == [
         ("wait", "somewhere", 6),
         ("pass", "somewhere", 4),
