@@ -6,15 +6,14 @@ ingress ─┬─▶ proposals
          └─▶ accurate-decoder ─▶ accurate-encoder      (as many variants as are configured)
 """
 
-import logging
-
 from ray.serve import Application
 
 from graphs.nodes import ingress_node, proposals_node, text_node, variant_node
 from serve_app.core.settings import GraphSettings
+from serve_app.deployments.compat.runtime import serve_logger
 from serve_app.models.quantized import deployable
 
-log = logging.getLogger("ray.serve")
+log = serve_logger()
 
 
 # No `from __future__ import annotations` here: Serve validates the configuration's `args` only

@@ -391,6 +391,11 @@ class IngressSettings(Replicas):
         description="while this file exists nothing new is begun and /readyz says so; for whoever "
         "stops a node in good order",
     )
+    http_host: str | None = Field(
+        None,
+        description="the address in http_options.host, for the warning about a service that is "
+        "reachable from other machines without API keys; null: no warning",
+    )
     # More than `Limits.most_requests`, so that refusals come from here with their code.
     max_ongoing_requests: int = Field(256, ge=1)
     request_timeout_s: float = Field(

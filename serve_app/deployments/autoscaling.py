@@ -14,7 +14,6 @@ would stop the scaling of every application, so none leaves; all arithmetic is i
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 import time
@@ -23,9 +22,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
+from ray.serve.config import AutoscalingPolicy
 
 from serve_app.core.measurements import Profile, pass_ms
 from serve_app.core.settings import GraphSettings, ScalingSettings
+from serve_app.deployments.compat.runtime import load_policy
 from serve_app.deployments.replica import join_serve_log
 from serve_app.models.factory import ModelSource
 from serve_app.models.quantized import deployable
@@ -39,6 +40,7 @@ Contexts = Mapping[Any, Any]  # Ray's DeploymentID -> AutoscalingContext
 Decision = tuple[dict[Any, float], dict[Any, dict[str, Any]]]
 
 STATE_KEY = "budget_policy"
+_DEFAULT_POLICY = AutoscalingPolicy.model_fields["policy_function"].default
 COLD_START_S = 10.0
 """Of a variant that was not measured."""
 GUESSED_MS: Mapping[Role, float] = {"encoder": 250.0, "decoder": 25.0}
@@ -169,14 +171,11 @@ class BudgetPolicy:
         """The policy that a deployment's own configuration names; None: Ray's default."""
         try:
             policy = context.config.policy
-            if policy.is_default_policy_function():
+            if policy.policy_function == _DEFAULT_POLICY:
                 return None
             known = self._own.get(name)
             if known is None or known[0] != policy:
-                found = policy.get_policy()
-                if inspect.isclass(found):
-                    found = found(**policy.policy_kwargs)
-                known = self._own[name] = (policy, found)
+                known = self._own[name] = (policy, load_policy(policy))
             return known[1]
         except Exception:
             self._complain(f"the policy of {name} cannot be loaded")

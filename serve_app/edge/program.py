@@ -16,10 +16,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-BINARY_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
-"""Of Ray: names another HAProxy than the one that Ray brings."""
-
-
 _PR_SET_PDEATHSIG = 1
 """Of Linux' prctl."""
 
@@ -31,7 +27,7 @@ class FrontError(Exception):
 
 
 def find_haproxy() -> str:
-    """The program Ray uses too: `BINARY_VARIABLE`, Ray's own (for Linux), or that of the PATH.
+    """The program Ray uses too: as Ray's variable says, Ray's own (for Linux), or that of the PATH.
 
     Ray's finds the libraries it brings by itself.
 

@@ -24,7 +24,7 @@ import httpx
 import pytest
 import yaml
 
-from serve_app.cli.environment import free_ports, ray_environment
+from serve_app.deployments.compat.environment import free_ports, ray_environment
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 30.0

@@ -21,8 +21,8 @@ from typing import Any
 import uvicorn
 import yaml
 
-from serve_app.cli.environment import free_ports
 from serve_app.core.limits import Limits
+from serve_app.deployments.compat.environment import free_ports
 from serve_app.edge.program import Front, find_haproxy
 from serve_app.edge.render import render
 from serve_app.edge.settings import load_front_settings

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from serve_app.__main__ import main
-from serve_app.cli.environment import free_ports
+from serve_app.deployments.compat.environment import free_ports
 
 from .running import Backend, Raw, RunningFront, wait_until
 from .test_bounds import ask, gated, ready, statuses

@@ -22,9 +22,9 @@ from serve_app.core.types import (
     Prompt,
     RgbArray,
 )
+from serve_app.deployments.calls import ImageObjectRef
 from serve_app.deployments.decoder import DecoderReplica
 from serve_app.deployments.encoder import EncoderReplica
-from serve_app.deployments.handles import SharedPixels
 from serve_app.models.factory import ModelSource
 
 PIXELS = np.zeros((4, 6, 3), np.uint8)
@@ -51,10 +51,10 @@ class Engine:
         return [() for _ in jobs]
 
 
-class Here(SharedPixels):
+class Here(ImageObjectRef):
     """Pixels that are in no object store."""
 
-    async def array(self) -> RgbArray:
+    async def get(self) -> RgbArray:
         return PIXELS
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.cli.environment import free_ports, ray_environment, whole_environment
+from serve_app.deployments.compat.environment import free_ports, ray_environment, whole_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.batching.fair_queue import Call, FairQueue, Batch
+from serve_app.batching.fair_queue import Batch, Call, FairQueue
 from serve_app.batching.stats import BatchLatencyModel
 
 

@@ -29,8 +29,8 @@ from serve_app.core.errors import ReplicaLost
 from serve_app.core.settings import Batching, GraphSettings
 from serve_app.core.single_flight import SingleFlight
 from serve_app.deployments import telemetry
-from serve_app.deployments.handles import ask
-from serve_app.deployments.tracing import RequestsAlone, exporter
+from serve_app.deployments.calls import call_with_retry
+from serve_app.deployments.tracing import RootSpanSampler, exporter
 from serve_app.deployments.watch import ReplicaCounts
 from serve_app.flow.timings import Timings
 from serve_app.http.middleware import RequestIds
@@ -232,7 +232,7 @@ async def test_calls_that_are_made_again_are_counted_by_what_came_of_it(told: To
     for second in (found, lost):
         calls = iter((lost, second))
         with suppress(ReplicaLost):
-            await ask("decoder", lambda calls=calls: next(calls)())
+            await call_with_retry("decoder", lambda calls=calls: next(calls)())
     assert told.of(catalogue.RETRIES) == [
         (1.0, {"callee": "decoder", "outcome": outcome}) for outcome in ("ok", "failed")
     ]
@@ -467,7 +467,7 @@ async def test_a_call_waits_once_and_has_a_span_for_each_of_its_passes(tracer: F
 
 def _started(sampler: Sampler, ingress: bool, name: str, parent: bool | None) -> bool:
     """Whether a span is recorded; ``parent``: whether that was sampled, None: there is none."""
-    provider = TracerProvider(sampler=RequestsAlone(sampler, ingress=ingress))
+    provider = TracerProvider(sampler=RootSpanSampler(sampler, ingress=ingress))
     context = None
     if parent is not None:
         above = SpanContext(1, 1, is_remote=True, trace_flags=TraceFlags(int(parent)))
