@@ -9,7 +9,7 @@ import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
-from contextvars import Context, ContextVar
+from contextvars import ContextVar
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +22,6 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased, Sampler
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 from ray.exceptions import ActorDiedError
-from ray.serve.context import _RequestContext, _serve_request_context
 
 from serve_app.batching.batcher import Batcher
 from serve_app.core.errors import ReplicaLost
@@ -240,9 +239,7 @@ async def test_calls_that_are_made_again_are_counted_by_what_came_of_it(told: To
 
 def test_replicas_are_told_by_variant_and_half(told: Told) -> None:
     board: Any = SimpleNamespace(replicas=lambda *_: None)
-    ReplicaCounts(GraphSettings(), board).told(
-        "fast-encoder", SimpleNamespace(running_replicas=[object()] * 2)
-    )
+    ReplicaCounts(GraphSettings(), board).update("fast-encoder", 2)
     assert told.of(catalogue.VARIANT_REPLICAS) == [(2, {"variant": "fast", "half": "encoder"})]
 
 
@@ -296,7 +293,7 @@ def test_a_metric_that_cannot_be_made_disturbs_nobody_and_is_logged_once(
     collector = telemetry.RayCollector({})
     for _ in range(3):
         collector.set(catalogue.REDIS_BREAKER_OPEN, 1.0, {})
-    assert [r.message for r in our_log()] == ["the metric sam_redis_breaker_open is not collected"]
+    assert [r.message for r in our_log()] == ["the metric sam_redis_breaker_open is not exported"]
 
 
 def test_gauges_are_told_again_and_again_as_they_were_last(rays: type[FakeMetric]) -> None:
@@ -401,31 +398,6 @@ async def test_a_shared_computation_belongs_to_the_request_that_began_it() -> No
     assert await asyncio.gather(first, second) == ["first, carried"] * 2
 
 
-async def test_serves_request_is_carried_without_what_cancels_it() -> None:
-    known = telemetry.ServeRequests()
-    assert known.request_id() == ""
-    _serve_request_context.set(
-        _RequestContext(
-            route="/v1/segment",
-            request_id="raw",
-            _internal_request_id="internal",
-            app_name="sam",
-            cancel_on_parent_request_cancel=True,
-        )
-    )
-    known.rename("ours")
-    assert known.request_id() == "ours"
-    carry, carried = known.carry(), None
-
-    async def elsewhere() -> None:
-        nonlocal carried
-        carry()
-        carried = _serve_request_context.get()
-
-    await asyncio.create_task(elsewhere(), context=Context())
-    assert carried == _RequestContext(route="/v1/segment", request_id="ours", app_name="sam")
-
-
 # Spans.
 
 
@@ -487,7 +459,7 @@ def test_only_a_request_at_the_ingress_begins_a_trace(ingress: bool) -> None:
 
 
 def test_spans_go_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_app.deployments.tracing.get_serve_logs_dir", lambda: str(tmp_path))
+    monkeypatch.setattr("serve_app.deployments.tracing.serve_logs_dir", lambda: tmp_path)
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", raising=False)
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
     provider = TracerProvider()

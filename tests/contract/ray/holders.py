@@ -36,7 +36,7 @@ from serve_app.deployments.calls import ImageObjectRef, RemotePredictor
 from serve_app.embeddings.predictor import VariantPredictor
 from serve_app.embeddings.tiers import TieredEmbeddingCache
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 REPLICAS = 3
 HOT_AT, FULL_AT = 4, 8
 _POLL_S = 0.01
