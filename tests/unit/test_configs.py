@@ -59,6 +59,8 @@ def test_a_config_is_of_serves_form_and_of_ours(name: str) -> None:
     made_here = {"quantized"} if name == "local" else set()
     assert set(settings.variants) == {"fast", "accurate", *made_here}
     assert settings.router.default == "fast"
+    # The ingress cannot ask Ray for the address, about which it may have to warn.
+    assert settings.ingress.http_host == content(name)["http_options"]["host"]
 
 
 @pytest.mark.parametrize("name", CONFIGS)

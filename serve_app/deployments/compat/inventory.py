@@ -174,6 +174,20 @@ _AFFINITY = (
 
 _METRICS = "GET /metrics over all nodes (deployments.metrics)"
 
+# Public, but newer than the other parts: they set the oldest Ray.
+_NEW = (
+    Attribute(
+        "ray.serve:deployment",
+        "rolling updates of the ingress (graphs.nodes)",
+        parameters=("max_surge_percent",),
+    ),
+    Attribute(
+        "ray.serve.config:AutoscalingPolicy",
+        "the scaling policy (deployments.autoscaling)",
+        members=("policy_function", "policy_kwargs"),
+    ),
+)
+
 PARTS: tuple[Part, ...] = (
     LONG_POLL_CLIENT,
     LONG_POLL_TOPICS,
@@ -190,15 +204,15 @@ PARTS: tuple[Part, ...] = (
     REQUEST_SPAN,
     _BATCH_WARNING,
     *_AFFINITY,
+    *_NEW,
     Attribute(
         "ray.serve.handle:DeploymentHandle.options",
         "large calls past gRPC's limit on messages (deployments.calls)",
         parameters=("_by_reference", "session_id", "method_name"),
     ),
     Attribute(
-        "ray.serve.config:AutoscalingPolicy",
+        "ray.serve.config:AutoscalingPolicy.get_policy",
         "policies that a deployment names itself (deployments.autoscaling)",
-        members=("policy_function", "policy_kwargs", "get_policy"),
     ),
     Text("_raylet.so", "NodeManagerAddress", _METRICS),
     Text("_raylet.so", "MetricsExportPort", _METRICS),
