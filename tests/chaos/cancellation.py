@@ -210,7 +210,9 @@ async def _run(report: Report, service: Service, waves: int) -> None:
     judge(report, minus(after, before), waves * 2, amiss)
     failed = sum(o.status != 200 for o in ledger.all())
     report.at_most(ITEM, "neighbours' responses other than 200", failed, 0)
-    report.at_most(ITEM, "neighbours' requests with two different results", ledger.contradictions(), 0)
+    report.at_most(
+        ITEM, "neighbours' requests with two different results", ledger.contradictions(), 0
+    )
     report.note(f"\nCancellation, neighbours' ledger:\n\n{ledger.table()}\n")
 
 

@@ -84,7 +84,9 @@ def judge_drips(report: Report, drips: Mapping[str, Drips]) -> None:
         told = f"{count} dripping {kind}"
         report.at_least(item, f"{told}: reaped so far, with 408", len(found.reaped), count)
         ages = found.reaped + found.living
-        report.at_most(item, f"{told}: oldest connection, open or closed", max(ages, default=nan), LIFE_S, "s")
+        report.at_most(
+            item, f"{told}: oldest connection, open or closed", max(ages, default=nan), LIFE_S, "s"
+        )
         report.at_most(item, f"{told}: ended otherwise", found.otherwise, 0)
 
 

@@ -257,7 +257,10 @@ def test_slow_clients_of_each_kind_are_reaped() -> None:
     assert drips(headers, bodies) == []
     # Bodies are never reaped; header drips enough for both.
     endless = Drips([], [40.0] * KINDS["bodies"])
-    assert drips(headers, endless) == ["reaped so far, with 408", "oldest connection, open or closed"]
+    assert drips(headers, endless) == [
+        "reaped so far, with 408",
+        "oldest connection, open or closed",
+    ]
     old = replace(bodies, living=[40.0])
     assert drips(headers, old) == ["oldest connection, open or closed"]
     assert drips(headers, Drips([], [], 50)) == [
