@@ -11,9 +11,11 @@ import pytest
 from serve_app.__main__ import main
 from serve_app.core.errors import SamServeError
 from serve_app.core.limits import Limits
+from serve_app.core.settings import GraphSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 HTTP = (ROOT / "docs" / "http.md").read_text(encoding="utf-8")
+ROUTING = (ROOT / "docs" / "routing.md").read_text(encoding="utf-8")
 
 
 def served_errors(base: type[SamServeError] = SamServeError) -> Iterator[type[SamServeError]]:
@@ -39,6 +41,16 @@ def test_every_limit_is_documented_with_its_default(name: str) -> None:
     value = getattr(Limits(), name)
     told = f"{value >> 20} MiB" if name.endswith("_bytes") else f"{value:,}"
     assert f"| `{name}` | {told} |" in HTTP
+
+
+@pytest.mark.parametrize("key", ["ledger", "router", "scaling"])
+def test_every_setting_of_routing_and_scaling_is_documented(key: str) -> None:
+    _, _, after = ROUTING.partition(f"| setting (`{key}:`) |")
+    rows = [row.split("|")[1] for row in after.partition("\n\n")[0].splitlines()[2:]]
+    documented = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    settings = GraphSettings.model_fields[key].annotation
+    assert settings is not None
+    assert documented == settings.model_fields.keys()
 
 
 def test_relative_links_of_the_documents_lead_somewhere() -> None:
