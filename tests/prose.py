@@ -2,7 +2,7 @@
 
 ``python -m tests.prose`` prints one row per room: words of prose, and uses per 1,000 words of each
 family.  ``python -m tests.prose ray.serve httpx`` measures installed packages the same way, and
-``--find asks`` lists each use of one family, for whoever rewrites them.
+``--find asks`` lists each use of one family with the words around it.
 
 Prose is: Markdown without code, comments and text values of YAML and JSON, the help texts of the
 Makefile, and the docstrings, comments and messages (string literals of at least three words) of
