@@ -67,7 +67,7 @@ def _report_drips(
 ) -> None:
     item = "9 slow clients"
     judge_drips(report, attack.drips)
-    report.at_most(item, "others' answers other than 200", during.failures, 0)
+    report.at_most(item, "others' responses other than 200", during.failures, 0)
     quiet = (before.p99 + after.p99) / 2
     report.add(
         item, "others' p99 without, before and after", f"{before.p99:.1f}, {after.p99:.1f} ms"
@@ -84,7 +84,9 @@ def judge_drips(report: Report, drips: Mapping[str, Drips]) -> None:
         told = f"{count} dripping {kind}"
         report.at_least(item, f"{told}: reaped so far, with 408", len(found.reaped), count)
         ages = found.reaped + found.living
-        report.at_most(item, f"{told}: oldest, dead or alive", max(ages, default=nan), LIFE_S, "s")
+        report.at_most(
+            item, f"{told}: oldest connection, open or closed", max(ages, default=nan), LIFE_S, "s"
+        )
         report.at_most(item, f"{told}: ended otherwise", found.otherwise, 0)
 
 
@@ -109,10 +111,10 @@ def _stuck_uploads(report: Report, front: RunningFront) -> None:
     item = "4 stuck uploads"
     report.add(item, "300 MiB beside them, length announced", huge[True], "413", huge[True] == 413)
     report.add(item, "300 MiB beside them, in chunks", huge[False], "411", huge[False] == 411)
-    told = f"of {UPLOADS} uploads of 60 MiB nobody reads, taken (kernel buffers included)"
+    told = f"of {UPLOADS} unread uploads of 60 MiB, accepted (kernel buffers included)"
     report.add(item, told, f"{sent / MIB:.1f} MiB")
     report.at_most(item, "growth of the front's memory", growth, GROWTH_MIB, "MiB")
-    report.at_most(item, "others' answers other than 200", others.failures, 0)
+    report.at_most(item, "others' responses other than 200", others.failures, 0)
 
 
 class _Times:
