@@ -6,10 +6,11 @@ quotes, line breaks or anything else that could start another argument or direct
 
 from __future__ import annotations
 
-import warnings
+import logging
+from collections.abc import Mapping
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import yaml
 from pydantic import (
@@ -20,6 +21,8 @@ from pydantic import (
     StringConstraints,
     model_validator,
 )
+
+log = logging.getLogger(__name__)
 
 _ADDRESS = r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?):[0-9]{1,5}$"
 _NETWORK = r"^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$"  # without IPv6 zones ("%eth0"): any text is a zone
@@ -44,15 +47,26 @@ Network = Annotated[str, StringConstraints(pattern=_NETWORK), AfterValidator(_no
 FilePath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_./@+-]+$")]
 UrlPath = Annotated[str, StringConstraints(pattern=r"^/[A-Za-z0-9_./~-]*$")]
 
-_RENAMED = {
-    "silence_timeout_s": "inactivity_timeout_s",
-    "answer_timeout_s": "response_timeout_s",
-}
-"""Keys of the previous version and their new names."""
-
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {}
+    """Former names of keys, each with its present name; accepted with a warning for one version."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rename_keys(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        found = dict(values)
+        for old in cls.renamed_keys.keys() & found.keys():
+            new = cls.renamed_keys[old]
+            if new in found:
+                raise ValueError(f"{old} is the former name of {new}: give only {new}")
+            found[new] = found.pop(old)
+            log.warning("the settings key %s was renamed: use %s", old, new)
+        return found
 
 
 class TlsSettings(_Strict):
@@ -71,6 +85,11 @@ class TlsSettings(_Strict):
 
 class EdgeSettings(_Strict):
     """Settings of the edge.  The largest request body is the service's `limits.max_body_bytes`."""
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {
+        "silence_timeout_s": "inactivity_timeout_s",
+        "answer_timeout_s": "response_timeout_s",
+    }
 
     bind: Address = Field("127.0.0.1:8080", description="address on which clients connect")
     tls: TlsSettings | None = Field(None, description="null: plain HTTP")
@@ -139,18 +158,6 @@ class EdgeSettings(_Strict):
         "any other path under every route prefix",
     )
     check_interval_s: float = Field(2.0, gt=0, description="time between health checks")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _rename_keys(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        renamed = {_RENAMED.get(key, key): value for key, value in values.items()}
-        if len(renamed) < len(values):
-            raise ValueError("a setting is given both under its old and its new name")
-        for old in _RENAMED.keys() & values.keys():
-            warnings.warn(f"{old} is now called {_RENAMED[old]}", FutureWarning, stacklevel=2)
-        return renamed
 
 
 def load_edge_settings(path: Path) -> EdgeSettings:
