@@ -15,7 +15,7 @@ from serve_app.core.types import (
     Task,
     TextQuery,
 )
-from serve_app.images.store import OpenImage
+from serve_app.images.store import ImageRef
 from serve_app.routing.facts import Ask
 
 _DETECTIONS = 10
@@ -24,7 +24,7 @@ _DETECTIONS = 10
 
 def ask_of(
     request: SegmentRequest,
-    image: OpenImage,
+    image: ImageRef,
     text_source: ProposalSource | None = None,
     spent_ms: float = 0.0,
 ) -> Ask:
@@ -62,7 +62,7 @@ def _boxes(prompts: Sequence[Prompt]) -> int:
     return sum(prompt.box is not None for prompt in prompts)
 
 
-def _prompts(task: Task, image: OpenImage) -> list[int]:
+def _prompts(task: Task, image: ImageRef) -> list[int]:
     """How many prompts there will be, of the image and of each of its crops."""
     if isinstance(task, TextQuery):
         grid = task.proposals is ProposalSource.GRID

@@ -11,7 +11,7 @@ from serve_app.core.deadline import time_limit
 from serve_app.core.errors import UnknownImage
 from serve_app.core.types import DecodeOptions, Mask, Prompt
 from serve_app.flow.session import Session
-from serve_app.images.store import OpenImage
+from serve_app.images.store import ImageRef
 from serve_app.routing.cascade import second_is_better, worth_asking
 from serve_app.routing.dispatcher import Dispatcher
 from serve_app.telemetry.catalogue import ESCALATIONS
@@ -50,7 +50,7 @@ class CascadeStep:
 
     async def run(
         self,
-        image: OpenImage,
+        image: ImageRef,
         prompts: Sequence[Prompt],
         answers: Answers,
         until: float,

@@ -55,7 +55,7 @@ from serve_app.flow.limits import check_limits
 from serve_app.flow.readiness import Part, Readiness
 from serve_app.flow.session import Session
 from serve_app.flow.timings import Timings
-from serve_app.images.store import ImageStore, OpenImage
+from serve_app.images.store import ImageStore, ImageRef
 from serve_app.routing.dispatcher import Dispatcher
 from serve_app.routing.facts import AUTO, Ask
 from serve_app.routing.router import Choice
@@ -158,7 +158,7 @@ class SegmentationFlow:
     async def _answer(
         self,
         request: SegmentRequest,
-        image: OpenImage,
+        image: ImageRef,
         choice: Choice,
         timings: Timings,
         started: float,
@@ -278,12 +278,12 @@ class SegmentationFlow:
             return router.cascade_to
         return None
 
-    async def _open(self, image: bytes | RgbArray | str, timings: Timings) -> OpenImage:
+    async def _open(self, image: bytes | RgbArray | str, timings: Timings) -> ImageRef:
         with timings.stage("open_image"):
             return await self._images.open(image)
 
 
-def _check_inside(prompts: Sequence[Prompt], image: OpenImage) -> None:
+def _check_inside(prompts: Sequence[Prompt], image: ImageRef) -> None:
     for i, prompt in enumerate(prompts):
         try:
             prompt.check_inside(image.width, image.height)

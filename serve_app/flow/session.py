@@ -17,7 +17,7 @@ from serve_app.core.types import (
     RgbArray,
 )
 from serve_app.flow.timings import Timings
-from serve_app.images.store import OpenImage
+from serve_app.images.store import ImageRef
 from serve_app.routing.board import LoadBoard
 
 
@@ -46,7 +46,7 @@ class Session:
         self.cache: CacheTier | None = None
 
     async def predict(
-        self, image: OpenImage, prompts: Sequence[Prompt], options: DecodeOptions
+        self, image: ImageRef, prompts: Sequence[Prompt], options: DecodeOptions
     ) -> tuple[tuple[Mask, ...], ...]:
         """Masks for each prompt.  Pixels move only if the variant does not know the image."""
         options = replace(options, return_logits=self._return_logits)
@@ -68,7 +68,7 @@ class Session:
 
     async def _ask(
         self,
-        image: OpenImage,
+        image: ImageRef,
         pixels: RgbArray | None,
         prompts: Sequence[Prompt],
         options: DecodeOptions,

@@ -35,7 +35,7 @@ _HASHED_AT_ONCE = 2**20
 """Bytes that are hashed in a millisecond, hardly more than a thread's turn costs."""
 
 
-class OpenImage:
+class ImageRef:
     """An image of a request: its name and size, and its pixels when somebody asks.
 
     Attributes:
@@ -65,11 +65,11 @@ class OpenImage:
             self._source = source
         return source
 
-    async def crop(self, x: int, y: int, width: int, height: int) -> OpenImage:
+    async def crop(self, x: int, y: int, width: int, height: int) -> ImageRef:
         """A part of the image as an image of its own."""
         pixels = await self.pixels()
         part = pixels[y : y + height, x : x + width]
-        return OpenImage(self._store, await asyncio.to_thread(image_id, part), part, new=True)
+        return ImageRef(self._store, await asyncio.to_thread(image_id, part), part, new=True)
 
 
 @dataclass(slots=True)
@@ -103,7 +103,7 @@ class ImageStore:
         # A decoded image may be 200 MB: only so many at once, whether or not their callers wait.
         self._decoders = ThreadPoolExecutor(_DECODINGS, thread_name_prefix="decode")
 
-    async def open(self, source: bytes | RgbArray | str) -> OpenImage:
+    async def open(self, source: bytes | RgbArray | str) -> ImageRef:
         """Name an image.
 
         Args:
@@ -114,7 +114,7 @@ class ImageStore:
             UnknownImage: malformed id.
         """
         if isinstance(source, str):
-            return OpenImage(self, source, None)
+            return ImageRef(self, source, None)
         if not isinstance(source, bytes):
             # A copy: the caller may write to its array, of which the name would then lie, and
             # an array that came over a handle keeps the object store's memory.
@@ -124,7 +124,7 @@ class ImageStore:
             new = self._kept.get(name) is None
             if new:
                 self._kept.put(name, array, array.nbytes)
-            return OpenImage(self, name, array, new)
+            return ImageRef(self, name, array, new)
         if len(source) <= _HASHED_AT_ONCE:
             digest = _sha256(source)
         else:
@@ -135,9 +135,9 @@ class ImageStore:
             self._files.move_to_end(digest)
             self._kept.put(known.name, source, len(source))
             self._share(known, source)
-            return OpenImage(self, known.name, source)
+            return ImageRef(self, known.name, source)
         name, pixels = await self._opening.run(digest.hex(), lambda: self._first(digest, source))
-        return OpenImage(self, name, pixels, new=True)
+        return ImageRef(self, name, pixels, new=True)
 
     async def _first(self, digest: bytes, source: bytes) -> tuple[str, RgbArray]:
         """Decode and name a file that was not seen before."""

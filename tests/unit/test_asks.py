@@ -15,7 +15,7 @@ from serve_app.core.types import (
     TextQuery,
 )
 from serve_app.flow.asks import ask_of
-from serve_app.images.store import ImageStore, OpenImage
+from serve_app.images.store import ImageStore, ImageRef
 from serve_app.routing.facts import Ask
 
 BOX = Prompt(box=[1, 1, 9, 9])
@@ -25,7 +25,7 @@ GRID, DETECTOR = ProposalSource.GRID, ProposalSource.DETECTOR
 
 
 @pytest.fixture
-async def image() -> OpenImage:
+async def image() -> ImageRef:
     return await ImageStore(Limits(), 2**20).open(np.zeros((40, 60, 3), np.uint8))
 
 
@@ -60,7 +60,7 @@ async def image() -> OpenImage:
     ],
 )
 async def test_the_kind_and_number_of_prompts(
-    image: OpenImage, task: Task, kind: str, prompts: int, images: int
+    image: ImageRef, task: Task, kind: str, prompts: int, images: int
 ) -> None:
     ask = ask_of(SegmentRequest(image="x", task=task), image)
     mixed = task in ([BOX, POINT], [BOX, POINT, POINT])
@@ -75,7 +75,7 @@ async def test_the_kind_and_number_of_prompts(
     assert ask == wanted
 
 
-async def test_hints_are_handed_on(image: OpenImage) -> None:
+async def test_hints_are_handed_on(image: ImageRef) -> None:
     request = SegmentRequest(
         image="x", task=[BOX], variant="fast", max_latency_ms=150.5, min_quality=0.75
     )

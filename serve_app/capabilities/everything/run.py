@@ -30,7 +30,7 @@ from serve_app.core.types import (
 )
 from serve_app.flow.session import Session
 from serve_app.flow.timings import Timings
-from serve_app.images.store import OpenImage
+from serve_app.images.store import ImageRef
 from serve_app.masks.operations import remove_small_regions, rle_in_canvas
 
 _EDGE_TOLERANCE = 20
@@ -73,7 +73,7 @@ class EverythingStep:
         self._proposer = proposer
         self._timings = timings
 
-    async def run(self, image: OpenImage, task: Everything, session: Session) -> tuple[Mask, ...]:
+    async def run(self, image: ImageRef, task: Everything, session: Session) -> tuple[Mask, ...]:
         """All masks, best first."""
         layers = task.crop_n_layers if task.proposals is ProposalSource.GRID else 0
         crops = crops_of(image.width, image.height, layers, task.crop_overlap_ratio)
@@ -92,7 +92,7 @@ class EverythingStep:
         return tuple(found)
 
     async def _run_crop(
-        self, image: OpenImage, crop: Crop, task: Everything, session: Session
+        self, image: ImageRef, crop: Crop, task: Everything, session: Session
     ) -> list[Mask]:
         whole = crop.layer == 0
         part = image if whole else await image.crop(crop.x, crop.y, crop.width, crop.height)
@@ -121,7 +121,7 @@ class EverythingStep:
 
 
 async def propose(
-    proposer: Proposer, image: OpenImage, source: ProposalSource, points_per_side: int
+    proposer: Proposer, image: ImageRef, source: ProposalSource, points_per_side: int
 ) -> tuple[Proposal, ...]:
     """Candidate regions; the image's pixels go only to sources that look at them."""
     pixels = None if source is ProposalSource.GRID else await image.pixels()
@@ -129,7 +129,7 @@ async def propose(
 
 
 def _kept_of_crop(
-    found: Sequence[tuple[Proposal, Mask]], crop: Crop, image: OpenImage, threshold: float
+    found: Sequence[tuple[Proposal, Mask]], crop: Crop, image: ImageRef, threshold: float
 ) -> list[Mask]:
     """A crop's masks in the image's frame, without duplicates and those that it cut off."""
     masks = [_placed(mask, proposal, crop, image) for proposal, mask in found]
@@ -145,7 +145,7 @@ def merge(
     return [masks[i] for i in mask_nms(masks, threshold, scores)]
 
 
-def _placed(mask: Mask, proposal: Proposal, crop: Crop, image: OpenImage) -> Mask:
+def _placed(mask: Mask, proposal: Proposal, crop: Crop, image: ImageRef) -> Mask:
     """A mask of a crop as a mask of the image, with the record of where it came from."""
     point = None
     prompt: Prompt = proposal.prompt
@@ -166,7 +166,7 @@ def _placed(mask: Mask, proposal: Proposal, crop: Crop, image: OpenImage) -> Mas
     )
 
 
-def _cut_off(mask: Mask, crop: Crop, image: OpenImage) -> bool:
+def _cut_off(mask: Mask, crop: Crop, image: ImageRef) -> bool:
     """Whether a mask touches a border of its crop that is not a border of the image."""
     x, y, w, h = mask.bbox
     edges = (

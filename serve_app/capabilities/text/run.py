@@ -22,7 +22,7 @@ from serve_app.core.types import (
 )
 from serve_app.flow.session import Session
 from serve_app.flow.timings import Timings
-from serve_app.images.store import OpenImage
+from serve_app.images.store import ImageRef
 
 _DUPLICATES = 0.7
 """Box IoU from which two candidates are one object."""
@@ -40,7 +40,7 @@ class TextStep:
         self._timings = timings
 
     async def run(
-        self, image: OpenImage, query: TextQuery, session: Session
+        self, image: ImageRef, query: TextQuery, session: Session
     ) -> tuple[tuple[PromptResult, ...], TextScores]:
         """One result for each text, and the scores with their engine and threshold."""
         info = await self._scorer.info()
@@ -52,7 +52,7 @@ class TextStep:
         return await self._score_then_segment(image, query, session, proposals, info)
 
     async def _score(
-        self, image: OpenImage, candidates: Sequence[Candidate], query: TextQuery
+        self, image: ImageRef, candidates: Sequence[Candidate], query: TextQuery
     ) -> TextScores:
         with self._timings.stage("score_text"):
             scored = await self._scorer.score(await image.pixels(), candidates, query.texts)
@@ -62,7 +62,7 @@ class TextStep:
 
     async def _segment_then_score(
         self,
-        image: OpenImage,
+        image: ImageRef,
         query: TextQuery,
         session: Session,
         proposals: Sequence[Proposal],
@@ -89,7 +89,7 @@ class TextStep:
 
     async def _score_then_segment(
         self,
-        image: OpenImage,
+        image: ImageRef,
         query: TextQuery,
         session: Session,
         proposals: Sequence[Proposal],
