@@ -55,7 +55,7 @@ from serve_app.flow.limits import check_limits
 from serve_app.flow.readiness import Part, Readiness
 from serve_app.flow.session import Session
 from serve_app.flow.timings import Timings
-from serve_app.images.store import ImageStore, ImageRef
+from serve_app.images.store import ImageRef, ImageStore
 from serve_app.routing.dispatcher import Dispatcher
 from serve_app.routing.facts import AUTO, Ask
 from serve_app.routing.router import Choice

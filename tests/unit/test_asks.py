@@ -15,7 +15,7 @@ from serve_app.core.types import (
     TextQuery,
 )
 from serve_app.flow.asks import ask_of
-from serve_app.images.store import ImageStore, ImageRef
+from serve_app.images.store import ImageRef, ImageStore
 from serve_app.routing.facts import Ask
 
 BOX = Prompt(box=[1, 1, 9, 9])

@@ -16,7 +16,7 @@ from serve_app.core.limits import Limits
 from serve_app.core.rle import encode_rle, rle_area, rle_bbox
 from serve_app.core.types import BoolArray, Everything, Mask
 from serve_app.engines.proposals.sources import grid_proposals
-from serve_app.images.store import ImageStore, ImageRef
+from serve_app.images.store import ImageRef, ImageStore
 
 
 def _mask(array: BoolArray, score: float = 0.9) -> Mask:
