@@ -32,7 +32,7 @@ from redis.exceptions import TimeoutError as TimedOut
 
 from serve_app.cache.breaker import Breaker
 from serve_app.core.settings import CacheSettings
-from serve_app.telemetry.catalogue import REDIS_BREAKER_OPEN, REDIS_OPERATIONS
+from serve_app.telemetry.metrics import REDIS_BREAKER_OPEN, REDIS_OPERATIONS
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from serve_app.cache.memory import ByteBoundedLru
 from serve_app.cache.shared import SharedTier
 from serve_app.core.single_flight import SingleFlight
 from serve_app.core.types import CacheTier, Embedding
-from serve_app.telemetry.catalogue import CACHE_LOOKUPS
+from serve_app.telemetry.metrics import CACHE_LOOKUPS
 
 log = logging.getLogger(__name__)
 

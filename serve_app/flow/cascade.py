@@ -14,7 +14,7 @@ from serve_app.flow.session import Session
 from serve_app.images.store import ImageRef
 from serve_app.routing.cascade import second_is_better, worth_asking
 from serve_app.routing.dispatcher import Dispatcher
-from serve_app.telemetry.catalogue import ESCALATIONS
+from serve_app.telemetry.metrics import ESCALATIONS
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from serve_app.telemetry.catalogue import STAGE_SECONDS
-from serve_app.telemetry.spans import span
+from serve_app.telemetry.context import span
+from serve_app.telemetry.metrics import STAGE_SECONDS
 
 
 class Timings:

@@ -11,10 +11,10 @@ from pydantic.json_schema import models_json_schema
 from serve_app.http.answers import BatchLine, FeatureCollectionAnswer
 from serve_app.http.body import FORM_MEMBERS
 from serve_app.http.formats import GEOJSON_TYPE, NPZ_TYPE
-from serve_app.http.keys import KEY_HEADER
+from serve_app.http.gate import KEY_HEADER
 from serve_app.http.parsing import TIMEOUT_HEADER
+from serve_app.http.request_info import PROBES
 from serve_app.http.schemas import BatchBody, EmbedBody, SegmentBody
-from serve_app.http.tally import PROBES
 
 _REF = "#/components/schemas/{model}"
 _FILE = {"type": "string", "format": "binary", "description": "an image file"}

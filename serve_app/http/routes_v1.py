@@ -41,7 +41,7 @@ from serve_app.http.docs import (
     embed_body,
     segment_body,
 )
-from serve_app.http.errors import declared, logged, request_id_of
+from serve_app.http.errors import error_responses, request_id_of, to_api_error
 from serve_app.http.formats import (
     JSON_TYPE,
     NPZ_TYPE,
@@ -53,9 +53,9 @@ from serve_app.http.formats import (
     to_json,
 )
 from serve_app.http.parsing import timeout_of, validated
+from serve_app.http.request_info import request_info
 from serve_app.http.schemas import BatchBody, EmbedBody, SegmentBody
 from serve_app.http.stream import NdjsonResponse
-from serve_app.http.tally import tally_of
 from serve_app.http.totals import check_totals
 
 _WORK = (Overloaded, ReplicaLost, WeightsUnavailable, DeadlineExceeded)
@@ -77,7 +77,7 @@ def v1_router(service: SegmentationService, limits: Limits) -> APIRouter:
         response_model=SegmentAnswer,
         responses={
             200: {"content": SEGMENT_CONTENT, "description": "masks, in the format asked for"},
-            **declared(*_SEGMENT, *_IMAGE, *_WORK),
+            **error_responses(*_SEGMENT, *_IMAGE, *_WORK),
         },
         openapi_extra={**segment_body(), "parameters": [TIMEOUT_PARAMETER]},
     )
@@ -98,11 +98,11 @@ def v1_router(service: SegmentationService, limits: Limits) -> APIRouter:
         _no_requests(received)
         body = validated(SegmentBody, received.members, limits)
         call = segment_request(body, _one_file(received), limits, timeout_of(request.headers))
-        tally = tally_of(request)
-        tally.work(images=1, prompts=_prompts_of(call.task))
+        info = request_info(request)
+        info.record_size(images=1, prompts=_prompts_of(call.task))
         clock = Clock(started, time.perf_counter())
         result = await service.segment(call)
-        tally.variant = result.variant
+        info.variant = result.variant
         formatted = partial(
             segment_file, result, body.format, isinstance(call.task, Everything), clock
         )
@@ -118,7 +118,7 @@ def v1_router(service: SegmentationService, limits: Limits) -> APIRouter:
         tags=["segment"],
         summary="Make an image known, so that prompts on its image_id are quick",
         response_model=EmbedAnswer,
-        responses=declared(InvalidRequest, UnknownVariant, *_IMAGE, *_WORK),
+        responses=error_responses(InvalidRequest, UnknownVariant, *_IMAGE, *_WORK),
         openapi_extra=embed_body(),
     )
     async def embed(request: Request) -> Response:
@@ -127,11 +127,11 @@ def v1_router(service: SegmentationService, limits: Limits) -> APIRouter:
         _no_requests(received)
         body = validated(EmbedBody, received.members, limits)
         image = image_of(body, _one_file(received))
-        tally = tally_of(request)
-        tally.work(images=1, prompts=0)
+        info = request_info(request)
+        info.record_size(images=1, prompts=0)
         clock = Clock(started, time.perf_counter())
         result = await service.embed(image, body.variant)
-        tally.variant = result.variant
+        info.variant = result.variant
         return Response(to_json(embed_answer(result, clock)), media_type=JSON_TYPE)
 
     @router.post(
@@ -141,7 +141,7 @@ def v1_router(service: SegmentationService, limits: Limits) -> APIRouter:
         response_class=Response,
         responses={
             200: {"content": BATCH_CONTENT, "description": "a line for each image, when ready"},
-            **declared(InvalidRequest, TooManyPrompts),
+            **error_responses(InvalidRequest, TooManyPrompts),
         },
         openapi_extra={**batch_body(), "parameters": [TIMEOUT_PARAMETER]},
     )
@@ -154,7 +154,7 @@ def v1_router(service: SegmentationService, limits: Limits) -> APIRouter:
         """
         items = _batch_items(await receive(request, limits, "files"), limits)
         prompts = check_totals((members for members, _ in items), limits)
-        tally_of(request).work(images=len(items), prompts=prompts)
+        request_info(request).record_size(images=len(items), prompts=prompts)
         request_id = request_id_of(request)
         timeout_s = timeout_of(request.headers)
         jobs = (
@@ -168,7 +168,7 @@ def v1_router(service: SegmentationService, limits: Limits) -> APIRouter:
         tags=["service"],
         summary="Variants, models, the text engine and the limits of this service",
         response_model=Models,
-        responses=declared(Overloaded, DeadlineExceeded, body=False),
+        responses=error_responses(Overloaded, DeadlineExceeded, body=False),
     )
     async def models() -> Response:
         return Response(to_json(await service.models()), media_type=JSON_TYPE)
@@ -236,5 +236,5 @@ async def _batch_line(
         )
         return await asyncio.to_thread(to_json, {"index": index, "result": answer})
     except Exception as exc:
-        error = logged(exc, request_id)
+        error = to_api_error(exc, request_id)
         return to_json({"index": index, "error": {**error.body(), "request_id": request_id}})

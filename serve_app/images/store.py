@@ -22,7 +22,7 @@ from serve_app.core.limits import Limits
 from serve_app.core.single_flight import SingleFlight
 from serve_app.core.types import RgbArray
 from serve_app.images.decode import check_pixels, decode_image
-from serve_app.telemetry.catalogue import CACHE_LOOKUPS
+from serve_app.telemetry.metrics import CACHE_LOOKUPS
 
 log = logging.getLogger(__name__)
 

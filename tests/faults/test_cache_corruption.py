@@ -23,7 +23,7 @@ from serve_app.core.limits import Limits
 from serve_app.core.types import CacheTier, Embedding
 from serve_app.embeddings.tiers import TieredEmbeddingCache
 from serve_app.images.store import ImageStore
-from serve_app.telemetry.catalogue import CACHE_LOOKUPS
+from serve_app.telemetry.metrics import CACHE_LOOKUPS
 
 KEY = "emb-of-this-image"
 TENSORS = {

@@ -23,7 +23,7 @@ from serve_app.cache.redis import RedisTier
 from serve_app.core.settings import CacheSettings
 from serve_app.core.types import CacheTier, Embedding
 from serve_app.embeddings.tiers import TieredEmbeddingCache
-from serve_app.telemetry.catalogue import REDIS_BREAKER_OPEN, REDIS_OPERATIONS
+from serve_app.telemetry.metrics import REDIS_BREAKER_OPEN, REDIS_OPERATIONS
 
 from .redis_server import RedisServer
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from serve_app.connectors.article import article_router
 from serve_app.core.limits import Limits
 from serve_app.http.app import create_app
 
@@ -27,7 +28,9 @@ def backend(service: FakeService) -> Iterator[Backend]:
         return b"secret 1\n"
 
     limits = Limits(max_body_bytes=MAX_BODY_BYTES)
-    running = Backend(create_app(service, limits, metrics=metrics, version="1"))
+    running = Backend(
+        create_app(service, limits, metrics=metrics, version="1", connectors=[article_router])
+    )
     yield running
     running.stop()
 

@@ -18,7 +18,7 @@ from redis.exceptions import OutOfMemoryError
 from serve_app.cache.redis import RedisTier
 from serve_app.cache.shared import shared_tier
 from serve_app.core.settings import CacheSettings, GraphSettings
-from serve_app.telemetry.catalogue import REDIS_BREAKER_OPEN, REDIS_OPERATIONS
+from serve_app.telemetry.metrics import REDIS_BREAKER_OPEN, REDIS_OPERATIONS
 
 URL = "redis://user:hunter2@127.0.0.1:9/0"
 
