@@ -37,7 +37,7 @@ from serve_app.core.types import (
     ScorerInfo,
     TextScores,
 )
-from serve_app.telemetry.catalogue import RETRIES
+from serve_app.telemetry.metrics import RETRIES
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +16,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.cache.shared import shared_tier
 from serve_app.capabilities import SegmentRequest, load_capabilities
+from serve_app.connectors.article import article_router
 from serve_app.core.exposure import exposure_warning
 from serve_app.core.settings import GraphSettings
 from serve_app.core.types import EmbedResult, RgbArray, SegmentResult, VariantInfo
@@ -33,7 +33,7 @@ from serve_app.deployments.watch import ReplicaWatch
 from serve_app.flow.flow import SegmentationFlow
 from serve_app.flow.readiness import Part
 from serve_app.http.app import create_app
-from serve_app.http.work import Work
+from serve_app.http.gate import InFlightTracker
 from serve_app.images.store import ImageStore
 from serve_app.profiles.load import LoadedLedger
 from serve_app.profiles.wiring import dispatcher_of
@@ -63,7 +63,7 @@ class IngressReplica:
             log.warning("%s", warning)
         self._limits, self._security = settings.limits, settings.security
         sign = settings.ingress.drain_file
-        self._work = Work(None if sign is None else Path(sign))
+        self._tracker = InFlightTracker(None if sign is None else Path(sign))
         predictors = {name: RemotePredictor(handle) for name, handle in decoders.items()}
         dispatcher = dispatcher_of(settings, ledger, predictors, awake=False)
         self._watch = ReplicaWatch(settings, dispatcher.board)
@@ -118,7 +118,8 @@ class IngressReplica:
             metrics=cluster_metrics,
             version=version("sam-serve"),
             security=self._security,
-            work=self._work,
+            tracker=self._tracker,
+            connectors=[article_router],
         )
 
     async def segment(self, request: SegmentRequest) -> SegmentResult:
@@ -135,15 +136,14 @@ class IngressReplica:
         """What is deployed."""
         return await self._flow.models()
 
-    def _begun(self) -> AbstractContextManager[None]:
+    def _begun(self) -> InFlightTracker:
         """Counts a Python caller's request.
 
         Raises:
             ShuttingDown: nothing new is begun.
         """
-        if self._work.draining:
-            raise self._work.refusal
-        return self._work.one()
+        self._tracker.check()
+        return self._tracker
 
 
 async def _ping(handle: DeploymentHandle[Any]) -> bool:

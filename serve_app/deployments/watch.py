@@ -14,7 +14,7 @@ from ray.serve._private.long_poll import LongPollClient, LongPollNamespace
 
 from serve_app.core.settings import GraphSettings
 from serve_app.routing.board import LoadBoard
-from serve_app.telemetry.catalogue import VARIANT_REPLICAS
+from serve_app.telemetry.metrics import VARIANT_REPLICAS
 
 OTHERS = ("proposals", "text")
 """Deployments that belong to no variant; one that there is not has no replicas, either."""

@@ -11,10 +11,10 @@ from serve_app.core.capability import Escalation, Masks
 from serve_app.core.deadline import time_limit
 from serve_app.core.errors import UnknownImage
 from serve_app.core.types import DecodeOptions, Prompt
-from serve_app.images.store import OpenImage
+from serve_app.images.store import ImageRef
 from serve_app.routing.cascade import second_is_better, worth_asking
 from serve_app.routing.dispatcher import Dispatcher
-from serve_app.telemetry.catalogue import ESCALATIONS
+from serve_app.telemetry.metrics import ESCALATIONS
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ class Session(Protocol):
     variant: str
 
     async def predict(
-        self, image: OpenImage, prompts: Sequence[Prompt], options: DecodeOptions
+        self, image: ImageRef, prompts: Sequence[Prompt], options: DecodeOptions
     ) -> Masks:
         """Masks of each prompt."""
         ...
@@ -46,7 +46,7 @@ class Cascade:
         self._second = second
 
     async def improve(
-        self, image: OpenImage, prompts: Sequence[Prompt], masks: Masks, respond_by: float
+        self, image: ImageRef, prompts: Sequence[Prompt], masks: Masks, respond_by: float
     ) -> Escalation:
         """Replace masks of unsure prompts where the second variant's are better.
 

@@ -21,10 +21,10 @@ from serve_app.core.types import (
     RgbArray,
 )
 from serve_app.flow.cascade import Cascade
-from serve_app.images.store import OpenImage
+from serve_app.images.store import ImageRef
 from serve_app.routing.board import LoadBoard
-from serve_app.telemetry.catalogue import STAGE_SECONDS
-from serve_app.telemetry.spans import span
+from serve_app.telemetry.context import span
+from serve_app.telemetry.metrics import STAGE_SECONDS
 
 
 class Timings:
@@ -84,7 +84,7 @@ class VariantSession:
         self._known: set[str] = set()
 
     async def predict(
-        self, image: OpenImage, prompts: Sequence[Prompt], options: DecodeOptions
+        self, image: ImageRef, prompts: Sequence[Prompt], options: DecodeOptions
     ) -> Masks:
         """Masks for each prompt.  Pixels are sent only if the variant does not know the image.
 
@@ -110,7 +110,7 @@ class VariantSession:
 
     async def _call(
         self,
-        image: OpenImage,
+        image: ImageRef,
         pixels: RgbArray | None,
         prompts: Sequence[Prompt],
         options: DecodeOptions,
@@ -130,7 +130,7 @@ class VariantSession:
         return prediction
 
 
-class RequestContext:
+class RunContext:
     """A `serve_app.core.capability.Context` over the ports.
 
     Args:
@@ -145,7 +145,7 @@ class RequestContext:
 
     def __init__(
         self,
-        image: OpenImage,
+        image: ImageRef,
         session: VariantSession,
         proposer: Proposer,
         scorer: TextScorer | None,

@@ -5,7 +5,7 @@
 
 The flow runs in the ingress.  It decides and delegates: pixels are decoded by
 `serve_app.images.store`, the `Dispatcher` chooses the variant from measurements, load and the
-request's hints, and the task's capability does the rest with a `RequestContext`: candidate
+request's hints, and the task's capability does the rest with a `RunContext`: candidate
 regions from a `Proposer`, text scores from a `TextScorer`, masks from the `Predictor` of the
 chosen variant, which alone knows embeddings (`serve_app.embeddings.predictor`).
 """
@@ -35,9 +35,9 @@ from serve_app.core.types import (
     VariantInfo,
 )
 from serve_app.flow.cascade import Cascade
-from serve_app.flow.context import RequestContext, Timings, VariantSession
+from serve_app.flow.context import RunContext, Timings, VariantSession
 from serve_app.flow.readiness import Part, Readiness
-from serve_app.images.store import ImageStore, OpenImage
+from serve_app.images.store import ImageRef, ImageStore
 from serve_app.routing.dispatcher import Dispatcher
 from serve_app.routing.facts import Ask
 from serve_app.routing.router import Choice
@@ -108,7 +108,7 @@ class SegmentationFlow:
         return await self._run(capability, request, image, other, timings, started)
 
     async def _query(
-        self, capability: Capability, request: SegmentRequest, image: OpenImage, started: float
+        self, capability: Capability, request: SegmentRequest, image: ImageRef, started: float
     ) -> Ask:
         """The request as the router sees it: its hints, and how much work it is."""
         cost = await capability.cost(request.task, image, self._scorer)
@@ -128,7 +128,7 @@ class SegmentationFlow:
         self,
         capability: Capability,
         request: SegmentRequest,
-        image: OpenImage,
+        image: ImageRef,
         choice: Choice,
         timings: Timings,
         started: float,
@@ -136,7 +136,7 @@ class SegmentationFlow:
         """The request's task, by the chosen variant."""
         session = self._session(choice.variant, timings, request.return_logits)
         cascade = self._cascade(request, choice, timings)
-        context = RequestContext(
+        context = RunContext(
             image,
             session,
             self._proposer,
@@ -250,7 +250,7 @@ class SegmentationFlow:
         second = self._session(router.cascade_to, timings, request.return_logits)
         return Cascade(self._dispatcher, choice.variant, second)
 
-    async def _open(self, image: bytes | RgbArray | str, timings: Timings) -> OpenImage:
+    async def _open(self, image: bytes | RgbArray | str, timings: Timings) -> ImageRef:
         with timings.stage("open_image"):
             return await self._images.open(image)
 

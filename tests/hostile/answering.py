@@ -19,6 +19,7 @@ import httpx
 import numpy as np
 from fastapi import FastAPI
 
+from serve_app.connectors.article import article_router
 from serve_app.core.limits import Limits
 from serve_app.core.rle import encode_rle
 from serve_app.core.settings import RouterSettings
@@ -107,7 +108,7 @@ def application() -> FastAPI:
     async def metrics() -> bytes:
         return b""
 
-    return create_app(flow, limits, metrics=metrics, version="0")
+    return create_app(flow, limits, metrics=metrics, version="0", connectors=[article_router])
 
 
 def peak_bytes() -> int:

@@ -9,11 +9,12 @@ import pytest
 from starlette.requests import ClientDisconnect
 
 from serve_app.core.limits import Limits
-from serve_app.http.patience import Patience
+from serve_app.http.middleware import SlowClientMiddleware
 from serve_app.http.stream import NdjsonResponse
 
 from .asgi import Exchange, fine
 
+SCOPE = {"type": "http", "headers": []}
 LIMITS = Limits(answer_grace_seconds=0.02, min_answer_bytes_per_second=1_000_000)
 
 
@@ -25,7 +26,7 @@ async def _full(*message: Any) -> None:
 async def test_who_takes_nothing_is_gone() -> None:
     async with asyncio.timeout(10):
         with pytest.raises(ClientDisconnect):
-            await Patience(fine, limits=LIMITS)({"type": "http"}, _full, _full)
+            await SlowClientMiddleware(fine, limits=LIMITS)(SCOPE, _full, _full)
 
 
 async def test_a_large_piece_may_take_longer() -> None:
@@ -38,7 +39,7 @@ async def test_a_large_piece_may_take_longer() -> None:
     async def large(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.body", "body": bytes(10_000_000)})
 
-    await Patience(large, limits=LIMITS)({"type": "http"}, _full, slowly)
+    await SlowClientMiddleware(large, limits=LIMITS)(SCOPE, _full, slowly)
     assert len(taken) == 1
 
 
@@ -59,9 +60,9 @@ async def test_a_batch_ends_with_its_client_and_its_jobs_with_it() -> None:
 
     async with asyncio.timeout(10):
         with pytest.raises(ClientDisconnect):
-            await Patience(batch, limits=LIMITS)({"type": "http"}, _full, first_only)
+            await SlowClientMiddleware(batch, limits=LIMITS)(SCOPE, _full, first_only)
     assert started <= 4
 
 
 async def test_who_reads_is_answered() -> None:
-    assert (await Exchange().run(Patience(fine, limits=LIMITS))).status == 200
+    assert (await Exchange().run(SlowClientMiddleware(fine, limits=LIMITS))).status == 200
