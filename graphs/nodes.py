@@ -21,8 +21,8 @@ from serve_app.deployments.ingress import IngressReplica
 from serve_app.deployments.proposals import ProposalsReplica
 from serve_app.deployments.text import TextReplica
 from serve_app.models.factory import ModelSource
-from serve_app.profiles.load import load_ledger
-from serve_app.profiles.wiring import variant_infos
+from serve_app.profiles.dispatch import variant_infos
+from serve_app.profiles.measurements import load_measurements
 
 Node = Any  # what .bind() gives; Ray turns it into a handle where it is an argument
 
@@ -85,7 +85,7 @@ def ingress_node(
 ) -> Node:
     """The ingress over everything else."""
     registry = ModelSource.of(settings).registry
-    ledger = load_ledger(settings, registry)
+    ledger = load_measurements(settings, registry)
     variants = variant_infos(settings, list(settings.variants), registry, ledger)
     return deployed(IngressReplica, "ingress", settings.ingress).bind(
         settings, variants, ledger, decoders, proposals, text

@@ -31,9 +31,9 @@ from serve_app.engines.text.engine import TextScoringEngine
 from serve_app.flow.flow import SegmentationFlow
 from serve_app.images.store import ImageStore
 from serve_app.models.factory import ModelSource, load_decoder, load_encoder, load_text
-from serve_app.models.quantized import deployable
-from serve_app.profiles.load import load_ledger
-from serve_app.profiles.wiring import dispatcher_of, variant_infos
+from serve_app.models.quantized import drop_unavailable_variants
+from serve_app.profiles.dispatch import build_dispatcher, variant_infos
+from serve_app.profiles.measurements import load_measurements
 from serve_app.routing.variants import encoder_compute
 
 T = TypeVar("T")
@@ -80,7 +80,7 @@ class LocalPredictor(_Lazy):
     ) -> Prediction | None:
         return await self._predictor.predict(image_id, pixels, prompts, options)
 
-    async def wake(self) -> None:
+    async def scale_from_zero(self) -> None:
         """Nothing sleeps here: engines are loaded by their first request."""
 
     async def _encode(self, pixels: RgbArray) -> Embedding:
@@ -162,10 +162,10 @@ def build_local_service(
         settings: the graph's; placement, batching and autoscaling are not used.
         variants: which of its variants are offered; None: all.
     """
-    settings = deployable(settings)[0]
+    settings = drop_unavailable_variants(settings)[0]
     source = ModelSource.of(settings)
     names = list(settings.variants) if variants is None else list(variants)
-    ledger = load_ledger(settings, source.registry)
+    ledger = load_measurements(settings, source.registry)
     predictors = {n: LocalPredictor(settings.variants[n], settings, source) for n in names}
     return SegmentationFlow(
         images=ImageStore(settings.limits, settings.cache.image_bytes),
@@ -173,6 +173,6 @@ def build_local_service(
         predictors=predictors,
         proposer=LocalProposer(settings, source),
         scorer=None if settings.text is None else LocalTextScorer(settings.text, source),
-        dispatcher=dispatcher_of(settings, ledger, predictors, awake=True),
+        dispatcher=build_dispatcher(settings, ledger, predictors, awake=True),
         limits=settings.limits,
     )

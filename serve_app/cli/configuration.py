@@ -39,11 +39,11 @@ def left_out(path: Path | None) -> dict[str, str]:
 
 
 def _deployable(settings: GraphSettings) -> tuple[GraphSettings, dict[str, str]]:
-    from serve_app.models.quantized import deployable
+    from serve_app.models.quantized import drop_unavailable_variants
     from serve_app.models.registry import RegistryError
 
     try:
-        return deployable(settings)
+        return drop_unavailable_variants(settings)
     except RegistryError as exc:
         raise CommandError(str(exc)) from exc
 
@@ -74,7 +74,7 @@ def _settings(application: Any, config: str) -> GraphSettings:
 
 def needed_models(settings: GraphSettings) -> set[str]:
     """Of the models a graph uses those without which it does not start: sleepers may wait."""
-    awake = {n: v for n, v in settings.variants.items() if not v.sleeps}
+    awake = {n: v for n, v in settings.variants.items() if not v.scales_to_zero}
     return set(used_models(settings.model_copy(update={"variants": awake})))
 
 

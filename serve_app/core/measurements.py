@@ -75,7 +75,7 @@ class Data(Strict):
     sha256: str | None = Field(None, description="of the annotation file")
 
 
-class LedgerEntry(Strict):
+class VariantMeasurements(Strict):
     """One variant's figures."""
 
     model: str
@@ -89,7 +89,7 @@ class LedgerEntry(Strict):
         description="from the start of a new process to the first masks, imports included"
     )
     load_s: Duration = Field(description="reading, verifying and loading the weights")
-    memory_bytes: int = Field(ge=1, description="resident memory of a process that has answered")
+    memory_bytes: int = Field(ge=1, description="cached memory of a process that has answered")
     peak_memory_bytes: int | None = Field(
         None, ge=1, description="most that process held until then, loading included"
     )
@@ -109,7 +109,7 @@ class LedgerEntry(Strict):
     agreement: Agreement | None = None
 
     @model_validator(mode="after")
-    def _sizes(self) -> LedgerEntry:
+    def _sizes(self) -> VariantMeasurements:
         for name in ("encode_ms", "decode_ms"):
             if min(getattr(self, name)) < 1:
                 raise ValueError(f"{name} is keyed by the number of items in a pass")
@@ -213,11 +213,11 @@ class Escalation(Strict):
         return max(within, key=lambda p: p.gain).threshold if within else inf
 
 
-Form = Literal["box-1", "box-3", "point-1", "point-3"]
+PromptType = Literal["box-1", "box-3", "point-1", "point-3"]
 """A prompt's form, as cascades tell them apart: has it a box, and how many masks it asks for."""
 
 
-class Ledger(Strict):
+class MeasurementsFile(Strict):
     """A ledger file."""
 
     format: Literal[1] = 1
@@ -225,13 +225,13 @@ class Ledger(Strict):
     host: Host
     versions: dict[str, str] = Field(description="of Python and the packages behind the figures")
     data: Data
-    entries: dict[str, LedgerEntry] = Field(description="by variant")
-    escalation: dict[str, dict[Form, Escalation]] = Field(
+    entries: dict[str, VariantMeasurements] = Field(description="by variant")
+    escalation: dict[str, dict[PromptType, Escalation]] = Field(
         default_factory=dict, description="by 'first>second', two variants, and form of prompt"
     )
 
     @model_validator(mode="after")
-    def _names(self) -> Ledger:
+    def _names(self) -> MeasurementsFile:
         import re
 
         pairs = [pair.split(">") for pair in self.escalation]
@@ -259,6 +259,30 @@ class Profile:
     quality: Mapping[str, float] = field(default_factory=dict)
     cold_start_s: float = 10.0
     embedding_bytes: int = 4 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Measurements:
+    """The measurements that are valid for a configuration.
+
+    Attributes:
+        profiles: by variant.
+        escalation: the cascade's rules between measured variants, by ``first>second`` and type of
+            prompt.
+        entries: by variant, all figures of the file.
+        dominated: variants that are both slower and worse than another, with that other.
+        ignored: configured variants without valid figures, with the reason.
+        warnings: what is missing or ignored, and why; for the operator's log.
+        file: the file's contents; None: absent or unreadable.
+    """
+
+    profiles: Mapping[str, Profile] = field(default_factory=dict)
+    escalation: Mapping[str, Mapping[PromptType, Escalation]] = field(default_factory=dict)
+    entries: Mapping[str, VariantMeasurements] = field(default_factory=dict)
+    dominated: Mapping[str, str] = field(default_factory=dict)
+    ignored: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    file: MeasurementsFile | None = None
 
 
 def pass_ms(table: Mapping[int, float], items: int) -> float:

@@ -79,12 +79,12 @@ class Replicas(Strict):
     graceful_shutdown_timeout_s: float = Field(20.0, ge=0)
     health_check_period_s: float = Field(10.0, gt=0)
     health_check_timeout_s: float = Field(30.0, gt=0)
-    stuck_after_s: float = Field(
+    max_pass_s: float = Field(
         120.0, gt=0, description="longest pass of an engine; one that takes more is unhealthy"
     )
 
     @property
-    def sleeps(self) -> bool:
+    def scales_to_zero(self) -> bool:
         """Whether there may be no replica, until somebody asks."""
         return int(self.autoscaling_config.get("min_replicas", 1)) == 0
 
@@ -135,14 +135,14 @@ class VariantSettings(Strict):
     decoder: DecoderSettings = DecoderSettings()
 
     @property
-    def halves(self) -> tuple[Replicas, ...]:
+    def components(self) -> tuple[Replicas, ...]:
         """What is deployed of it."""
         return (self.decoder,) if self.layout == "fused" else (self.encoder, self.decoder)
 
     @property
-    def sleeps(self) -> bool:
+    def scales_to_zero(self) -> bool:
         """Whether a half of it may have no replica, until somebody asks."""
-        return self.decoder.sleeps or (self.layout == "split" and self.encoder.sleeps)
+        return any(component.scales_to_zero for component in self.components)
 
 
 class QuantisedSettings(Strict):
@@ -179,7 +179,7 @@ class RouterSettings(Strict):
         description="longest second answer that is waited for where the request gives no "
         "max_latency_ms",
     )
-    cascade_wakes: bool = Field(
+    cascade_scales_from_zero: bool = Field(
         True,
         description="a wish to ask a sleeping variant wakes it for those who come after",
     )
@@ -195,7 +195,7 @@ class RouterSettings(Strict):
         )
 
 
-class LedgerSettings(Strict):
+class MeasurementsSettings(Strict):
     """Where the measured figures are."""
 
     path: str | None = Field(
@@ -415,7 +415,7 @@ class GraphSettings(Strict):
     proposals: ProposalsSettings = ProposalsSettings()
     text: TextSettings | None = TextSettings()
     cache: CacheSettings = CacheSettings()
-    ledger: LedgerSettings = LedgerSettings()
+    ledger: MeasurementsSettings = MeasurementsSettings()
     scaling: ScalingSettings = ScalingSettings()
     limits: Limits = Limits()
     security: SecuritySettings = SecuritySettings()
@@ -426,7 +426,7 @@ class GraphSettings(Strict):
         return any(
             float(half.ray_actor_options.get("num_gpus") or 0) > 0
             for variant in self.variants.values()
-            for half in variant.halves
+            for half in variant.components
         )
 
     def _check_budget(self) -> None:
@@ -434,14 +434,16 @@ class GraphSettings(Strict):
         budget = self.scaling.budget
         if budget is None:
             return
-        least, woken = 0.0, [0.0]
+        on_gpus = self.on_gpus
+        needed, started = 0.0, [0.0]
         for variant in self.variants.values():
-            least += sum(half.cost(self.on_gpus) * half.initial_replicas for half in variant.halves)
-            woken.append(sum(half.cost(self.on_gpus) for half in variant.halves if half.sleeps))
-        if least + max(woken) > budget + 1e-9:
+            needed += sum(c.cost(on_gpus) * c.initial_replicas for c in variant.components)
+            started.append(sum(c.cost(on_gpus) for c in variant.components if c.scales_to_zero))
+        needed += max(started)
+        if needed > budget + 1e-9:
             raise ValueError(
-                f"scaling.budget {budget:g} does not hold the least replicas and a woken variant: "
-                f"that is {least + max(woken):g}"
+                f"scaling.budget {budget:g} is less than the minimum replicas and one variant "
+                f"scaled from zero take together: {needed:g}"
             )
 
     @model_validator(mode="after")

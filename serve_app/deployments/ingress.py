@@ -17,6 +17,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.cache.shared import shared_tier
 from serve_app.core.exposure import exposure_warning
+from serve_app.core.measurements import Measurements
 from serve_app.core.settings import GraphSettings
 from serve_app.core.types import (
     EmbedResult,
@@ -40,8 +41,7 @@ from serve_app.flow.readiness import Part
 from serve_app.http.app import create_app
 from serve_app.http.work import Work
 from serve_app.images.store import ImageStore
-from serve_app.profiles.load import LoadedLedger
-from serve_app.profiles.wiring import dispatcher_of
+from serve_app.profiles.dispatch import build_dispatcher
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class IngressReplica:
         self,
         settings: GraphSettings,
         variants: Mapping[str, VariantInfo],
-        ledger: LoadedLedger,
+        ledger: Measurements,
         decoders: Mapping[str, DeploymentHandle[Any]],
         proposals: DeploymentHandle[Any],
         text: DeploymentHandle[Any] | None,
@@ -70,8 +70,8 @@ class IngressReplica:
         sign = settings.ingress.drain_file
         self._work = Work(None if sign is None else Path(sign))
         predictors = {name: RemotePredictor(handle) for name, handle in decoders.items()}
-        dispatcher = dispatcher_of(settings, ledger, predictors, awake=False)
-        self._watch = ReplicaWatch(settings, dispatcher.board)
+        dispatcher = build_dispatcher(settings, ledger, predictors, awake=False)
+        self._watch = ReplicaWatch(settings, dispatcher.load_tracker)
         self._flow = SegmentationFlow(
             images=ImageStore(
                 settings.limits, settings.cache.image_bytes, shared_tier(settings.cache)
@@ -104,11 +104,11 @@ class IngressReplica:
             halves = [f"{name}-decoder"]
             if variant.layout == "split":
                 halves.append(f"{name}-encoder")
-            if not variant.sleeps:
+            if not variant.scales_to_zero:
                 found.append(part(handle, *halves))
-        if not settings.proposals.sleeps:
+        if not settings.proposals.scales_to_zero:
             found.append(part(proposals, "proposals"))
-        if text is not None and settings.text is not None and not settings.text.sleeps:
+        if text is not None and settings.text is not None and not settings.text.scales_to_zero:
             found.append(part(text, "text"))
         return found
 

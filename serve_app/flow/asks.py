@@ -16,18 +16,18 @@ from serve_app.core.types import (
     TextQuery,
 )
 from serve_app.images.store import OpenImage
-from serve_app.routing.facts import Ask
+from serve_app.routing.types import RoutingQuery
 
 _DETECTIONS = 10
 """Boxes that a detector usually proposes: how many is known only after it has run."""
 
 
-def ask_of(
+def routing_query(
     request: SegmentRequest,
     image: OpenImage,
     text_source: ProposalSource | None = None,
     spent_ms: float = 0.0,
-) -> Ask:
+) -> RoutingQuery:
     """The request's hints, and how much work it is.
 
     Args:
@@ -38,7 +38,7 @@ def ask_of(
     if isinstance(task, TextQuery) and text_source is not None:
         task = replace(task, proposals=text_source)
     prompts = _prompts(task, image)
-    return Ask(
+    return RoutingQuery(
         variant=request.variant,
         max_latency_ms=request.max_latency_ms,
         min_quality=request.min_quality,

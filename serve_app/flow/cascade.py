@@ -12,7 +12,7 @@ from serve_app.core.errors import UnknownImage
 from serve_app.core.types import DecodeOptions, Mask, Prompt
 from serve_app.flow.session import Session
 from serve_app.images.store import OpenImage
-from serve_app.routing.cascade import second_is_better, worth_asking
+from serve_app.routing.cascade import select_for_escalation, should_replace
 from serve_app.routing.dispatcher import Dispatcher
 from serve_app.telemetry.catalogue import ESCALATIONS
 
@@ -63,9 +63,9 @@ class CascadeStep:
         second = self._second.variant
         rules = self._dispatcher.escalation(self._first, second)
         router = self._dispatcher.router
-        now = self._dispatcher.situation(second, image.id)
-        picked = worth_asking(
-            prompts, answers, rules, share=router.cascade_share, resident=now.resident
+        now = self._dispatcher.variant_state(second, image.id)
+        picked = select_for_escalation(
+            prompts, answers, rules, share=router.cascade_share, cached=now.cached
         )
         if not picked:
             return Cascaded(answers)
@@ -73,8 +73,8 @@ class CascadeStep:
         unsure = f"unsure of {len(picked)} of {len(prompts)} prompts"
         needed_ms = self._dispatcher.expected_ms(second, image.id, len(picked))
         if needed_ms > left_ms:
-            if router.cascade_wakes and now.asleep:
-                self._dispatcher.wake(second)
+            if router.cascade_scales_from_zero and now.scaled_to_zero:
+                self._dispatcher.scale_from_zero(second)
             ESCALATIONS.inc(outcome="no_time")
             note = f"{unsure}, but {second} would take {needed_ms:.0f} ms more"
             return Cascaded(answers, note=note, degraded=True)
@@ -96,7 +96,7 @@ class CascadeStep:
         ESCALATIONS.inc(outcome="answered")
         merged, kept = list(answers), set()
         for index, masks in zip(picked, again, strict=True):
-            if second_is_better(prompts[index], answers[index], masks, rules):
+            if should_replace(prompts[index], answers[index], masks, rules):
                 merged[index] = masks
                 kept.add(index)
         note = f"{unsure}, {second} asked again, {len(kept)} of its answers kept"

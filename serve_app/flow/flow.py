@@ -49,7 +49,7 @@ from serve_app.core.types import (
     TextScores,
     VariantInfo,
 )
-from serve_app.flow.asks import ask_of
+from serve_app.flow.asks import routing_query
 from serve_app.flow.cascade import Cascaded, CascadeStep
 from serve_app.flow.limits import check_limits
 from serve_app.flow.readiness import Part, Readiness
@@ -57,8 +57,8 @@ from serve_app.flow.session import Session
 from serve_app.flow.timings import Timings
 from serve_app.images.store import ImageStore, OpenImage
 from serve_app.routing.dispatcher import Dispatcher
-from serve_app.routing.facts import AUTO, Ask
 from serve_app.routing.router import Choice
+from serve_app.routing.types import AUTO, RoutingQuery
 
 _WAY_S, _WAY_SHARE = 0.1, 0.2
 _USABLE = 0.9
@@ -126,12 +126,12 @@ class SegmentationFlow:
             raise InvalidRequest("return_logits does not go with everything", "return_logits")
         image = await self._open(request.image, timings)
         source = await self._text_source(request.task)
-        ask = ask_of(request, image, source, (time.monotonic() - started) * 1e3)
+        ask = routing_query(request, image, source, (time.monotonic() - started) * 1e3)
         choice = self._dispatcher.choose(ask, image.id)
         try:
             done = await self._answer(request, image, choice, timings, started)
         except (Overloaded, WeightsUnavailable):
-            other = self._dispatcher.instead(ask, image.id, choice)
+            other = self._dispatcher.fallback(ask, image.id, choice)
             if other is None:
                 raise
             choice = other
@@ -197,7 +197,7 @@ class SegmentationFlow:
         timings = Timings()
         async with self._deadline(None):
             opened = await self._open(image, timings)
-            choice = self._dispatcher.choose(Ask(variant=variant, prompts=0), opened.id)
+            choice = self._dispatcher.choose(RoutingQuery(variant=variant, prompts=0), opened.id)
             session = self._session(choice.variant, timings)
             await session.predict(opened, (), DecodeOptions())
         timings.publish()
@@ -259,7 +259,7 @@ class SegmentationFlow:
 
     def _session(self, variant: str, timings: Timings, return_logits: bool = False) -> Session:
         predictor = self._predictors[variant]
-        return Session(variant, predictor, self._dispatcher.board, timings, return_logits)
+        return Session(variant, predictor, self._dispatcher.load_tracker, timings, return_logits)
 
     async def _text_source(self, task: Task) -> ProposalSource | None:
         """Where a text's candidates will come from, which decides how much work it is."""

@@ -98,7 +98,7 @@ def open_registry(path: str | None, root: Path) -> Registry:
     return Registry(models={**made, **registry.models})
 
 
-def deployable(settings: GraphSettings) -> tuple[GraphSettings, dict[str, str]]:
+def drop_unavailable_variants(settings: GraphSettings) -> tuple[GraphSettings, dict[str, str]]:
     """A configuration without the int8 variants that are not here or not worth it.
 
     The variant's ``reference`` answers under its name.  Figures of another processor count only

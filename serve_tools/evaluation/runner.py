@@ -26,7 +26,7 @@ from serve_app.core.types import (
     Task,
     TextQuery,
 )
-from serve_app.routing.facts import AUTO
+from serve_app.routing.types import AUTO
 from serve_tools.evaluation.annotations import AnnotatedImage, Dataset, GroundTruth, Problem
 from serve_tools.evaluation.kinds import Multimask, PromptKind
 from serve_tools.evaluation.metrics import covered_by, iou_matrix, match_greedily

@@ -13,10 +13,10 @@ from serve_app.core.measurements import (
     Data,
     Duration,
     Escalation,
-    Ledger,
-    LedgerEntry,
+    MeasurementsFile,
     Point,
     Share,
+    VariantMeasurements,
 )
 from serve_app.core.settings import GraphSettings
 from serve_app.models.registry import load_registry
@@ -38,7 +38,7 @@ def write_ledger(settings: GraphSettings, path: Path) -> None:
         if name not in ENCODE_MS:
             continue
         spec, compute = registry.get(variant.model), encoder_compute(variant)
-        entries[name] = LedgerEntry(
+        entries[name] = VariantMeasurements(
             model=variant.model,
             weights_hash=spec.weights_hash,
             preprocessing=spec.preprocessing,
@@ -65,7 +65,7 @@ def write_ledger(settings: GraphSettings, path: Path) -> None:
         first_iou=0.6,
         second_iou=0.8,
     )
-    ledger = Ledger(
+    ledger = MeasurementsFile(
         created="2026-01-01T00:00:00Z",
         host=this_host(gpus=False),
         versions={},

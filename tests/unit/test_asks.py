@@ -14,9 +14,9 @@ from serve_app.core.types import (
     Task,
     TextQuery,
 )
-from serve_app.flow.asks import ask_of
+from serve_app.flow.asks import routing_query
 from serve_app.images.store import ImageStore, OpenImage
-from serve_app.routing.facts import Ask
+from serve_app.routing.types import RoutingQuery
 
 BOX = Prompt(box=[1, 1, 9, 9])
 POINT = Prompt(point_coords=[[5, 5]], point_labels=[1])
@@ -62,10 +62,10 @@ async def image() -> OpenImage:
 async def test_the_kind_and_number_of_prompts(
     image: OpenImage, task: Task, kind: str, prompts: int, images: int
 ) -> None:
-    ask = ask_of(SegmentRequest(image="x", task=task), image)
+    ask = routing_query(SegmentRequest(image="x", task=task), image)
     mixed = task in ([BOX, POINT], [BOX, POINT, POINT])
     filtered = isinstance(task, Everything)
-    wanted = Ask(
+    wanted = RoutingQuery(
         kind=kind,  # type: ignore[arg-type]
         mixed=mixed,
         prompts=prompts,
@@ -79,6 +79,6 @@ async def test_hints_are_handed_on(image: OpenImage) -> None:
     request = SegmentRequest(
         image="x", task=[BOX], variant="fast", max_latency_ms=150.5, min_quality=0.75
     )
-    assert ask_of(request, image) == Ask(
+    assert routing_query(request, image) == RoutingQuery(
         variant="fast", max_latency_ms=150.5, min_quality=0.75, kind="box", prompts=1
     )

@@ -133,7 +133,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> None:
         encode_ms={1: 100.0, 4: 200.0}, decode_ms={1: 10.0, 4: 20.0}, cold_start_s=2.0
     )
     found = SimpleNamespace(profiles={"fast": profile, "accurate": profile})
-    monkeypatch.setattr(module, "load_ledger", lambda *_: found)
+    monkeypatch.setattr(module, "load_measurements", lambda *_: found)
 
 
 def busy(images_per_s: float, running: int = 1) -> Seen:
@@ -229,7 +229,7 @@ def test_an_unreadable_ledger_leaves_what_replicas_tell(
     def broken(*_: object) -> None:
         raise OSError("no disk")
 
-    monkeypatch.setattr(module, "load_ledger", broken)
+    monkeypatch.setattr(module, "load_measurements", broken)
     slow = {"arrivals_per_s": [10.0], "pass_items": [1.0], "pass_ms": [250.0]}
     quick = {"arrivals_per_s": [10.0], "pass_items": [1.0], "pass_ms": [20.0]}
     for stats, replicas in ((slow, 4), (quick, 1)):

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from serve_app.core.measurements import Measurements
 from serve_app.core.ports import Predictor
 from serve_app.core.settings import GraphSettings
 from serve_app.core.types import VariantInfo
 from serve_app.models.registry import Registry
-from serve_app.profiles.load import LoadedLedger
-from serve_app.routing.board import Capacity
-from serve_app.routing.dispatcher import Dispatcher, Knowledge
+from serve_app.routing.dispatcher import Dispatcher
+from serve_app.routing.load_tracker import Capacity
 from serve_app.routing.variants import variant_info
 
 
@@ -38,9 +38,9 @@ def capacities(settings: GraphSettings, *, awake: bool) -> dict[str, Capacity]:
     return found
 
 
-def dispatcher_of(
+def build_dispatcher(
     settings: GraphSettings,
-    ledger: LoadedLedger,
+    ledger: Measurements,
     predictors: Mapping[str, Predictor],
     *,
     awake: bool,
@@ -48,17 +48,17 @@ def dispatcher_of(
     """The router of the variants that have a predictor."""
     names = list(predictors)
     deployed = capacities(settings, awake=awake)
-    wakers: dict[str, Callable[..., Any]] = {name: predictors[name].wake for name in names}
+    starters = {name: predictors[name].scale_from_zero for name in names}
     return Dispatcher(
         settings.router.among(names),
         {name: deployed[name] for name in names},
-        Knowledge(profiles=ledger.profiles, escalation=ledger.escalation),
-        wakers,
+        ledger,
+        starters,
     )
 
 
 def variant_infos(
-    settings: GraphSettings, names: Sequence[str], registry: Registry, ledger: LoadedLedger
+    settings: GraphSettings, names: Sequence[str], registry: Registry, ledger: Measurements
 ) -> dict[str, VariantInfo]:
     """What ``/v1/models`` tells of each variant, with its figures or why there are none.
 
@@ -72,7 +72,7 @@ def variant_infos(
     return infos
 
 
-def _figures(name: str, ledger: LoadedLedger) -> dict[str, Any]:
+def _figures(name: str, ledger: Measurements) -> dict[str, Any]:
     entry = ledger.entries.get(name)
     if entry is None:
         return {"measured": None, "not_measured": ledger.ignored.get(name, "not measured")}

@@ -7,99 +7,75 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from serve_app.core.host import this_host
 from serve_app.core.measurements import (
-    Escalation,
-    Form,
-    Ledger,
-    LedgerEntry,
-    Profile,
+    Measurements,
+    MeasurementsFile,
+    VariantMeasurements,
     dominated,
 )
 from serve_app.core.settings import GraphSettings, VariantSettings
 from serve_app.models.registry import Registry, RegistryError
 from serve_app.routing.variants import encoder_compute
 
-LEDGER_VARIABLE = "SAM_SERVE_LEDGER"
+MEASUREMENTS_VARIABLE = "SAM_SERVE_LEDGER"
 MAX_BYTES = 2**20
 """A ledger has some kilobytes; more than this is none."""
 
 _COMMAND = "run 'python -m serve_app measure'"
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedLedger:
-    """What a graph may believe.
-
-    Attributes:
-        profiles, entries: by configured variant, those that count.
-        escalation: the cascade's rules between variants that count, by ``from>to``.
-        warnings: what is missing or ignored, and why; for the operator's log.
-        dominated: variants both slower and worse than another, with that other.
-        ignored: why a configured variant has no figures.
-        ledger: the file as it was read; None: absent or unreadable.
-    """
-
-    profiles: Mapping[str, Profile] = field(default_factory=dict)
-    entries: Mapping[str, LedgerEntry] = field(default_factory=dict)
-    escalation: Mapping[str, Mapping[Form, Escalation]] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-    dominated: Mapping[str, str] = field(default_factory=dict)
-    ignored: Mapping[str, str] = field(default_factory=dict)
-    ledger: Ledger | None = None
-
-
-class LedgerError(Exception):
+class MeasurementsError(Exception):
     """The ledger cannot be used; the text says why."""
 
 
-def ledger_path(settings: GraphSettings) -> Path:
+def measurements_path(settings: GraphSettings) -> Path:
     """Where the ledger is: the settings', else ``$SAM_SERVE_LEDGER``, else the user's cache.
 
     Raises:
-        LedgerError: the path starts with ``~`` and there is no home folder.
+        MeasurementsError: the path starts with ``~`` and there is no home folder.
     """
-    named = settings.ledger.path or os.environ.get(LEDGER_VARIABLE)
+    named = settings.ledger.path or os.environ.get(MEASUREMENTS_VARIABLE)
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:
         return Path(named or f"{cache}/sam-serve/ledger.json").expanduser()
     except RuntimeError as exc:
-        raise LedgerError("the ledger's path names a home folder that cannot be found") from exc
+        raise MeasurementsError(
+            "the ledger's path names a home folder that cannot be found"
+        ) from exc
 
 
-def read_ledger(path: Path) -> Ledger | None:
+def read_measurements(path: Path) -> MeasurementsFile | None:
     """The ledger in a file, checked for its form alone; None if there is no file.
 
     Raises:
-        LedgerError: no plain file, too large, not readable, or not of this form.
+        MeasurementsError: no plain file, too large, not readable, or not of this form.
     """
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
-            raise LedgerError("the ledger is not a plain file")
+            raise MeasurementsError("the ledger is not a plain file")
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as exc:  # ValueError: a path that no file can have
-        raise LedgerError("the ledger cannot be read") from exc
+        raise MeasurementsError("the ledger cannot be read") from exc
     if len(content) > MAX_BYTES:
-        raise LedgerError(f"the ledger is larger than {MAX_BYTES >> 20} MiB")
+        raise MeasurementsError(f"the ledger is larger than {MAX_BYTES >> 20} MiB")
     try:
-        return Ledger.model_validate_json(content)
+        return MeasurementsFile.model_validate_json(content)
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])[:80] or "file"
-        raise LedgerError(f"the ledger is not valid ({where}: {first['msg'][:120]})") from exc
+        raise MeasurementsError(f"the ledger is not valid ({where}: {first['msg'][:120]})") from exc
 
 
-def load_ledger(settings: GraphSettings, registry: Registry) -> LoadedLedger:
+def load_measurements(settings: GraphSettings, registry: Registry) -> Measurements:
     """The figures of the configured variants, as far as they can be believed.
 
     Never raises: a graph without figures works, it only knows less.  An entry whose model,
@@ -107,8 +83,8 @@ def load_ledger(settings: GraphSettings, registry: Registry) -> LoadedLedger:
     unless ``ledger.trust_host`` is set everything that was measured on another host.
     """
     try:
-        ledger = read_ledger(ledger_path(settings))
-    except LedgerError as exc:
+        ledger = read_measurements(measurements_path(settings))
+    except MeasurementsError as exc:
         return _nothing(settings, f"{exc}", f"{exc}: it is ignored; {_COMMAND} for a new one")
     if ledger is None:
         text = f"no variant of this host was measured yet; {_COMMAND}"
@@ -116,7 +92,7 @@ def load_ledger(settings: GraphSettings, registry: Registry) -> LoadedLedger:
     if (other := _other_host(ledger, settings)) is not None:
         text = f"the ledger is of another host ({other}) and is ignored; {_COMMAND} here"
         return _nothing(settings, "measured on another host", text, ledger)
-    entries: dict[str, LedgerEntry] = {}
+    entries: dict[str, VariantMeasurements] = {}
     ignored: dict[str, str] = {}
     warnings = []
     for name, variant in settings.variants.items():
@@ -134,7 +110,7 @@ def load_ledger(settings: GraphSettings, registry: Registry) -> LoadedLedger:
     if entries.keys() >= _ends(pair) and not ledger.escalation.get(pair):
         warnings.append(f"the ledger has no rules for the cascade {pair}: it is off; {_COMMAND}")
     profiles = {name: entry.profile for name, entry in entries.items()}
-    return LoadedLedger(
+    return Measurements(
         profiles=profiles,
         entries=entries,
         escalation={
@@ -145,7 +121,7 @@ def load_ledger(settings: GraphSettings, registry: Registry) -> LoadedLedger:
         warnings=tuple(warnings),
         dominated=dominated(profiles),
         ignored=ignored,
-        ledger=ledger,
+        file=ledger,
     )
 
 
@@ -153,7 +129,9 @@ def _ends(pair: str) -> set[str]:
     return set(pair.split(">"))
 
 
-def mismatch(entry: LedgerEntry, variant: VariantSettings, registry: Registry) -> str | None:
+def mismatch(
+    entry: VariantMeasurements, variant: VariantSettings, registry: Registry
+) -> str | None:
     """In what an entry differs from a configured variant; None if it is of this variant."""
     try:
         spec = registry.get(variant.model)
@@ -179,7 +157,7 @@ def mismatch(entry: LedgerEntry, variant: VariantSettings, registry: Registry) -
     return None
 
 
-def _other_host(ledger: Ledger, settings: GraphSettings) -> str | None:
+def _other_host(ledger: MeasurementsFile, settings: GraphSettings) -> str | None:
     """What of the ledger's host differs from this one; None if nothing does, or it is trusted."""
     if settings.ledger.trust_host:
         return None
@@ -195,7 +173,7 @@ def _other_host(ledger: Ledger, settings: GraphSettings) -> str | None:
 
 
 def _nothing(
-    settings: GraphSettings, reason: str, warning: str, ledger: Ledger | None = None
-) -> LoadedLedger:
+    settings: GraphSettings, reason: str, warning: str, ledger: MeasurementsFile | None = None
+) -> Measurements:
     ignored = dict.fromkeys(settings.variants, reason)
-    return LoadedLedger(warnings=(warning,), ignored=ignored, ledger=ledger)
+    return Measurements(warnings=(warning,), ignored=ignored, file=ledger)
