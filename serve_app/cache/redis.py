@@ -5,7 +5,7 @@ Redis is a help, never a need, and may be absent, die, hang and return at any ti
 * a lookup has a time limit, and what does not come within it is a miss;
 * values are written off the requests' path, by one writer with a bounded queue;
 * after three failures in a row nobody asks any more, but a ping in the background every
-  ``redis_rest_s``, until two are answered, the second one quickly.
+  ``redis_probe_interval_s``, until two are answered, the second one quickly.
 
 A connection may take longer to make than a lookup may last (TLS, a server that has just come
 back).  So a lookup whose time is over goes on in the background, for one second at most and only
@@ -58,7 +58,7 @@ class RedisTier:
         self._client = client
         self._settings = settings
         self._slots = asyncio.Semaphore(settings.redis_connections)
-        self._breaker = Breaker(_FAILURES, settings.redis_rest_s)
+        self._breaker = Breaker(_FAILURES, settings.redis_probe_interval_s)
         self._answered_at = -math.inf
         self._prober: asyncio.Task[None] | None = None
         self._queue: deque[tuple[str, Callable[[], bytes], int]] = deque()

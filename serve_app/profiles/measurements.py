@@ -39,7 +39,7 @@ def measurements_path(settings: GraphSettings) -> Path:
     Raises:
         MeasurementsError: the path starts with ``~`` and there is no home folder.
     """
-    named = settings.ledger.path or os.environ.get(MEASUREMENTS_VARIABLE)
+    named = settings.measurements.path or os.environ.get(MEASUREMENTS_VARIABLE)
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:
         return Path(named or f"{cache}/sam-serve/ledger.json").expanduser()
@@ -159,7 +159,7 @@ def mismatch(
 
 def _other_host(ledger: MeasurementsFile, settings: GraphSettings) -> str | None:
     """What of the ledger's host differs from this one; None if nothing does, or it is trusted."""
-    if settings.ledger.trust_host:
+    if settings.measurements.trust_host:
         return None
     there = ledger.host
     here = this_host(gpus=bool(there.gpus))

@@ -80,9 +80,9 @@ def profile_of(settings: GraphSettings) -> Profile:
     """What *fast* costs here, now."""
     print("measuring fast on this host ...", flush=True)
     found = measure(settings, load_registry(), ["fast"], EFFORT, lambda text: None)
-    if found.file is None:
+    if found.ledger is None:
         raise SystemExit(f"fast could not be measured: {found.failures}")
-    return found.file.entries["fast"].profile
+    return found.ledger.entries["fast"].profile
 
 
 def main() -> None:

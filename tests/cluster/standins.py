@@ -121,7 +121,7 @@ def graph(
         "variants": variants,
         "ingress": {"ray_actor_options": {"num_cpus": 0.05}, "autoscaling_config": small},
         # Nobody measured sleeping: the policy goes by what replicas tell.
-        "ledger": {"path": "/nonexistent/ledger.json"},
+        "measurements": {"path": "/nonexistent/ledger.json"},
         "scaling": scaling,
     }
 

@@ -139,7 +139,7 @@ def graph(
         "proposals": role(replicas, detector=None),
         "text": role(replicas),
         # Nobody measured sleeping.
-        "ledger": {"path": "/nonexistent/ledger.json"},
+        "measurements": {"path": "/nonexistent/ledger.json"},
         **({} if standins is None else {"standins": standins}),
         **more,
     }

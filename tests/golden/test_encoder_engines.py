@@ -114,7 +114,7 @@ def test_an_int8_encoder_is_made_checked_and_loaded(
     arguments = {
         "weights_dir": str(tmp_path),
         "variants": variants,
-        "quantised": {"least_speedup": 0.01, "most_iou_loss": 1},
+        "quantized": {"least_speedup": 0.01, "most_iou_loss": 1},
         "offline": True,
     }
     settings, left_out = drop_unavailable_variants(GraphSettings.model_validate(arguments))

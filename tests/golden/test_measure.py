@@ -27,7 +27,7 @@ def test_the_fast_variant_is_measured_and_its_ledger_counts(
     threads = {"compute": {"threads": 2}}
     args = {
         "variants": {"fast": {"model": "vit_t", "encoder": threads, "decoder": threads}},
-        "ledger": {"path": str(tmp_path / "ledger.json")},
+        "measurements": {"path": str(tmp_path / "ledger.json")},
     }
     config = tmp_path / "graph.yaml"
     config.write_text(yaml.safe_dump({"applications": [{"args": args}]}))

@@ -313,7 +313,7 @@ BROKEN_ACCURATE = GOOD.replace(
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     variants = {"fast": {"model": "vit_t"}, "accurate": {"model": "sam2_hiera_tiny"}}
-    args = {"variants": variants, "ledger": {"path": str(tmp_path / "ledger.json")}}
+    args = {"variants": variants, "measurements": {"path": str(tmp_path / "ledger.json")}}
     path = tmp_path / "graph.yaml"
     path.write_text(yaml.safe_dump({"applications": [{"args": args}]}, sort_keys=False))
     return path

@@ -36,7 +36,7 @@ def graph(path: Path, trust: bool = False, **variants: Any) -> GraphSettings:
         {
             "variants": chosen,
             "router": {"default": next(iter(chosen))},
-            "ledger": {"path": str(path), "trust_host": trust},
+            "measurements": {"path": str(path), "trust_host": trust},
         }
     )
 

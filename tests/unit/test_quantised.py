@@ -106,7 +106,7 @@ def test_slower_or_worse_than_the_tolerance_is_refused(
     assert found.router.aliases == {"quantized": "fast"}
     assert said in left_out["quantized"]
     tolerant = {"least_speedup": 1.0, "most_iou_loss": 0.01}
-    found, left_out = drop_unavailable_variants(settings(tmp_path, quantised=tolerant))
+    found, left_out = drop_unavailable_variants(settings(tmp_path, quantized=tolerant))
     assert ("quantized" in found.variants, left_out) == (True, {})
 
 
@@ -120,7 +120,7 @@ def test_figures_of_another_processor_count_where_the_ledgers_do(tmp_path: Path)
     path = tmp_path / "vit_t_int8" / MANIFEST
     path.write_text(manifest.model_copy(update={"cpu": "another"}).model_dump_json(), "utf-8")
     assert "another processor" in drop_unavailable_variants(settings(tmp_path))[1]["quantized"]
-    assert not drop_unavailable_variants(settings(tmp_path, ledger={"trust_host": True}))[1]
+    assert not drop_unavailable_variants(settings(tmp_path, measurements={"trust_host": True}))[1]
 
 
 def test_a_copied_folder_hides_no_model(tmp_path: Path) -> None:
