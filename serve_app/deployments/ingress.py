@@ -17,14 +17,12 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.cache.shared import shared_tier
 from serve_app.core.exposure import exposure_warning
-from serve_app.core.measurements import Measurements
 from serve_app.core.settings import GraphSettings
 from serve_app.core.types import (
     EmbedResult,
     RgbArray,
     SegmentRequest,
     SegmentResult,
-    VariantInfo,
 )
 from serve_app.deployments.handles import (
     RemotePredictor,
@@ -42,6 +40,7 @@ from serve_app.http.app import create_app
 from serve_app.http.work import Work
 from serve_app.images.store import ImageStore
 from serve_app.profiles.dispatch import build_dispatcher
+from serve_app.profiles.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -52,31 +51,30 @@ class IngressReplica:
 
     def __init__(
         self,
-        settings: GraphSettings,
-        variants: Mapping[str, VariantInfo],
-        ledger: Measurements,
+        plan: Plan,
         decoders: Mapping[str, DeploymentHandle[Any]],
         proposals: DeploymentHandle[Any],
         text: DeploymentHandle[Any] | None,
     ) -> None:
+        settings = plan.settings
         join_serve_log()
         start_telemetry(ingress=True)
         controller = _get_global_client()
         host = None if controller is None else controller.http_config.host
         exposed = exposure_warning(settings.security, host)
-        for warning in filter(None, (*ledger.warnings, exposed)):
+        for warning in filter(None, (*plan.warnings, exposed)):
             log.warning("%s", warning)
         self._limits, self._security = settings.limits, settings.security
         sign = settings.ingress.drain_file
         self._work = Work(None if sign is None else Path(sign))
         predictors = {name: RemotePredictor(handle) for name, handle in decoders.items()}
-        dispatcher = build_dispatcher(settings, ledger, predictors, awake=False)
+        dispatcher = build_dispatcher(plan, predictors, in_process=False)
         self._watch = ReplicaWatch(settings, dispatcher.load_tracker)
         self._flow = SegmentationFlow(
             images=ImageStore(
                 settings.limits, settings.cache.image_bytes, shared_tier(settings.cache)
             ),
-            variants=variants,
+            variants=plan.variants,
             predictors=predictors,
             proposer=RemoteProposer(proposals),
             scorer=None if text is None else RemoteTextScorer(text),

@@ -1,34 +1,28 @@
-"""From a configuration and its ledger to what the router works with."""
+"""The router of a plan."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Mapping
 
-from serve_app.core.measurements import Measurements
 from serve_app.core.ports import Predictor
 from serve_app.core.settings import GraphSettings
-from serve_app.core.types import VariantInfo
-from serve_app.models.registry import Registry
+from serve_app.profiles.plan import Plan
 from serve_app.routing.dispatcher import Dispatcher
 from serve_app.routing.load_tracker import Capacity
-from serve_app.routing.variants import variant_info
 
 
-def capacities(settings: GraphSettings, *, awake: bool) -> dict[str, Capacity]:
+def capacities(settings: GraphSettings, *, in_process: bool) -> dict[str, Capacity]:
     """How each variant is deployed.
 
     Args:
-        awake: all run (in process); else as many replicas as the configuration starts with.
+        in_process: one encoder and one decoder each; else the configured initial replicas.
     """
     found = {}
     for name, variant in settings.variants.items():
-        decoders = 1 if awake else variant.decoder.initial_replicas
-        fused = variant.layout == "fused"
-        encoders = decoders if awake or fused else variant.encoder.initial_replicas
+        decoders = 1 if in_process else variant.decoder.initial_replicas
+        one_pool = in_process or variant.layout == "fused"
         found[name] = Capacity(
-            encoders=encoders,
+            encoders=decoders if one_pool else variant.encoder.initial_replicas,
             decoders=decoders,
             encoder_batch=variant.encoder.batching.max_batch_size,
             decoder_batch=variant.decoder.batching.max_batch_size,
@@ -39,47 +33,13 @@ def capacities(settings: GraphSettings, *, awake: bool) -> dict[str, Capacity]:
 
 
 def build_dispatcher(
-    settings: GraphSettings,
-    ledger: Measurements,
-    predictors: Mapping[str, Predictor],
-    *,
-    awake: bool,
+    plan: Plan, predictors: Mapping[str, Predictor], *, in_process: bool
 ) -> Dispatcher:
-    """The router of the variants that have a predictor."""
-    names = list(predictors)
-    deployed = capacities(settings, awake=awake)
-    starters = {name: predictors[name].scale_from_zero for name in names}
+    """The router of the variants that have a predictor; ``in_process`` as in `capacities`."""
+    deployed = capacities(plan.settings, in_process=in_process)
     return Dispatcher(
-        settings.router.among(names),
-        {name: deployed[name] for name in names},
-        ledger,
-        starters,
+        plan.settings.router.among(list(predictors)),
+        {name: deployed[name] for name in predictors},
+        plan.measurements,
+        {name: predictor.scale_from_zero for name, predictor in predictors.items()},
     )
-
-
-def variant_infos(
-    settings: GraphSettings, names: Sequence[str], registry: Registry, ledger: Measurements
-) -> dict[str, VariantInfo]:
-    """What ``/v1/models`` tells of each variant, with its figures or why there are none.
-
-    Raises:
-        ValueError: see `variant_info`.
-    """
-    infos = {}
-    for name in names:
-        info = variant_info(name, settings.variants[name], registry)
-        infos[name] = replace(info, details={**info.details, **_figures(name, ledger)})
-    return infos
-
-
-def _figures(name: str, ledger: Measurements) -> dict[str, Any]:
-    entry = ledger.entries.get(name)
-    if entry is None:
-        return {"measured": None, "not_measured": ledger.ignored.get(name, "not measured")}
-    told = {"model", "weights_hash", "preprocessing", "device", "dtype", "engine"}
-    figures: dict[str, Any] = {
-        "measured": entry.model_dump(mode="json", exclude=told, exclude_none=True)
-    }
-    if name in ledger.dominated:
-        figures["dominated_by"] = ledger.dominated[name]
-    return figures
