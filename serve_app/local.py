@@ -33,7 +33,7 @@ from serve_app.images.store import ImageStore
 from serve_app.models.factory import ModelSource, load_decoder, load_encoder, load_text
 from serve_app.profiles.dispatch import build_dispatcher
 from serve_app.profiles.plan import resolve
-from serve_app.routing.variants import encoder_compute
+from serve_app.profiles.variants import encoder_compute
 
 T = TypeVar("T")
 

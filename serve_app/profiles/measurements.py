@@ -20,7 +20,7 @@ from serve_app.core.measurements import (
 )
 from serve_app.core.settings import GraphSettings, VariantSettings
 from serve_app.models.registry import Registry, RegistryError
-from serve_app.routing.variants import encoder_compute
+from serve_app.profiles.variants import encoder_compute
 
 MEASUREMENTS_VARIABLE = "SAM_SERVE_LEDGER"
 MAX_BYTES = 2**20

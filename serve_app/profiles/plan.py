@@ -18,7 +18,7 @@ from serve_app.models.quantized import drop_unavailable_variants, open_registry
 from serve_app.models.registry import Registry
 from serve_app.models.weights import WeightStore
 from serve_app.profiles.measurements import load_measurements
-from serve_app.routing.variants import variant_info
+from serve_app.profiles.variants import variant_info
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from serve_app.core.measurements import (
 )
 from serve_app.core.settings import GraphSettings
 from serve_app.models.registry import Registry
-from serve_app.routing.variants import encoder_compute
+from serve_app.profiles.variants import encoder_compute
 from serve_tools.evaluation.summary import versions_of
 from serve_tools.profiling.cascade import fit_rules
 from serve_tools.profiling.protocol import Answer, Effort, Event, Request

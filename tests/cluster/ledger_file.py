@@ -20,7 +20,7 @@ from serve_app.core.measurements import (
 )
 from serve_app.core.settings import GraphSettings
 from serve_app.models.registry import load_registry
-from serve_app.routing.variants import encoder_compute
+from serve_app.profiles.variants import encoder_compute
 
 ENCODE_MS = {"fast": 1500.0, "accurate": 4500.0}
 DECODE_MS = {"fast": 35.0, "accurate": 60.0}

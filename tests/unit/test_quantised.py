@@ -13,7 +13,7 @@ from serve_app.core.settings import Compute, GraphSettings
 from serve_app.models.factory import ModelSource, warm_up_sizes
 from serve_app.models.quantized import MANIFEST, Manifest, drop_unavailable_variants, open_registry
 from serve_app.models.registry import ModelSpec, RegistryError, load_registry
-from serve_app.routing.variants import variant_info
+from serve_app.profiles.variants import variant_info
 from serve_tools.profiling.protocol import Effort
 from serve_tools.workshop.quantise import Calibration, QuantiseError, quantise
 

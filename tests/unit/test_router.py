@@ -23,10 +23,10 @@ from serve_app.core.settings import (
     VariantSettings,
 )
 from serve_app.models.registry import load_registry
+from serve_app.profiles.variants import variant_info
 from serve_app.routing.latency import estimate_latency
 from serve_app.routing.router import Choice, NoEligibleVariant, choose_variant
 from serve_app.routing.types import RoutingQuery, VariantState
-from serve_app.routing.variants import variant_info
 
 IDLE = VariantState()
 DEPLOYED = {"fast": IDLE, "accurate": IDLE}

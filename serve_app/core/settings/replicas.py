@@ -127,11 +127,6 @@ class VariantSettings(Strict):
     decoder: DecoderSettings = DecoderSettings()
 
     @property
-    def encoder_compute(self) -> Compute:
-        """Where the encoder runs: in the fused layout, where the decoder does."""
-        return self.decoder.compute if self.layout == "fused" else self.encoder.compute
-
-    @property
     def components(self) -> tuple[Replicas, ...]:
         """The deployed components."""
         return (self.decoder,) if self.layout == "fused" else (self.encoder, self.decoder)
