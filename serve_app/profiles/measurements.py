@@ -1,6 +1,6 @@
-"""Reading a ledger: only what was measured with these weights, on this host, counts.
+"""Reads the measurements file: only figures of these weights and this host are valid.
 
-Imports no model library: graph builders and the ingress use it.
+Imports no model library, because graph builders and the ingress use it.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from serve_app.profiles.variants import encoder_compute
 
 MEASUREMENTS_VARIABLE = "SAM_SERVE_LEDGER"
 MAX_BYTES = 2**20
-"""A ledger has some kilobytes; more than this is none."""
+"""Far more than a measurements file has."""
 
 _COMMAND = "run 'python -m serve_app measure'"
 
 
 class MeasurementsError(Exception):
-    """The ledger cannot be used; the text says why."""
+    """The measurements cannot be used; the text says why."""
 
 
 def measurements_path(settings: GraphSettings) -> Path:
-    """Where the ledger is: the settings', else ``$SAM_SERVE_LEDGER``, else the user's cache.
+    """Path of the file: the settings', else ``$SAM_SERVE_LEDGER``, else in the user's cache.
 
     Raises:
         MeasurementsError: the path starts with ``~`` and there is no home folder.
@@ -44,84 +44,82 @@ def measurements_path(settings: GraphSettings) -> Path:
     try:
         return Path(named or f"{cache}/sam-serve/ledger.json").expanduser()
     except RuntimeError as exc:
-        raise MeasurementsError(
-            "the ledger's path names a home folder that cannot be found"
-        ) from exc
+        raise MeasurementsError("the path of the measurements has an unknown home folder") from exc
 
 
 def read_measurements(path: Path) -> MeasurementsFile | None:
-    """The ledger in a file, checked for its form alone; None if there is no file.
+    """Read and validate a file; None if there is none.
 
     Raises:
-        MeasurementsError: no plain file, too large, not readable, or not of this form.
+        MeasurementsError: not a regular file, too large, unreadable, or invalid.
     """
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
-            raise MeasurementsError("the ledger is not a plain file")
+            raise MeasurementsError("the measurements are not a regular file")
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as exc:  # ValueError: a path that no file can have
-        raise MeasurementsError("the ledger cannot be read") from exc
+    except (OSError, ValueError) as exc:  # ValueError: an impossible path
+        raise MeasurementsError("the measurements cannot be read") from exc
     if len(content) > MAX_BYTES:
-        raise MeasurementsError(f"the ledger is larger than {MAX_BYTES >> 20} MiB")
+        raise MeasurementsError(f"the measurements file is larger than {MAX_BYTES >> 20} MiB")
     try:
         return MeasurementsFile.model_validate_json(content)
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])[:80] or "file"
-        raise MeasurementsError(f"the ledger is not valid ({where}: {first['msg'][:120]})") from exc
+        raise MeasurementsError(
+            f"the measurements are invalid ({where}: {first['msg'][:120]})"
+        ) from exc
 
 
 def load_measurements(settings: GraphSettings, registry: Registry) -> Measurements:
-    """The figures of the configured variants, as far as they can be believed.
+    """The valid figures of the configured variants.
 
-    Never raises: a graph without figures works, it only knows less.  An entry whose model,
-    weights, preprocessing, device, dtype or threads are not those configured is ignored, and
-    unless ``ledger.trust_host`` is set everything that was measured on another host.
+    Never raises: a graph works without figures.  An entry with another model, weights,
+    preprocessing, device, dtype or threads than configured is ignored, and, unless
+    ``measurements.trust_host`` is set, everything that was measured on another host.
     """
     try:
-        ledger = read_measurements(measurements_path(settings))
+        file = read_measurements(measurements_path(settings))
     except MeasurementsError as exc:
-        return _nothing(settings, f"{exc}", f"{exc}: it is ignored; {_COMMAND} for a new one")
-    if ledger is None:
-        text = f"no variant of this host was measured yet; {_COMMAND}"
+        return _nothing(settings, f"{exc}", f"{exc} and are ignored; {_COMMAND}")
+    if file is None:
+        text = f"no variant was measured on this host yet; {_COMMAND}"
         return _nothing(settings, "not measured", text)
-    if (other := _other_host(ledger, settings)) is not None:
-        text = f"the ledger is of another host ({other}) and is ignored; {_COMMAND} here"
-        return _nothing(settings, "measured on another host", text, ledger)
+    if (other := _other_host(file, settings)) is not None:
+        text = f"the measurements are of another host ({other}) and are ignored; {_COMMAND} here"
+        return _nothing(settings, "measured on another host", text, file)
     entries: dict[str, VariantMeasurements] = {}
     ignored: dict[str, str] = {}
     warnings = []
     for name, variant in settings.variants.items():
-        entry = ledger.entries.get(name)
+        entry = file.entries.get(name)
         if entry is None:
             ignored[name] = "not measured"
-            warnings.append(f"the ledger has no figures for {name}; {_COMMAND}")
+            warnings.append(f"there are no figures for {name}; {_COMMAND}")
         elif (reason := mismatch(entry, variant, registry)) is not None:
             ignored[name] = reason
-            warnings.append(f"the ledger's figures for {name} are ignored: {reason}; {_COMMAND}")
+            warnings.append(f"the figures for {name} are ignored: {reason}; {_COMMAND}")
         else:
             entries[name] = entry
     router = settings.router
     pair = f"{router.default}>{router.cascade_to}"
-    if entries.keys() >= _ends(pair) and not ledger.escalation.get(pair):
-        warnings.append(f"the ledger has no rules for the cascade {pair}: it is off; {_COMMAND}")
+    if entries.keys() >= _ends(pair) and not file.escalation.get(pair):
+        warnings.append(f"there are no rules for the cascade {pair}, which is off; {_COMMAND}")
     profiles = {name: entry.profile for name, entry in entries.items()}
     return Measurements(
         profiles=profiles,
         entries=entries,
         escalation={
-            pair: rules
-            for pair, rules in ledger.escalation.items()
-            if entries.keys() >= _ends(pair)
+            pair: rules for pair, rules in file.escalation.items() if entries.keys() >= _ends(pair)
         },
         warnings=tuple(warnings),
         dominated=dominated(profiles),
         ignored=ignored,
-        file=ledger,
+        file=file,
     )
 
 
@@ -132,7 +130,7 @@ def _ends(pair: str) -> set[str]:
 def mismatch(
     entry: VariantMeasurements, variant: VariantSettings, registry: Registry
 ) -> str | None:
-    """In what an entry differs from a configured variant; None if it is of this variant."""
+    """How an entry differs from a configured variant; None if it does not."""
     try:
         spec = registry.get(variant.model)
     except RegistryError:
@@ -157,11 +155,11 @@ def mismatch(
     return None
 
 
-def _other_host(ledger: MeasurementsFile, settings: GraphSettings) -> str | None:
-    """What of the ledger's host differs from this one; None if nothing does, or it is trusted."""
+def _other_host(file: MeasurementsFile, settings: GraphSettings) -> str | None:
+    """How the measured host differs from this one; None if it does not or is trusted."""
     if settings.measurements.trust_host:
         return None
-    there = ledger.host
+    there = file.host
     here = this_host(gpus=bool(there.gpus))
     if there.cpu != here.cpu:
         return f"processor {there.cpu:.64}, here {here.cpu:.64}"
@@ -173,7 +171,7 @@ def _other_host(ledger: MeasurementsFile, settings: GraphSettings) -> str | None
 
 
 def _nothing(
-    settings: GraphSettings, reason: str, warning: str, ledger: MeasurementsFile | None = None
+    settings: GraphSettings, reason: str, warning: str, file: MeasurementsFile | None = None
 ) -> Measurements:
     ignored = dict.fromkeys(settings.variants, reason)
-    return Measurements(warnings=(warning,), ignored=ignored, file=ledger)
+    return Measurements(warnings=(warning,), ignored=ignored, file=file)

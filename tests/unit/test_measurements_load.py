@@ -111,7 +111,7 @@ def test_a_variant_that_was_not_measured_is_told(tmp_path: Path) -> None:
     models = {"fast": {"model": "small"}, "new": {"model": "large"}}
     found = loaded(tmp_path, ledger(), **models)
     assert list(found.profiles) == ["fast"]
-    assert found.warnings == (f"the ledger has no figures for new; run '{COMMAND}'",)
+    assert found.warnings == (f"there are no figures for new; run '{COMMAND}'",)
 
 
 def test_a_model_that_is_not_in_the_registry(tmp_path: Path) -> None:
@@ -173,10 +173,10 @@ def test_an_oversized_file_is_not_read(tmp_path: Path) -> None:
 
 
 def test_what_is_no_plain_file(tmp_path: Path) -> None:
-    assert "not a plain file" in check_ignored(tmp_path).warnings[0]
+    assert "not a regular file" in check_ignored(tmp_path).warnings[0]
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    assert "not a plain file" in check_ignored(pipe).warnings[0]
+    assert "not a regular file" in check_ignored(pipe).warnings[0]
     check_ignored(Path("/\0"))
 
 
@@ -198,7 +198,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_garbage_is_ignored(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "ledger.json"
     path.write_bytes(content)
-    assert "not valid" in check_ignored(path).warnings[0]
+    assert "are invalid" in check_ignored(path).warnings[0]
 
 
 JSON = st.recursive(
