@@ -13,6 +13,7 @@ from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve._private.long_poll import LongPollClient, LongPollNamespace
 
 from serve_app.core.settings import GraphSettings
+from serve_app.routing.load_tracker import LoadTracker
 from serve_app.telemetry.metrics import VARIANT_REPLICAS
 
 OTHERS = ("proposals", "text")
