@@ -22,8 +22,8 @@ from serve_app.batching.fair_queue import Batch, Call, FairQueue
 from serve_app.batching.stats import BatchLatencyModel, BatchStats
 from serve_app.core.errors import DeadlineExceeded
 from serve_app.core.settings import Batching
-from serve_app.telemetry.catalogue import BATCH_FILL, BATCH_ITEMS, QUEUE_AGE, QUEUE_ITEMS
-from serve_app.telemetry.spans import Parent, here, record
+from serve_app.telemetry.context import TracePosition, current_trace, record_span
+from serve_app.telemetry.metrics import BATCH_FILL, BATCH_ITEMS, QUEUE_AGE, QUEUE_ITEMS
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class _PendingCall(Call, Generic[O]):
     result: asyncio.Future[list[O]]
     outputs: list[O | None]
     missing: int
-    span: Parent
+    span: TracePosition
 
     def resolve(self, index: int, output: O | Exception) -> None:
         """Store the output of one item, or fail the call."""
@@ -137,7 +137,7 @@ class Batcher(Generic[I, O]):
             result=asyncio.get_running_loop().create_future(),
             outputs=[None] * len(items),
             missing=len(items),
-            span=here(),
+            span=current_trace(),
         )
         try:
             self._enqueue(call)
@@ -222,13 +222,13 @@ class Batcher(Generic[I, O]):
         traced = Counter(call for call, _ in batch if call.span is not None)
         for call, items in traced.items():
             if call.started == items:  # its first pass
-                record("wait", call.span, call.enqueued_at, began, items=len(call.items))
+                record_span("wait", call.span, call.enqueued_at, began, items=len(call.items))
         try:
             outputs = await self._run_isolated([call.items[index] for call, index in batch])
         finally:
             self._running -= len(batch)
             for call, items in traced.items():
-                record("pass", call.span, began, time.monotonic(), items=items)
+                record_span("pass", call.span, began, time.monotonic(), items=items)
         for (call, index), output in zip(batch, outputs, strict=True):
             call.resolve(index, output)
             if call.result.done():

@@ -26,7 +26,7 @@ class EngineReplica:
         start_telemetry()
         self.threads: list[EngineThread] = []
         self.devices: set[str] = set()
-        self._stuck_after_s = settings.stuck_after_s
+        self._max_pass_s = settings.max_pass_s
 
     async def ping(self) -> bool:
         """Return once the constructor has loaded and run the models."""
@@ -35,7 +35,7 @@ class EngineReplica:
     async def check_health(self) -> None:
         """Called by Serve, which replaces the replica when this hangs or raises three times."""
         for thread in self.threads:
-            await thread.check(self._stuck_after_s, self._touch)
+            await thread.check(self._max_pass_s, self._touch)
 
     def _touch(self) -> None:
         """Raise if a CUDA context is broken: only a new process helps then."""

@@ -1,7 +1,7 @@
 """Metrics, request ids and spans of a replica's process, exported through Ray.
 
 Ray's agent on each node collects the metrics of its processes every ten seconds, prefixes the
-names with ``ray_`` and adds labels; `serve_app.telemetry.catalogue` lists the metrics.
+names with ``ray_`` and adds labels; `serve_app.telemetry.metrics` lists the metrics.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from ray import serve
 from ray.serve.exceptions import RayServeException
 
 from serve_app.deployments.compat.runtime import RequestContext
-from serve_app.deployments.tracing import RayTracer, carried_span, tracing_is_on
-from serve_app.telemetry.instruments import Counter, Gauge, Histogram, Instrument, collect_with
-from serve_app.telemetry.request import Carry, requests_known_by
-from serve_app.telemetry.spans import trace_with
+from serve_app.deployments.tracing import request_tracer, tracing_is_on
+from serve_app.telemetry.context import set_request_context, set_tracer
+from serve_app.telemetry.metrics import Counter, Gauge, Histogram, Instrument, set_collector
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +41,10 @@ def start_telemetry(*, ingress: bool = False) -> None:
     except RayServeException:
         return
     place = (replica.app_name, replica.deployment, replica.replica_tag)
-    collect_with(RayCollector(dict(zip(_PLACE, place, strict=True))))
-    requests_known_by(ServeRequests())
+    set_collector(RayCollector(dict(zip(_PLACE, place, strict=True))))
+    set_request_context(RequestContext())
     if tracing_is_on():
-        trace_with(RayTracer(ingress=ingress))
+        set_tracer(request_tracer(ingress=ingress))
 
 
 class RayCollector:
@@ -114,17 +113,3 @@ class RayCollector:
             metric = ray.util.metrics.Gauge(name, text, keys)
         self._metrics[instrument.name] = metric
         return metric
-
-
-class ServeRequests(RequestContext):
-    """The current request as Ray Serve knows it, with its span."""
-
-    def carry(self) -> Carry:
-        """See `serve_app.telemetry.request.Requests.carry`."""
-        carry_span, carry_request = carried_span(), self.capture()
-
-        def carry() -> None:
-            carry_span()
-            carry_request()
-
-        return carry

@@ -18,12 +18,8 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
-from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
@@ -64,17 +60,6 @@ def tracing_is_on() -> bool:
     return isinstance(trace.get_tracer_provider(), TracerProvider)
 
 
-def carried_span() -> Callable[[], None]:
-    """Return a function that makes another context a child of the current span."""
-    here = otel_context.get_current()
-
-    def carry() -> None:
-        if here:
-            otel_context.attach(here)
-
-    return carry
-
-
 class RootSpanSampler(Sampler):
     """Starts traces at requests only, with the rate of another sampler.
 
@@ -107,34 +92,14 @@ class RootSpanSampler(Sampler):
         return f"RootSpanSampler({self._ratio.get_description()})"
 
 
-class RayTracer:
-    """Spans of our own, in the traces that Serve starts.
+def request_tracer(*, ingress: bool) -> trace.Tracer:
+    """Return the tracer for our own spans, in the traces that Serve starts.
 
     Args:
         ingress: Whether clients send requests to this process.
     """
-
-    def __init__(self, *, ingress: bool) -> None:
-        provider = trace.get_tracer_provider()
-        if isinstance(provider, TracerProvider):
-            # Before the first span: a tracer keeps the sampler it was created with.
-            provider.sampler = RootSpanSampler(provider.sampler, ingress=ingress)
-        self._tracer = trace.get_tracer(_SERVICE)
-
-    def span(self, name: str) -> AbstractContextManager[Any]:
-        return self._tracer.start_as_current_span(name)
-
-    def here(self) -> Context | None:
-        here = otel_context.get_current()
-        return here if trace.get_current_span(here).is_recording() else None
-
-    def record(self, name: str, parent: Context, began: float, ended: float, items: int) -> None:
-        offset = time.time() - time.monotonic()
-        span = self._tracer.start_span(
-            name, parent, attributes={"items": items}, start_time=_ns(began + offset)
-        )
-        span.end(_ns(ended + offset))
-
-
-def _ns(seconds: float) -> int:
-    return int(seconds * 1e9)
+    provider = trace.get_tracer_provider()
+    if isinstance(provider, TracerProvider):
+        # Before the first span: a tracer keeps the sampler that it was created with.
+        provider.sampler = RootSpanSampler(provider.sampler, ingress=ingress)
+    return trace.get_tracer(_SERVICE)

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from serve_app.core.settings import GraphSettings
 from serve_app.deployments.compat.runtime import watch_replica_counts
-from serve_app.routing.board import LoadBoard
-from serve_app.telemetry.catalogue import VARIANT_REPLICAS
+from serve_app.routing.load_tracker import LoadTracker
+from serve_app.telemetry.metrics import VARIANT_REPLICAS
 
 OTHERS = ("proposals", "text")
 """Deployments that belong to no variant."""
 
 
 class ReplicaCounts:
-    """Numbers of running replicas; those of variants are passed on to a `LoadBoard`.
+    """Numbers of running replicas; those of variants are passed on to a `LoadTracker`.
 
     Attributes:
         deployments: Names of the deployments that count.
     """
 
-    def __init__(self, settings: GraphSettings, board: LoadBoard) -> None:
+    def __init__(self, settings: GraphSettings, load_tracker: LoadTracker) -> None:
         self._fused = {name: v.layout == "fused" for name, v in settings.variants.items()}
-        self._board = board
+        self._load_tracker = load_tracker
         encoders = [f"{name}-encoder" for name, fused in self._fused.items() if not fused]
         self._components = {*encoders, *(f"{name}-decoder" for name in self._fused)}
         self.deployments = [*sorted(self._components), *OTHERS]
@@ -39,20 +39,20 @@ class ReplicaCounts:
         VARIANT_REPLICAS.set(running, variant=variant, half=component)
         for name, fused in self._fused.items():
             decoders = self._running[f"{name}-decoder"]
-            self._board.replicas(
+            self._load_tracker.replicas(
                 name, decoders if fused else self._running[f"{name}-encoder"], decoders
             )
 
 
 class ReplicaWatch:
-    """Updates a `LoadBoard` from Serve's controller while the ingress replica lives.
+    """Updates a `LoadTracker` from Serve's controller while the ingress replica lives.
 
     Args:
         settings: The variants.
-        board: Receives every change.
+        load_tracker: Receives every change.
     """
 
-    def __init__(self, settings: GraphSettings, board: LoadBoard) -> None:
-        counts = ReplicaCounts(settings, board)
+    def __init__(self, settings: GraphSettings, load_tracker: LoadTracker) -> None:
+        counts = ReplicaCounts(settings, load_tracker)
         self.runs = counts.runs
         self._watch = watch_replica_counts(counts.deployments, counts.update)

@@ -14,8 +14,8 @@ import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
-from serve_app.edge.answers import REQUEST_ID_PATTERN
-from serve_app.edge.program import FrontError, find_haproxy
+from serve_app.edge.haproxy import EdgeError, find_haproxy
+from serve_app.edge.render import REQUEST_ID_PATTERN
 
 _BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 _TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
@@ -175,7 +175,7 @@ def _haproxy_wrapper(folder: Path) -> dict[str, str]:
     """
     try:
         haproxy = find_haproxy()
-    except FrontError:
+    except EdgeError:
         return {}  # Ray reports it
     folder.mkdir(parents=True, exist_ok=True)
     program = folder / "ray-haproxy"

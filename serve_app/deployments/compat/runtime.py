@@ -104,11 +104,11 @@ class RequestContext:
         if request is not None and request.request_id != request_id:
             self._current.set(replace(request, request_id=request_id))
 
-    def capture(self) -> Callable[[], None]:
-        """Return a function that makes another context part of the current request."""
+    def carry(self) -> Callable[[], None]:
+        """Return a function that makes another context part of the request, but not cancelled."""
         request = self._current.get()
 
-        def restore() -> None:
+        def carry() -> None:
             if request is not None:
                 # Without the internal id, by which Serve finds the calls to cancel.
                 self._current.set(
@@ -119,7 +119,7 @@ class RequestContext:
                     )
                 )
 
-        return restore
+        return carry
 
 
 def load_policy(policy: Any) -> Callable[..., Any]:

@@ -99,4 +99,4 @@ def test_the_command_and_the_ingress_do_not_start(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(CommandError, match="LongPollClient is missing"):
         run(SimpleNamespace())  # type: ignore[arg-type]
     with pytest.raises(RayChanged, match="LongPollClient is missing"):
-        IngressReplica.__bases__[0](*[None] * 6)  # below what `serve.ingress` adds
+        IngressReplica.__bases__[0](*[None] * 4)  # below what `serve.ingress` adds

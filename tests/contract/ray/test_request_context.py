@@ -7,11 +7,11 @@ from contextvars import Context
 
 from ray.serve.context import _RequestContext, _serve_request_context
 
-from serve_app.deployments.telemetry import ServeRequests
+from serve_app.deployments.compat.runtime import RequestContext
 
 
 async def test_serves_request_is_carried_without_what_cancels_it() -> None:
-    known = ServeRequests()
+    known = RequestContext()
     assert known.request_id() == ""
     _serve_request_context.set(
         _RequestContext(

@@ -20,6 +20,7 @@ from ray.serve.request_router import PendingRequest
 from graphs.nodes import proposals_node, variant_node
 from serve_app.core.settings import GraphSettings, VariantSettings
 from serve_app.deployments.affinity import AffinityRouter
+from serve_app.profiles.plan import resolve
 from serve_app.routing.affinity import ranked
 
 NAMES = ["a", "b", "c", "d"]
@@ -157,9 +158,9 @@ async def test_a_dead_replica_is_not_asked_again() -> None:
 @pytest.mark.parametrize("layout", ["split", "fused"])
 def test_decoders_are_deployed_with_it_and_others_are_not(layout: str) -> None:
     variant = VariantSettings.model_validate({"model": "vit_t", "layout": layout})
-    settings = GraphSettings(variants={"fast": variant})
-    decoder = variant_node("fast", variant, settings)._bound_deployment
-    others = [proposals_node(settings)._bound_deployment]
+    plan = resolve(GraphSettings(variants={"fast": variant}))
+    decoder = variant_node(plan, "fast")._bound_deployment
+    others = [proposals_node(plan)._bound_deployment]
     if layout == "split":
         others.append(decoder.init_args[3]._bound_deployment)
 
