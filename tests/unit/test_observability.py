@@ -24,7 +24,6 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased, Sampler
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 from ray.exceptions import ActorDiedError
-from serve_app.flow.timings import Timings
 
 from serve_app.batching.batcher import Batcher
 from serve_app.core.errors import ReplicaLost
@@ -34,6 +33,7 @@ from serve_app.deployments import telemetry
 from serve_app.deployments.calls import call_with_retry
 from serve_app.deployments.tracing import RootSpanSampler, exporter
 from serve_app.deployments.watch import ReplicaCounts
+from serve_app.flow.context import Timings
 from serve_app.http.middleware import AuditLogMiddleware
 from serve_app.telemetry import context, metrics
 from serve_app.telemetry.metrics import Counter, Histogram, Instrument, set_collector
