@@ -30,7 +30,7 @@ class SamServeError(Exception):
     status: ClassVar[int] = 500
 
     retry_after_s: int | None = None
-    """Seconds to wait before a retry, if known; an attribute, not an argument, because of pickle."""
+    """Seconds to wait before a retry, if known.  No argument, so that errors survive pickling."""
 
     def __init__(self, message: str, field: str | None = None) -> None:
         # Pass all arguments to Exception.args: otherwise the calling process could not unpickle
