@@ -5,7 +5,7 @@ Redis is best-effort: it may be absent, die, hang and return at any time.
 * A lookup has a timeout; after it, the lookup counts as a miss.
 * Values are written in the background, by one writer with a bounded queue.
 * Three consecutive failures open a circuit breaker: lookups and writes are skipped until a
-  background probe, every ``redis_rest_s``, gets two pings through, the second one quickly.
+  background probe, every ``redis_probe_interval_s``, gets two pings through, the second quickly.
 
 Connecting may take longer than the lookup timeout (TLS, a server that has just restarted).  So a
 lookup that timed out continues in the background, for at most one second and at most as many as
@@ -58,7 +58,7 @@ class RedisTier:
         self._client = client
         self._settings = settings
         self._slots = asyncio.Semaphore(settings.redis_connections)
-        self._breaker = Breaker(_FAILURES, settings.redis_rest_s)
+        self._breaker = Breaker(_FAILURES, settings.redis_probe_interval_s)
         self._responded_at = -math.inf
         self._prober: asyncio.Task[None] | None = None
         self._queue: deque[tuple[str, Callable[[], bytes], int]] = deque()

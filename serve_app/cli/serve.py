@@ -25,7 +25,12 @@ from typing import Any
 import yaml
 
 from serve_app.cli import CommandError
-from serve_app.cli.configuration import DEFAULT_CONFIG, left_out, load_settings, needed_models
+from serve_app.cli.configuration import (
+    DEFAULT_CONFIG,
+    load_settings,
+    needed_models,
+    unavailable_variants,
+)
 from serve_app.cli.environment import whole_environment
 from serve_app.cli.models import fetch_models
 from serve_app.core.exposure import exposure_warning
@@ -80,8 +85,8 @@ def run(args: argparse.Namespace) -> int:
     for settings in load_settings(args.config):
         if warning := exposure_warning(settings.security, host):
             print(f"warning: {warning}", file=sys.stderr)
-    for variant, reason in left_out(args.config).items():
-        print(f"note: {variant} is answered by its reference: {reason}", file=sys.stderr)
+    for variant, reason in unavailable_variants(args.config).items():
+        print(f"note: {variant} is served by its reference: {reason}", file=sys.stderr)
     if args.measure:
         measure_once(args.config)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -84,7 +84,7 @@ class Predictor(Protocol):
         """
         ...
 
-    async def wake(self) -> None:
+    async def scale_from_zero(self) -> None:
         """Returns once the variant can answer; starts it if it sleeps."""
         ...
 

@@ -203,7 +203,7 @@ class RemotePredictor:
         found: Prediction | None = await ask("decoder", send)
         return found
 
-    async def wake(self) -> None:
+    async def scale_from_zero(self) -> None:
         await ask("decoder", self._handle.ping.remote)
 
 

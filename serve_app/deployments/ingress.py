@@ -19,7 +19,7 @@ from serve_app.capabilities import SegmentRequest, load_capabilities
 from serve_app.connectors.article import article_router
 from serve_app.core.exposure import exposure_warning
 from serve_app.core.settings import GraphSettings
-from serve_app.core.types import EmbedResult, RgbArray, SegmentResult, VariantInfo
+from serve_app.core.types import EmbedResult, RgbArray, SegmentResult
 from serve_app.deployments.handles import (
     RemotePredictor,
     RemoteProposer,
@@ -35,8 +35,8 @@ from serve_app.flow.readiness import Part
 from serve_app.http.app import create_app
 from serve_app.http.gate import InFlightTracker
 from serve_app.images.store import ImageStore
-from serve_app.profiles.load import LoadedLedger
-from serve_app.profiles.wiring import dispatcher_of
+from serve_app.profiles.dispatch import build_dispatcher
+from serve_app.profiles.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -47,33 +47,32 @@ class IngressReplica:
 
     def __init__(
         self,
-        settings: GraphSettings,
-        variants: Mapping[str, VariantInfo],
-        ledger: LoadedLedger,
+        plan: Plan,
         decoders: Mapping[str, DeploymentHandle[Any]],
         proposals: DeploymentHandle[Any],
         text: DeploymentHandle[Any] | None,
     ) -> None:
+        settings = plan.settings
         join_serve_log()
         start_telemetry(ingress=True)
         controller = _get_global_client()
         host = None if controller is None else controller.http_config.host
         exposed = exposure_warning(settings.security, host)
-        for warning in filter(None, (*ledger.warnings, exposed)):
+        for warning in filter(None, (*plan.warnings, exposed)):
             log.warning("%s", warning)
         self._limits, self._security = settings.limits, settings.security
         sign = settings.ingress.drain_file
         self._tracker = InFlightTracker(None if sign is None else Path(sign))
         predictors = {name: RemotePredictor(handle) for name, handle in decoders.items()}
-        dispatcher = dispatcher_of(settings, ledger, predictors, awake=False)
-        self._watch = ReplicaWatch(settings, dispatcher.board)
+        dispatcher = build_dispatcher(plan, predictors, in_process=False)
+        self._watch = ReplicaWatch(settings, dispatcher.load_tracker)
         self._capabilities = load_capabilities(settings.capabilities)
         self._flow = SegmentationFlow(
             capabilities=self._capabilities,
             images=ImageStore(
                 settings.limits, settings.cache.image_bytes, shared_tier(settings.cache)
             ),
-            variants=variants,
+            variants=plan.variants,
             predictors=predictors,
             proposer=RemoteProposer(proposals),
             scorer=None if text is None else RemoteTextScorer(text),
@@ -101,11 +100,11 @@ class IngressReplica:
             halves = [f"{name}-decoder"]
             if variant.layout == "split":
                 halves.append(f"{name}-encoder")
-            if not variant.sleeps:
+            if not variant.scales_to_zero:
                 found.append(part(handle, *halves))
-        if not settings.proposals.sleeps:
+        if not settings.proposals.scales_to_zero:
             found.append(part(proposals, "proposals"))
-        if text is not None and settings.text is not None and not settings.text.sleeps:
+        if text is not None and settings.text is not None and not settings.text.scales_to_zero:
             found.append(part(text, "text"))
         return found
 

@@ -22,7 +22,7 @@ from serve_app.core.types import (
 )
 from serve_app.flow.cascade import Cascade
 from serve_app.images.store import ImageRef
-from serve_app.routing.board import LoadBoard
+from serve_app.routing.load_tracker import LoadTracker
 from serve_app.telemetry.context import span
 from serve_app.telemetry.metrics import STAGE_SECONDS
 
@@ -71,14 +71,14 @@ class VariantSession:
         self,
         variant: str,
         predictor: Predictor,
-        board: LoadBoard,
+        load_tracker: LoadTracker,
         timings: Timings,
         return_logits: bool = False,
     ) -> None:
         self.variant = variant
         self.cache: CacheTier | None = None
         self._predictor = predictor
-        self._board = board
+        self._load_tracker = load_tracker
         self._return_logits = return_logits
         self._timings = timings
         self._known: set[str] = set()
@@ -98,7 +98,7 @@ class VariantSession:
         with self._timings.stage("predict"):
             prediction = await self._call(image, pixels, prompts, options)
             if prediction is None:
-                self._board.forget(self.variant, image.id)
+                self._load_tracker.forget(self.variant, image.id)
                 prediction = await self._call(image, await image.pixels(), prompts, options)
         if prediction is None:
             raise UnknownImage("the image could not be embedded: send it again", "image_id")
@@ -119,14 +119,14 @@ class VariantSession:
         count = len(prompts)
         if options.most_points is not None:
             count = min(count, options.most_points)
-        ticket = self._board.enter(
+        ticket = self._load_tracker.acquire(
             self.variant, image.id, count, time.monotonic(), most=options.most_points is not None
         )
         prediction: Prediction | None = None
         try:
             prediction = await self._predictor.predict(image.id, pixels, prompts, options)
         finally:
-            self._board.leave(ticket, time.monotonic(), prediction)
+            self._load_tracker.release(ticket, time.monotonic(), prediction)
         return prediction
 
 

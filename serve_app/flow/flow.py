@@ -39,8 +39,8 @@ from serve_app.flow.context import RunContext, Timings, VariantSession
 from serve_app.flow.readiness import Part, Readiness
 from serve_app.images.store import ImageRef, ImageStore
 from serve_app.routing.dispatcher import Dispatcher
-from serve_app.routing.facts import Ask
 from serve_app.routing.router import Choice
+from serve_app.routing.types import RoutingQuery
 
 _MARGIN_S, _MARGIN_SHARE = 0.1, 0.2
 _USABLE = 0.9
@@ -102,17 +102,17 @@ class SegmentationFlow:
         try:
             return await self._run(capability, request, image, choice, timings, started)
         except (Overloaded, WeightsUnavailable):
-            other = self._dispatcher.instead(query, image.id, choice)
+            other = self._dispatcher.fallback(query, image.id, choice)
             if other is None:
                 raise
         return await self._run(capability, request, image, other, timings, started)
 
     async def _query(
         self, capability: Capability, request: SegmentRequest, image: ImageRef, started: float
-    ) -> Ask:
+    ) -> RoutingQuery:
         """The request as the router sees it: its hints, and how much work it is."""
         cost = await capability.cost(request.task, image, self._scorer)
-        return Ask(
+        return RoutingQuery(
             variant=request.variant,
             max_latency_ms=request.max_latency_ms,
             min_quality=request.min_quality,
@@ -175,7 +175,7 @@ class SegmentationFlow:
         timings = Timings()
         async with self._deadline(None):
             opened = await self._open(image, timings)
-            choice = self._dispatcher.choose(Ask(variant=variant, prompts=0), opened.id)
+            choice = self._dispatcher.choose(RoutingQuery(variant=variant, prompts=0), opened.id)
             session = self._session(choice.variant, timings)
             await session.predict(opened, (), DecodeOptions())
         timings.publish()
@@ -239,7 +239,9 @@ class SegmentationFlow:
         self, variant: str, timings: Timings, return_logits: bool = False
     ) -> VariantSession:
         predictor = self._predictors[variant]
-        return VariantSession(variant, predictor, self._dispatcher.board, timings, return_logits)
+        return VariantSession(
+            variant, predictor, self._dispatcher.load_tracker, timings, return_logits
+        )
 
     def _cascade(self, request: SegmentRequest, choice: Choice, timings: Timings) -> Cascade | None:
         """For requests that name neither a variant nor a quality, which would be what suffices."""

@@ -40,7 +40,7 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 def _settings(url: str, **more: Any) -> CacheSettings:
-    return CacheSettings(redis_url=url, **{"redis_rest_s": 0.05} | more)
+    return CacheSettings(redis_url=url, **{"redis_probe_interval_s": 0.05} | more)
 
 
 @asynccontextmanager
@@ -162,7 +162,7 @@ async def test_three_lookups_wait_for_a_frozen_one_and_the_next_do_not(
     await asyncio.to_thread(server.start)
     server.stop()
     # Only a probe that fails at once could fall into this test.
-    async with tier_at(server.url, redis_rest_s=8.0) as tier:
+    async with tier_at(server.url, redis_probe_interval_s=8.0) as tier:
         seconds = []
         for failures in (1, 2, 3):
             assert not tier.circuit_open

@@ -25,7 +25,9 @@ URL = "redis://user:hunter2@127.0.0.1:9/0"
 
 def _settings(**more: Any) -> CacheSettings:
     # Long time limits: no test here waits for one, and a busy machine is to fail none.
-    return CacheSettings(**{"redis_url": URL, "redis_timeout_s": 1.0, "redis_rest_s": 8.0} | more)
+    return CacheSettings(
+        **{"redis_url": URL, "redis_timeout_s": 1.0, "redis_probe_interval_s": 8.0} | more
+    )
 
 
 class Client:
@@ -123,7 +125,7 @@ async def test_an_answer_between_failures_keeps_it_in_use() -> None:
 
 async def test_it_is_asked_again_once_a_ping_in_the_background_was_answered(counted: Any) -> None:
     client = Client(*[RedisConnectionError("gone")] * 5, b"fine")
-    tier = _tier(client, redis_rest_s=0.001)
+    tier = _tier(client, redis_probe_interval_s=0.001)
     for _ in range(3):
         await tier.get("k")
     await _until(lambda: not tier.circuit_open)
@@ -137,7 +139,7 @@ async def test_it_is_asked_again_once_a_ping_in_the_background_was_answered(coun
 async def test_one_that_answers_once_and_hangs_up_keeps_the_circuit_open() -> None:
     gone = RedisConnectionError("gone")
     client = Client(gone, gone, gone, b"PONG", gone, b"fine")
-    tier = _tier(client, redis_rest_s=0.001)
+    tier = _tier(client, redis_probe_interval_s=0.001)
     for _ in range(3):
         await tier.get("k")
     await _until(lambda: not tier.circuit_open)

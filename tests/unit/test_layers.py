@@ -88,7 +88,7 @@ ALLOWED = {
     "engines": {"core"},
     "models": {"core", "engines"},
     "batching": {"core", "telemetry"},
-    "routing": {"core", "models", "telemetry"},
+    "routing": {"core"},
     "scaling": {"core"},
     "profiles": {"core", "models", "routing"},
     "capabilities": {"core", "flow", "images", "masks"},

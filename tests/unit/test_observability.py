@@ -241,8 +241,8 @@ async def test_calls_that_are_made_again_are_counted_by_what_came_of_it(told: To
 
 
 def test_replicas_are_told_by_variant_and_half(told: Told) -> None:
-    board: Any = SimpleNamespace(replicas=lambda *_: None)
-    ReplicaCounts(GraphSettings(), board).told(
+    load_tracker: Any = SimpleNamespace(replicas=lambda *_: None)
+    ReplicaCounts(GraphSettings(), load_tracker).told(
         "fast-encoder", SimpleNamespace(running_replicas=[object()] * 2)
     )
     assert told.of(metrics.VARIANT_REPLICAS) == [(2, {"variant": "fast", "half": "encoder"})]

@@ -14,14 +14,14 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from serve_app.core.measurements import Ledger, LedgerEntry
+from serve_app.core.measurements import MeasurementsFile, VariantMeasurements
 from serve_app.core.settings import GraphSettings
-from serve_app.profiles.load import (
-    LEDGER_VARIABLE,
+from serve_app.profiles.measurements import (
     MAX_BYTES,
-    LoadedLedger,
-    ledger_path,
-    load_ledger,
+    MEASUREMENTS_VARIABLE,
+    Measurements,
+    load_measurements,
+    measurements_path,
 )
 
 from .ledger_entries import REGISTRY, entry, ledger, other_host, rule
@@ -36,15 +36,15 @@ def graph(path: Path, trust: bool = False, **variants: Any) -> GraphSettings:
         {
             "variants": chosen,
             "router": {"default": next(iter(chosen))},
-            "ledger": {"path": str(path), "trust_host": trust},
+            "measurements": {"path": str(path), "trust_host": trust},
         }
     )
 
 
-def loaded(tmp_path: Path, content: Ledger, **variants: Any) -> LoadedLedger:
+def loaded(tmp_path: Path, content: MeasurementsFile, **variants: Any) -> Measurements:
     path = tmp_path / "ledger.json"
     path.write_text(content.model_dump_json())
-    return load_ledger(graph(path, **variants), REGISTRY)
+    return load_measurements(graph(path, **variants), REGISTRY)
 
 
 def test_a_ledger_of_this_host_and_these_weights_counts(tmp_path: Path) -> None:
@@ -60,12 +60,12 @@ def test_a_ledger_of_this_host_and_these_weights_counts(tmp_path: Path) -> None:
     assert found.profiles["fast"].encode_ms == {1: 100.0, 4: 300.0}
     assert found.dominated == {"slow": "fast"}
     assert found.ignored == {}
-    assert found.ledger is not None
+    assert found.file is not None
 
 
 def test_without_a_file_one_sentence_names_the_command(tmp_path: Path) -> None:
     for path in (tmp_path / "none.json", tmp_path / "none" / "none.json"):
-        found = load_ledger(graph(path), REGISTRY)
+        found = load_measurements(graph(path), REGISTRY)
         assert found.profiles == {}
         assert len(found.warnings) == 1
         assert COMMAND in found.warnings[0]
@@ -111,7 +111,7 @@ def test_a_variant_that_was_not_measured_is_told(tmp_path: Path) -> None:
     models = {"fast": {"model": "small"}, "new": {"model": "large"}}
     found = loaded(tmp_path, ledger(), **models)
     assert list(found.profiles) == ["fast"]
-    assert found.warnings == (f"the ledger has no figures for new; run '{COMMAND}'",)
+    assert found.warnings == (f"there are no figures for new; run '{COMMAND}'",)
 
 
 def test_a_model_that_is_not_in_the_registry(tmp_path: Path) -> None:
@@ -132,20 +132,20 @@ def test_another_host_is_ignored_unless_it_is_trusted(
 ) -> None:
     path = tmp_path / "ledger.json"
     path.write_text(ledger(host=other_host(**changes)).model_dump_json())
-    found = load_ledger(graph(path), REGISTRY)
+    found = load_measurements(graph(path), REGISTRY)
     assert found.profiles == {}
     assert found.entries == {}
     assert len(found.warnings) == 1
     assert "another host" in found.warnings[0]
     assert said in found.warnings[0]
-    trusted = load_ledger(graph(path, trust=True), REGISTRY)
+    trusted = load_measurements(graph(path, trust=True), REGISTRY)
     assert list(trusted.profiles) == ["fast"]
     assert trusted.warnings == ()
 
 
 def test_rules_of_escalation_count_only_with_both_variants(tmp_path: Path) -> None:
     rules = {"fast>slow": {"box-1": rule()}, "fast>gone": {"box-1": rule()}}
-    entries: dict[str, LedgerEntry] = {"fast": entry(), "slow": entry("large")}
+    entries: dict[str, VariantMeasurements] = {"fast": entry(), "slow": entry("large")}
     models = {"fast": {"model": "small"}, "slow": {"model": "large"}}
     found = loaded(tmp_path, ledger(entries, escalation=rules), **models)
     assert list(found.escalation) == ["fast>slow"]
@@ -153,10 +153,10 @@ def test_rules_of_escalation_count_only_with_both_variants(tmp_path: Path) -> No
     assert loaded(tmp_path, ledger(entries, escalation=rules), **models).escalation == {}
 
 
-def check_ignored(path: Path) -> LoadedLedger:
-    found = load_ledger(graph(path), REGISTRY)
+def check_ignored(path: Path) -> Measurements:
+    found = load_measurements(graph(path), REGISTRY)
     assert found.profiles == {}
-    assert found.ledger is None
+    assert found.file is None
     assert len(found.warnings) == 1
     assert COMMAND in found.warnings[0]
     assert str(path) not in found.warnings[0]
@@ -167,16 +167,16 @@ def test_an_oversized_file_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "ledger.json"
     content = ledger().model_dump_json().encode()
     path.write_bytes(content + b" " * (MAX_BYTES - len(content)))
-    assert list(load_ledger(graph(path), REGISTRY).profiles) == ["fast"]
+    assert list(load_measurements(graph(path), REGISTRY).profiles) == ["fast"]
     path.write_bytes(content + b" " * (MAX_BYTES + 1 - len(content)))
     assert "larger than 1 MiB" in check_ignored(path).warnings[0]
 
 
 def test_what_is_no_plain_file(tmp_path: Path) -> None:
-    assert "not a plain file" in check_ignored(tmp_path).warnings[0]
+    assert "not a regular file" in check_ignored(tmp_path).warnings[0]
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    assert "not a plain file" in check_ignored(pipe).warnings[0]
+    assert "not a regular file" in check_ignored(pipe).warnings[0]
     check_ignored(Path("/\0"))
 
 
@@ -198,7 +198,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_garbage_is_ignored(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "ledger.json"
     path.write_bytes(content)
-    assert "not valid" in check_ignored(path).warnings[0]
+    assert "are invalid" in check_ignored(path).warnings[0]
 
 
 JSON = st.recursive(
@@ -232,26 +232,28 @@ def damaged(draw: st.DrawFn) -> bytes:
 def test_whatever_the_file_holds_nothing_is_raised(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "ledger.json"
     path.write_bytes(content)
-    found = load_ledger(graph(path), REGISTRY)
+    found = load_measurements(graph(path), REGISTRY)
     assert found.profiles.keys() <= {"fast"}
     assert bool(found.warnings) == (not found.profiles)
     assert set(found.ignored) | set(found.profiles) == {"fast"}
 
 
 def test_where_the_ledger_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv(LEDGER_VARIABLE, raising=False)
+    monkeypatch.delenv(MEASUREMENTS_VARIABLE, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert ledger_path(GraphSettings()) == tmp_path / "sam-serve" / "ledger.json"
-    monkeypatch.setenv(LEDGER_VARIABLE, "~/mine.json")
-    assert ledger_path(GraphSettings()) == Path("~/mine.json").expanduser()
-    assert ledger_path(graph(tmp_path / "x")) == tmp_path / "x"
+    assert measurements_path(GraphSettings()) == tmp_path / "sam-serve" / "ledger.json"
+    monkeypatch.setenv(MEASUREMENTS_VARIABLE, "~/mine.json")
+    assert measurements_path(GraphSettings()) == Path("~/mine.json").expanduser()
+    assert measurements_path(graph(tmp_path / "x")) == tmp_path / "x"
     unknown = graph(Path("~nobody-has-this-name/x"))
-    assert "home folder" in load_ledger(unknown, REGISTRY).warnings[0]
+    assert "home folder" in load_measurements(unknown, REGISTRY).warnings[0]
 
 
 def test_reading_a_ledger_loads_no_model_library() -> None:
     heavy = {"torch", "onnxruntime", "cv2", "ray", "segment_anything", "timm"}
-    code = f"import sys, serve_app.profiles.load\nprint(sorted({heavy!r} & set(sys.modules)))"
+    code = (
+        f"import sys, serve_app.profiles.measurements\nprint(sorted({heavy!r} & set(sys.modules)))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
