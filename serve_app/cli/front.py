@@ -1,21 +1,19 @@
-"""``front``: HAProxy before the service, with this project's configuration."""
+"""``front``: HAProxy before the service, configured from this project's settings."""
 
 from __future__ import annotations
 
 import argparse
 import signal
 import stat
-import sys
 import tempfile
 from importlib import resources
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from serve_app.cli import CommandError
+from serve_app.cli import CommandError, log
 from serve_app.cli.configuration import load_settings
 from serve_app.edge.program import Front, FrontError
 from serve_app.edge.render import render
@@ -25,34 +23,29 @@ _DEFAULT = "front.yaml"
 _STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
-def add_parser(subparsers: Any) -> None:
-    """Register the command."""
-    parser = subparsers.add_parser(
-        "front", help="HAProxy before the service: TLS, deadlines, caps on bodies and connections"
-    )
-    parser.add_argument("--config", type=Path, help="the front's settings (configs/front.yaml)")
-    parser.add_argument(
-        "--service", type=Path,
-        help="the Serve config file whose limits hold (configs/local.yaml)",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add = parser.add_argument
+    add("--config", type=Path, metavar="FILE", help="settings (default: configs/front.yaml)")
+    add(
+        "--service", type=Path, metavar="FILE",
+        help="Serve config whose limits apply (default: configs/local.yaml)",
     )  # fmt: skip
-    parser.add_argument("--check", action="store_true", help="only check the configuration")
-    parser.set_defaults(run=run)
+    add("--check", action="store_true", help="only check the configuration")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the front until SIGTERM or SIGINT, which let requests under way finish.
+    """Run HAProxy until SIGTERM or SIGINT, which let requests in flight finish.
 
-    SIGHUP reads settings and certificate anew.
+    SIGHUP reloads settings and certificate.
     """
 
     def configuration() -> str:
         settings = _settings(args.config)
-        if settings.tls is not None and _others_read(Path(settings.tls.certificate)):
-            print(
-                "warning: other users of this machine can read the TLS file, which holds the key: "
-                "chmod 600",
-                file=sys.stderr,
-                flush=True,
+        if settings.tls is not None and _is_world_readable(Path(settings.tls.certificate)):
+            log(
+                "warning: other users of this machine can read the TLS file, which holds the "
+                "private key: chmod 600"
             )
         return render(settings, _max_body_bytes(args.service))
 
@@ -64,34 +57,34 @@ def run(args: argparse.Namespace) -> int:
                 front.check()
                 print("the front's configuration is valid")
                 return 0
-            return _attend(front)
+            return _supervise(front)
         except FrontError as exc:
             raise CommandError(str(exc)) from exc
 
 
-def _attend(front: Front) -> int:
-    """Start HAProxy and pass signals on, one after the other, until it has ended."""
-    told: SimpleQueue[int] = SimpleQueue()
+def _supervise(front: Front) -> int:
+    """Start HAProxy and handle signals one after the other until it has ended."""
+    signals: SimpleQueue[int] = SimpleQueue()
     for signum in (*_STOPS, signal.SIGHUP, signal.SIGCHLD):
-        signal.signal(signum, lambda number, frame: told.put(number))
+        signal.signal(signum, lambda number, frame: signals.put(number))
     front.start()
     while (status := front.ended()) is None:
-        signum = signal.Signals(told.get())
+        signum = signal.Signals(signals.get())
         if signum in _STOPS:
             front.stop()
         elif signum == signal.SIGHUP:
             try:
                 front.start()
             except (FrontError, CommandError) as exc:
-                print(f"not reloaded: {exc}", file=sys.stderr, flush=True)
+                log(f"not reloaded: {exc}")
     return status
 
 
-def _others_read(path: Path) -> bool:
+def _is_world_readable(path: Path) -> bool:
     try:
         return bool(path.stat().st_mode & stat.S_IROTH)
     except OSError:
-        return False  # HAProxy will say what is the matter with it
+        return False  # HAProxy reports what is wrong with it
 
 
 def _settings(path: Path | None) -> FrontSettings:

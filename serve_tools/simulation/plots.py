@@ -27,7 +27,7 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def plot_course(path: Path, scale: Scale, trace: Trace, runs: Mapping[str, Run]) -> None:
+def plot_timeline(path: Path, scale: Scale, trace: Trace, runs: Mapping[str, Run]) -> None:
     """Load, running replicas by pool, and missed goals over time, under each policy."""
     plt = _pyplot()
     shown = [policy for policy in (OURS, DEFAULT) if policy in runs]

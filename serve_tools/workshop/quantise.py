@@ -81,7 +81,7 @@ def folder_images(folder: Path, count: int) -> Calibration:
     return Calibration(f"{len(images)} of {len(paths)} images of a folder", images)
 
 
-def usual_images(count: int) -> Calibration:
+def default_images(count: int) -> Calibration:
     """Photographs that scikit-image installs, and drawn shapes and cells by turns."""
     import skimage
 

@@ -17,7 +17,7 @@ from serve_app.core.types import (
     PromptResult,
     TextQuery,
 )
-from serve_tools.cli.evaluate import add_parser
+from serve_tools.cli.evaluate import add_arguments, run
 from serve_tools.evaluation.annotations import (
     Dataset,
 )
@@ -322,9 +322,8 @@ class TestCommand:
 
         monkeypatch.setattr(client, "HttpService", Connected)
         parser = argparse.ArgumentParser()
-        add_parser(parser.add_subparsers())
-        args = parser.parse_args(["evaluate", "--url", "http://sam", *argv])
-        return int(args.run(args))
+        add_arguments(parser)
+        return run(parser.parse_args(["--url", "http://sam", *argv]))
 
     def paths(self, folder: Path) -> list[str]:
         path = write_dataset(folder, SCENE)
@@ -368,7 +367,7 @@ class TestCommand:
         assert self.run(monkeypatch, service, *self.paths(tmp_path)) == 1
         service.fails["b.png"] = InternalError("a fault")
         assert self.run(monkeypatch, service, *self.paths(tmp_path)) == 2
-        assert "no image was answered; a.png: a fault" in capsys.readouterr().err
+        assert "every image failed; a.png: a fault" in capsys.readouterr().err
         nowhere = ["--images", str(tmp_path), "--annotations", str(tmp_path / "none.json")]
         assert self.run(monkeypatch, service, *nowhere) == 2
 
@@ -379,7 +378,7 @@ class TestCommand:
         service.is_ready = False
         assert self.run(monkeypatch, service, *self.paths(tmp_path)) == 2
         assert not service.requests
-        assert "no service is ready" in capsys.readouterr().err
+        assert "is not ready" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         "wrong", [["--limit-images", "0"], ["--seed", "-1"], ["--prompt", "x"], ["--seed", "x"]]
