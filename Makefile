@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 UV_VERSION := 0.13.9
 
-.PHONY: help install serve test test-quick lint format lock models measure quantise bench chaos soak bench-reaction bench-prediction \
+.PHONY: help install serve test test-quick check-minimal lint format lock models measure quantise bench chaos soak bench-reaction bench-prediction \
 	bench-simulation clean
 
 help:  ## this list
@@ -33,6 +33,9 @@ test: $(INSTALLED)  ## all tests, with real weights and real Ray processes
 test-quick: $(INSTALLED)  ## the tests that need neither weights nor Ray
 	$(BIN)/python -m pytest -m "not weights and not cluster"
 
+check-minimal: $(INSTALLED)  ## a wheel without extras in a new environment serves configs/local.yaml (5 minutes)
+	$(BIN)/python -m tests.packaging.minimal
+
 lint: $(INSTALLED)  ## ruff and strict mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -53,7 +56,7 @@ quantise: $(INSTALLED)  ## an int8 version of vit_t, held against it; IMAGES=fol
 
 lock: $(INSTALLED)  ## compile requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
-		--extra dev --extra redis --extra tracing --extra workshop --generate-hashes --output-file requirements.lock pyproject.toml
+		--extra dev --extra tracing --generate-hashes --output-file requirements.lock pyproject.toml
 
 bench: $(INSTALLED)  ## ours and the peers side by side (25 minutes); SECTIONS="a b", QUICK=1, URL=..., IMAGES=...
 	@$(BIN)/python -m serve_app bench $(SECTIONS) $(if $(QUICK),--quick) $(if $(CONFIG),--config $(CONFIG)) \

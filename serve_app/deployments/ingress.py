@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from serve_app.core.types import (
     SegmentResult,
     VariantInfo,
 )
+from serve_app.core.version import project_version
 from serve_app.deployments.handles import (
     RemotePredictor,
     RemoteProposer,
@@ -118,7 +118,7 @@ class IngressReplica:
             self._flow,
             self._limits,
             metrics=cluster_metrics,
-            version=version("sam-serve"),
+            version=project_version(),
             security=self._security,
             work=self._work,
         )

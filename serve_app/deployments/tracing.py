@@ -55,7 +55,7 @@ def _exporter() -> SpanExporter:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
             return OTLPSpanExporter()
-        log.warning("spans go to files: OTLP needs the extra sam-serve[tracing]")
+        log.warning("spans go to files: OTLP needs the extra serve-anything[tracing]")
     folder = Path(get_serve_logs_dir()) / "spans"
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / f"{os.getpid()}.jsonl").open("a", encoding="utf-8")

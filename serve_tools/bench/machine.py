@@ -11,7 +11,7 @@ from serve_tools.bench.rows import Machine
 
 _PACKAGES = (
     "ray", "torch", "timm", "segment-anything", "onnxruntime", "openvino", "nncf", "numpy",
-    "opencv-python-headless", "fastapi", "uvicorn", "sam-serve",
+    "opencv-python-headless", "fastapi", "uvicorn", "serve-anything",
 )  # fmt: skip
 
 

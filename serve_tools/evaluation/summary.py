@@ -15,7 +15,7 @@ from serve_tools.evaluation.metrics import RESAMPLES, SIZES, Estimate, cluster_m
 from serve_tools.evaluation.records import FOUND_IOU, Evaluation, ObjectScore
 
 FORMAT = 1
-_PACKAGES = ("sam-serve", "numpy", "pycocotools", "opencv-python-headless")
+_PACKAGES = ("serve-anything", "numpy", "pycocotools", "opencv-python-headless")
 _COMPUTE_PACKAGES = ("torch", "segment-anything", "timm", "onnxruntime", "open-clip-torch")
 
 

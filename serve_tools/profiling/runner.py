@@ -26,7 +26,7 @@ from serve_tools.profiling.timing import duration
 PROBE = (sys.executable, "-m", "serve_tools.profiling.probe")
 """The command of one probe; tests put another in its place."""
 
-_PACKAGES = ("sam-serve", "torch", "onnxruntime", "ray", "numpy")
+_PACKAGES = ("serve-anything", "torch", "onnxruntime", "ray", "numpy")
 
 Say = Callable[[str], None]
 

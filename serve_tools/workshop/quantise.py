@@ -113,8 +113,7 @@ def quantise(
         out: the folder to be written, new or of an earlier model, which is replaced whole.
 
     Raises:
-        QuantiseError: of another architecture, ``out`` holds other things, or NNCF is not
-            installed.
+        QuantiseError: of another architecture, or ``out`` holds other things.
     """
     if out.exists() and not (out / MANIFEST).is_file():
         raise QuantiseError("the folder to write to exists and holds no model made here")
@@ -154,17 +153,9 @@ def quantise(
 
 
 def quantised_graph(graph: ov.Model, images: Sequence[RgbArray]) -> ov.Model:
-    """A graph of one image input with int8 weights and activations.
+    """A graph of one image input with int8 weights and activations."""
+    import nncf
 
-    Raises:
-        QuantiseError: NNCF is not installed.
-    """
-    try:
-        import nncf
-    except ImportError as exc:
-        raise QuantiseError(
-            "this needs NNCF: install the extra, pip install 'sam-serve[workshop]'"
-        ) from exc
     made: ov.Model = nncf.quantize(
         graph,
         nncf.Dataset(list(images), model_input),

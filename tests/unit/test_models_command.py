@@ -84,7 +84,7 @@ def test_fetch_fails_with_one_message(
 ) -> None:
     assert main(["fetch", *names, "--config", str(config)]) == 1
     errors = capsys.readouterr().err
-    assert "missing: gone" in errors
+    assert "unavailable: gone" in errors
     assert "no such file" in errors
 
 
