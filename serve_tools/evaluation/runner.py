@@ -29,7 +29,7 @@ from serve_app.core.types import (
 from serve_app.routing.facts import AUTO
 from serve_tools.evaluation.annotations import AnnotatedImage, Dataset, GroundTruth, Problem
 from serve_tools.evaluation.kinds import Multimask, PromptKind
-from serve_tools.evaluation.metrics import covered_by, iou_matrix, match_greedily
+from serve_tools.evaluation.metrics import covered_by, iou_matrix, match_greedily, sample_indices
 from serve_tools.evaluation.prompts import prompt_for
 from serve_tools.evaluation.records import (
     FOUND_IOU,
@@ -117,7 +117,7 @@ class _Session:
         plan = self._notes.plan
         multimask = plan.multimask_of(kind)
         several = multimask is not Multimask.SINGLE
-        for chunk in _chunks(_drawn(self._image, plan), plan.chunk):
+        for chunk in _chunks(_sampled(self._image, plan), plan.chunk):
             prompts = [prompt_for(decode_rle(o.rle), kind, several) for o in chunk]
             result = await self._ask(prompts, kind, len(prompts))
             for target, answer in zip(chunk, result.results, strict=True):
@@ -239,13 +239,10 @@ def _check_sizes(masks: Iterable[Mask], image: AnnotatedImage) -> None:
         raise ImageMismatch("a mask is not of the image's size")
 
 
-def _drawn(image: AnnotatedImage, plan: Plan) -> Sequence[GroundTruth]:
+def _sampled(image: AnnotatedImage, plan: Plan) -> Sequence[GroundTruth]:
     """At most ``max_objects`` objects, the same for every variant and prompt."""
-    if plan.max_objects is None or len(image.objects) <= plan.max_objects:
-        return image.objects
-    rng = np.random.default_rng([plan.seed, image.index])
-    keep = rng.choice(len(image.objects), plan.max_objects, replace=False)
-    return [image.objects[i] for i in sorted(keep.tolist())]
+    keep = sample_indices(len(image.objects), plan.max_objects, [plan.seed, image.index])
+    return [image.objects[i] for i in keep]
 
 
 def _chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:

@@ -55,7 +55,7 @@ class MeasureError(Exception):
 
 
 def probe(request: Request, emit: Emit) -> None:
-    """Measure as asked: the first masks, then memory, times, quality and agreement."""
+    """Measure as asked: the first masks, then memory, times, quality and parity."""
     import_libraries(request.settings, request.variant)
     start = time.perf_counter()
     encoder, decoder = load_variant(request.settings, request.variant)
@@ -98,8 +98,8 @@ class _Bench:
         encode_ms, decode_ms, embedding_bytes = self._times()
         emit(Event(kind="progress", text="quality"))
         data, records, answers = self._quality()
-        emit(Event(kind="progress", text="agreement with the reference"))
-        from serve_tools.profiling.agreement import agreement
+        emit(Event(kind="progress", text="parity with the reference"))
+        from serve_tools.profiling.parity import parity
         from serve_tools.profiling.references import load_reference
 
         reference = load_reference(self.settings, self.variant)
@@ -112,7 +112,7 @@ class _Bench:
             decode_ms=decode_ms,
             data=data,
             records=records,
-            agreement=agreement(answers, reference, self.effort.seed),
+            agreement=parity(answers, reference, self.effort.seed),
         )
 
     def _gpu_bytes(self) -> int | None:
@@ -163,7 +163,7 @@ class _Bench:
         for sample in samples:
             answered = answer_sample(self.encoder, self.decoder, sample, self.effort.forms)
             records += records_of(self.variant, answered)
-            if len(kept) < self.effort.agreement_images:
+            if len(kept) < self.effort.parity_images:
                 kept.append(answered)
         if not records:
             raise MeasureError("none of the annotated images can be used")

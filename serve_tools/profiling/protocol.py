@@ -25,7 +25,7 @@ class Effort(Strict):
         encode_sizes, decode_sizes: images, and prompts, in a pass.
         repeats: passes of each size; none is begun once ``budget_s`` was spent on its size.
         cold_starts: new processes, of which the last goes on to measure the rest.
-        agreement_images: of the images of quality, those held against the reference.
+        parity_images: how many of the images of quality are compared with the reference.
     """
 
     images_dir: str | None = None
@@ -38,7 +38,7 @@ class Effort(Strict):
     repeats: int = Field(5, ge=1)
     budget_s: float = Field(20.0, gt=0)
     cold_starts: int = Field(3, ge=1)
-    agreement_images: int = Field(4, ge=1)
+    parity_images: int = Field(4, ge=1)
     seed: int = 0
 
 
@@ -51,7 +51,7 @@ QUICK = Effort(
     repeats=3,
     budget_s=4.0,
     cold_starts=1,
-    agreement_images=2,
+    parity_images=2,
 )
 """What routing needs, in about half a minute a variant on two cores."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from serve_app.cli.tables import markdown_table
 from serve_tools.simulation.engine import KINDS, OUTCOMES, Options, Run, Simulation
 from serve_tools.simulation.policies import RayConfig, RayDefault, Scaler, Shared
 from serve_tools.simulation.scenario import Scale
@@ -122,20 +123,20 @@ def shortfalls(rows: Mapping[str, Row]) -> list[str]:
     return short
 
 
-def markdown(table: list[Row], unit_hours: str = "unit-hours") -> str:
+def markdown(table: list[Row]) -> str:
     """All rows, those of one trace together."""
-    lines = [
-        f"| scale | trace | policy | requests/s | p50 ms | p99 ms | missed goals | refused "
-        f"| {unit_hours} | replica changes |",
-        "|---|---|---|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    lines += [
-        f"| {r.scale} | {r.trace} | {r.policy} | {r.requests_per_s:,.1f} | {r.p50_ms:,.0f} "
-        f"| {r.p99_ms:,.0f} | {100 * r.missed:.2f} % | {100 * r.refused:.2f} % "
-        f"| {r.unit_hours:.2f} | {r.changes} |"
+    head = ["scale", "trace", "policy", "requests/s", "p50 ms", "p99 ms", "missed goals", "refused"]
+    head += ["unit-hours", "replica changes"]
+    rows = [
+        [
+            *(r.scale, r.trace, r.policy),
+            *(f"{r.requests_per_s:,.1f}", f"{r.p50_ms:,.0f}", f"{r.p99_ms:,.0f}"),
+            *(f"{100 * r.missed:.2f} %", f"{100 * r.refused:.2f} %"),
+            *(f"{r.unit_hours:.2f}", str(r.changes)),
+        ]
         for r in table
     ]
-    return "\n".join(lines) + "\n"
+    return markdown_table(head, rows, left=3) + "\n"
 
 
 def verdicts(table: list[Row]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from serve_app.core.measurements import Profile, best_ms_per_item, pass_ms
+from serve_app.core.measurements import Profile, best_ms_per_item
 from serve_app.core.settings import RouterSettings, ScalingSettings
 from serve_app.scaling.types import Pool
 
@@ -186,9 +186,3 @@ def with_profiles(scale: Scale, profiles: Mapping[str, Profile]) -> Scale:
             ),
         )
     return replace(scale, profiles=merged, deployments=deployments)
-
-
-def idle_request_ms(scale: Scale, variant: str, prompts: int) -> float:
-    """Milliseconds of a new image with ``prompts`` where nobody else is."""
-    profile = scale.profiles[variant]
-    return pass_ms(profile.encode_ms, 1) + pass_ms(profile.decode_ms, prompts)

@@ -29,7 +29,7 @@ from serve_app.images.decode import decode_image
 from serve_app.models.factory import ModelSource, load_decoder
 from serve_app.models.quantized import MANIFEST, Figures, Manifest
 from serve_app.models.registry import ModelSpec, WeightFile
-from serve_tools.profiling.agreement import least_cosine
+from serve_tools.profiling.parity import least_cosine, mean_overlap
 from serve_tools.profiling.protocol import Effort
 from serve_tools.profiling.quality import Answered, answer_sample, mean_iou, records_of
 from serve_tools.profiling.samples import load_samples
@@ -209,10 +209,8 @@ def _compare(
     for first, second in zip(*answers, strict=True):
         cosines.append(least_cosine(first.embedding.tensors, second.embedding.tensors) or 0.0)
         for masks, others in zip(first.masks, second.masks, strict=True):
-            for mask, other in zip(masks, others, strict=True):
-                union = np.logical_or(mask.array, other.array).sum()
-                both = np.logical_and(mask.array, other.array).sum()
-                overlaps.append(float(both / union) if union else 1.0)
+            pair = [mask.array for mask in masks], [mask.array for mask in others]
+            overlaps.append(mean_overlap(*pair))
     quality = [
         mean_iou([r for one in answered for r in records_of("", one)], effort.seed)
         for answered in answers

@@ -62,7 +62,8 @@ def main() -> int:
 def install(out: Path) -> Path:
     """A virtual environment with the wheel and its hard dependencies alone; its interpreter."""
     uv = Path(sys.executable).with_name("uv")
-    run(ROOT, uv, "build", "--quiet", "--wheel", "--out-dir", out / "dist")
+    # The wheel is built from the sdist, not from what an earlier build left in the tree.
+    run(ROOT, uv, "build", "--quiet", "--out-dir", out / "dist")
     (wheel,) = (out / "dist").glob("*.whl")
     needs = out / "requirements.txt"
     run(

@@ -20,8 +20,8 @@ from serve_app.core.settings import GraphSettings
 from serve_app.core.types import BoolArray, DecodeJob, Embedding, Mask, Prompt, RgbArray
 from serve_tools.profiling import probe as probing
 from serve_tools.profiling import references, runner
-from serve_tools.profiling.agreement import agreement, least_cosine
 from serve_tools.profiling.engines import unbounded
+from serve_tools.profiling.parity import least_cosine, parity
 from serve_tools.profiling.protocol import QUICK, Answer, Effort, Event, Request
 from serve_tools.profiling.quality import answer_sample, mean_iou, records_of
 from serve_tools.profiling.runner import ProbeFailed, run_probe
@@ -173,16 +173,16 @@ class Shifted:
         return self.tensors, [np.roll(mask, 15, axis=1)[None] for mask in EXACT]
 
 
-def test_agreement_tells_how_far_masks_and_embeddings_are() -> None:
+def test_parity_tells_how_far_masks_and_embeddings_are() -> None:
     answered = answer_sample(Encoder(), Decoder(), SAMPLE, ("box-1",))
     opposite = {"image_embed": -np.ones((2, 3), np.float32)}
-    found = agreement([answered], Shifted(opposite), seed=0)
+    found = parity([answered], Shifted(opposite), seed=0)
     # Widths 30 and 40, moved by 15: 15 of 45 and 25 of 55 columns are shared.
     assert found.mask_iou.value == pytest.approx((15 / 45 + 25 / 55) / 2, abs=1e-6)
     assert found.embedding_cosine is not None
     assert found.embedding_cosine.value == -1.0
     other_kind = {"image_embed": np.ones((3, 2), np.float32)}
-    assert agreement([answered], Shifted(other_kind), seed=0).embedding_cosine is None
+    assert parity([answered], Shifted(other_kind), seed=0).embedding_cosine is None
     assert least_cosine({"a": np.ones(2)}, {"b": np.ones(2)}) is None
     mixed = {"a": np.ones(2), "b": np.array([1.0, 0.0])}
     assert least_cosine(mixed, {"a": np.ones(2), "b": np.ones(2)}) == pytest.approx(0.5**0.5)
