@@ -27,7 +27,7 @@ Submit = Callable[[int], Awaitable[int]]
 
 
 @dataclass(frozen=True)
-class Arrivals:
+class EvenArrivals:
     """Requests of one item each, evenly spaced.
 
     Attributes:
@@ -60,9 +60,9 @@ class Ran:
     total_s: float = 0.0
 
 
-def run(*, rounds: int = 2, arrivals: Arrivals | None = None) -> list[Row]:
+def run(*, rounds: int = 2, arrivals: EvenArrivals | None = None) -> list[Row]:
     """Median latency of either system; they take turns."""
-    load = arrivals or Arrivals()
+    load = arrivals or EvenArrivals()
     systems = {OURS: _ours, BARE: _bare}
     ran: dict[str, list[Ran]] = {name: [] for name in systems}
     with _without_replica():
@@ -72,7 +72,7 @@ def run(*, rounds: int = 2, arrivals: Arrivals | None = None) -> list[Row]:
     return [_row(name, found, load) for name, found in ran.items()]
 
 
-def _row(name: str, found: Sequence[Ran], load: Arrivals) -> Row:
+def _row(name: str, found: Sequence[Ran], load: EvenArrivals) -> Row:
     batches = [size for ran in found for size in ran.batches]
     return Row(
         case=load.case,
@@ -89,7 +89,7 @@ def _row(name: str, found: Sequence[Ran], load: Arrivals) -> Row:
     )
 
 
-async def _drive(make: Callable[[Ran, Arrivals], Submit], load: Arrivals) -> Ran:
+async def _drive(make: Callable[[Ran, EvenArrivals], Submit], load: EvenArrivals) -> Ran:
     ran = Ran()
     submit = make(ran, load)
     begun = time.perf_counter()
@@ -106,7 +106,7 @@ async def _drive(make: Callable[[Ran, Arrivals], Submit], load: Arrivals) -> Ran
     return ran
 
 
-def _engine(ran: Ran, load: Arrivals) -> Callable[[Sequence[int]], list[int]]:
+def _engine(ran: Ran, load: EvenArrivals) -> Callable[[Sequence[int]], list[int]]:
     def run_pass(items: Sequence[int]) -> list[int]:
         ran.batches.append(len(items))
         time.sleep(load.pass_s)
@@ -115,13 +115,13 @@ def _engine(ran: Ran, load: Arrivals) -> Callable[[Sequence[int]], list[int]]:
     return run_pass
 
 
-def _ours(ran: Ran, load: Arrivals) -> Submit:
+def _ours(ran: Ran, load: EvenArrivals) -> Submit:
     batching = Batching(max_batch_size=load.most, batch_wait_timeout_s=load.wait_s)
     batcher: Batcher[int, int] = Batcher(_engine(ran, load), batching)
     return batcher
 
 
-def _bare(ran: Ran, load: Arrivals) -> Submit:
+def _bare(ran: Ran, load: EvenArrivals) -> Submit:
     engine = _engine(ran, load)
 
     @serve.batch(max_batch_size=load.most, batch_wait_timeout_s=load.wait_s)
@@ -134,7 +134,7 @@ def _bare(ran: Ran, load: Arrivals) -> Submit:
 
 @contextmanager
 def _without_replica() -> Iterator[None]:
-    """`serve.batch` asks the replica around it for a number to warn about; here there is none."""
+    """Skip a check of `serve.batch` that needs a surrounding replica, which does not exist here."""
     name = "_warn_if_max_batch_size_exceeds_max_ongoing_requests"
     warn = getattr(_BatchQueue, name)
     setattr(_BatchQueue, name, lambda queue: None)

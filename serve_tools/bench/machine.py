@@ -1,4 +1,4 @@
-"""The machine and the versions that a run is told with."""
+"""The machine and the versions of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PACKAGES = (
 
 
 def this_machine(threads: int) -> Machine:
-    """This machine; ``threads`` are those that each model is given."""
+    """This machine; ``threads`` is the number of threads per model."""
     host = this_host(gpus=True)
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Machine(

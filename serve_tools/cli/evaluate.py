@@ -14,7 +14,7 @@ from serve_tools.evaluation.kinds import Multimask, PromptKind
 if TYPE_CHECKING:
     from serve_app.core.ports import SegmentationService
     from serve_tools.evaluation.annotations import Dataset
-    from serve_tools.evaluation.records import Evaluation, Plan
+    from serve_tools.evaluation.records import Evaluation, EvaluationPlan
 
 EPILOG = """\
 prompts, one for each annotated object:
@@ -59,8 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=natural, default=0, help="of samples and intervals (default: %(default)s)")
     add(
         "--multimask", type=Multimask, choices=list(Multimask),
-        help="ask for three masks and count the best by its own score or by the truth "
-        "(oracle), or ask for one (default: best-score for points, single for boxes)",
+        help="request three masks and count the best by its own score or by the truth "
+        "(oracle), or request one (default: best-score for points, single for boxes)",
     )  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="write all figures there as well")
 
@@ -69,11 +69,11 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate and print the report; the exit status says whether it is complete."""
     from serve_app.core.errors import SamServeError
     from serve_tools.evaluation.annotations import EvaluationError, load_dataset
-    from serve_tools.evaluation.records import Plan
+    from serve_tools.evaluation.records import EvaluationPlan
     from serve_tools.evaluation.report import markdown
     from serve_tools.evaluation.summary import summarise
 
-    plan = Plan(
+    plan = EvaluationPlan(
         variants=tuple(dict.fromkeys(args.variant or ["fast"])),
         prompts=tuple(dict.fromkeys(args.prompt or [PromptKind.BOX, PromptKind.POINT])),
         multimask=args.multimask,
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _evaluate(
-    args: argparse.Namespace, dataset: Dataset, plan: Plan
+    args: argparse.Namespace, dataset: Dataset, plan: EvaluationPlan
 ) -> tuple[Evaluation, dict[str, Any]]:
     if args.url is not None:
         from serve_app.client import HttpService
@@ -113,7 +113,7 @@ async def _evaluate(
 
 
 async def _run_all(
-    service: SegmentationService, dataset: Dataset, plan: Plan
+    service: SegmentationService, dataset: Dataset, plan: EvaluationPlan
 ) -> tuple[Evaluation, dict[str, Any]]:
     from tqdm import tqdm
 
@@ -124,7 +124,7 @@ async def _run_all(
     return evaluation, dict(await service.models())
 
 
-def _in_process(config: Path | None, plan: Plan) -> SegmentationService:
+def _in_process(config: Path | None, plan: EvaluationPlan) -> SegmentationService:
     # Imported here because it loads torch, which a remote service does not need.
     from serve_app.cli.configuration import load_settings
     from serve_app.local import build_local_service

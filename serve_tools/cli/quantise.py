@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="of timed passes (default: %(default)s)",
     )
-    add("--out", type=Path, metavar="DIR", help="default: beside the weights, where graphs look")
+    add("--out", type=Path, metavar="DIR", help="default: in the weights folder, where graphs look")
     add("--config", type=Path, metavar="FILE", help="Serve config (default: configs/local.yaml)")
 
 

@@ -11,7 +11,7 @@ from serve_tools.cli.files import make_folder, read_json, write_json
 
 if TYPE_CHECKING:
     from serve_app.core.measurements import Profile
-    from serve_tools.simulation.comparison import Row
+    from serve_tools.simulation.comparison import RunSummary
     from serve_tools.simulation.engine import Run
     from serve_tools.simulation.scenario import Scale
     from serve_tools.simulation.traces import Trace
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     profiles = _profiles(args.ledger) if args.ledger else {}
     if args.shared_device:
         return _shared_device(args, profiles)
-    table: list[Row] = []
+    table: list[RunSummary] = []
     for scale in _scales(args, profiles):
         for trace in _traces(args):
             table += _compare(args, scale, trace)
@@ -116,11 +116,11 @@ def _traces(args: argparse.Namespace) -> list[Trace]:
     return [replace(trace, seconds=min(trace.seconds, 60 * args.minutes)) for trace in known]
 
 
-def _compare(args: argparse.Namespace, scale: Scale, trace: Trace) -> list[Row]:
+def _compare(args: argparse.Namespace, scale: Scale, trace: Trace) -> list[RunSummary]:
     from serve_tools.simulation.comparison import simulate
     from serve_tools.simulation.engine import Options
 
-    rows: list[Row] = []
+    rows: list[RunSummary] = []
     runs: dict[str, Run] = {}
     for policy in args.policy or POLICY_NAMES:
         log(f"{scale.name}, {trace.name}, {policy}")

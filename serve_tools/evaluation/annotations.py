@@ -26,7 +26,7 @@ class EvaluationError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something left out of the figures; the report lists it."""
+    """Something excluded from the figures; the report lists it."""
 
     kind: str
     where: str
@@ -73,7 +73,7 @@ class AnnotatedImage:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """The images to evaluate on, and what was left out."""
+    """The images to evaluate on, and what was excluded."""
 
     images: tuple[AnnotatedImage, ...]
     categories: tuple[str, ...]
@@ -92,7 +92,7 @@ def load_dataset(
         limit: at most this many images, chosen with ``seed``, in the file's order.
 
     Raises:
-        EvaluationError: the file cannot be read, is not COCO's form, or nothing is left.
+        EvaluationError: the file cannot be read, is not COCO's, or has nothing usable.
     """
     try:
         raw = annotations.read_bytes()

@@ -125,7 +125,7 @@ def _left_out(summary: Mapping[str, Any]) -> list[str]:
             shown = [f"{e['where']}: {e['message']}" for e in entries if e["kind"] == kind][:_SHOWN]
             more = f"; and {count - _SHOWN} more" if count > _SHOWN else ""
             lines.append(f"- {kind} ({count}): {'; '.join(shown)}{more}")
-    return ["## Left out", "\n".join(lines)] if lines else []
+    return ["## Excluded", "\n".join(lines)] if lines else []
 
 
 def _number(estimate: Mapping[str, Any] | None, form: str = ".3f") -> str:

@@ -9,11 +9,11 @@ import numpy as np
 from serve_app.core.measurements import Agreement
 from serve_app.core.types import BoolArray
 from serve_tools.evaluation.metrics import mask_iou
-from serve_tools.profiling.quality import Answered, mean_share
+from serve_tools.profiling.quality import Prediction, mean_share
 from serve_tools.profiling.references import Reference, Tensors
 
 
-def parity(predictions: Sequence[Answered], reference: Reference, seed: int) -> Agreement:
+def parity(predictions: Sequence[Prediction], reference: Reference, seed: int) -> Agreement:
     """Compare a variant's predictions with its reference's; intervals are over images.
 
     Of several masks each is compared with the reference's at the same place.  Embeddings are

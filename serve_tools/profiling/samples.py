@@ -18,7 +18,7 @@ from serve_tools.profiling.protocol import Effort
 from serve_tools.synthetic.cells import draw_cells
 from serve_tools.synthetic.scenes import draw_scene
 
-SCENES = "drawn shapes and cells"
+SCENES = "synthetic shapes and cells"
 _SCENE_SEED = 1_000_003  # apart from the seeds used elsewhere
 
 
@@ -57,7 +57,7 @@ class SampleSet:
             try:
                 yield self._annotated(image)
             except (OSError, ValueError, SamServeError):
-                print(f"left out: {image.file_name} cannot be used", file=sys.stderr)
+                print(f"skipped: {image.file_name} cannot be used", file=sys.stderr)
 
     def _scene(self, index: int) -> Sample:
         """Shapes and cells alternately: easy for any variant, and hard."""

@@ -1,4 +1,4 @@
-"""What is simulated: the cluster and its pools at four sizes, and the variants' figures.
+"""The simulated cluster and its pools at four sizes, and the variants' figures.
 
 The figures are assumptions of the right magnitude, so that the simulator runs without a ledger:
 a small encoder several times as fast as a large one, decoders of a few milliseconds.  Those of a
@@ -55,8 +55,8 @@ class Deployment:
 
     Attributes:
         pool: what the scaling policy knows.
-        max_ongoing: requests that one replica takes on.
-        max_queued: requests that wait for a replica beyond that; more are refused.
+        max_ongoing: requests in one replica.
+        max_queued: requests that wait for a replica beyond that; more are rejected.
         target_ongoing: of the tuned default policy: a full batch for each replica.
     """
 
@@ -76,7 +76,7 @@ class Scale:
     Attributes:
         budget: units of the cluster, which the policy shares and no policy can exceed.
         unit: what a unit is called.
-        goal_ms: the callers' goals: an answer by the fast variant, one by the accurate.
+        goal_ms: latency goals of requests to the fast and to the accurate variant.
         images: distinct images that known-image requests come back to.
         cached: embeddings that a variant's cache holds.
     """

@@ -1,6 +1,6 @@
-"""An int8 encoder of a registry model: calibrated, held against the original, kept.
+"""Makes an int8 encoder of a registry model: calibrates, compares with the original, stores.
 
-Post-training quantisation by NNCF: weights by channel, activations by what they reach on the
+Post-training quantisation by NNCF: weights by channel, activations by their ranges on the
 calibration images, with the transformer scheme (SmoothQuant) and bias correction.  The mask
 decoder stays as it is.
 """
@@ -31,7 +31,7 @@ from serve_app.models.quantized import MANIFEST, Figures, Manifest
 from serve_app.models.registry import ModelSpec, WeightFile
 from serve_tools.profiling.parity import least_cosine, mean_overlap
 from serve_tools.profiling.protocol import Effort
-from serve_tools.profiling.quality import Answered, answer_sample, mean_iou, records_of
+from serve_tools.profiling.quality import Prediction, mean_iou, predict_sample, records_of
 from serve_tools.profiling.samples import load_samples
 from serve_tools.profiling.timing import interleaved
 from serve_tools.synthetic.cells import draw_cells
@@ -39,8 +39,8 @@ from serve_tools.synthetic.scenes import draw_scene
 
 _GRAPH = "encoder.xml"
 _WEIGHTS = "encoder.bin"
-_DRAWN = "photographs of scikit-image, drawn shapes and cells"
-_SEED = 77_000_000  # away from the scenes that the result is tried on
+_DEFAULT = "photographs of scikit-image, synthetic shapes and cells"
+_SEED = 77_000_000  # apart from the scenes that the result is evaluated on
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 
 Say = Callable[[str], None]
@@ -82,7 +82,7 @@ def folder_images(folder: Path, count: int) -> Calibration:
 
 
 def default_images(count: int) -> Calibration:
-    """Photographs that scikit-image installs, and drawn shapes and cells by turns."""
+    """Photographs of scikit-image, and alternating synthetic shapes and cells."""
     import skimage
 
     folder = Path(skimage.__file__).parent / "data"
@@ -96,14 +96,14 @@ def default_images(count: int) -> Calibration:
         for seed in range(_SEED, _SEED + count):
             yield draw_cells(seed).pixels if seed % 2 else draw_scene(seed).pixels
 
-    return Calibration(_DRAWN, [*photos, *drawn()][:count])
+    return Calibration(_DEFAULT, [*photos, *drawn()][:count])
 
 
 def quantise(
     source: ModelSource, original: str, name: str, calibration: Calibration,
     effort: Effort, threads: int, out: Path, say: Say,
 ) -> Manifest:  # fmt: skip
-    """Make an int8 model and hold it against its original.
+    """Make an int8 model and compare it with its original.
 
     Args:
         original: registry name; of the architecture ``vit_t``.
@@ -146,7 +146,7 @@ def quantise(
             versions={package: version(package) for package in ("openvino", "nncf")},
         )
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
-        if out.exists():  # replicas that run keep its files open
+        if out.exists():  # running replicas keep its files open
             out.replace(Path(scratch) / "old")
         folder.replace(out)
     return manifest
@@ -198,11 +198,11 @@ def _compare(
     """Both encoders before the original's decoder, on the same images."""
     decoder = load_decoder(source, original, compute)
     samples = load_samples(effort, Limits())
-    answers: tuple[list[Answered], list[Answered]] = ([], [])
+    answers: tuple[list[Prediction], list[Prediction]] = ([], [])
     for sample in samples:
         if sample.objects:
             for encoder, answered in zip(encoders, answers, strict=True):
-                answered.append(answer_sample(encoder, decoder, sample, effort.forms))
+                answered.append(predict_sample(encoder, decoder, sample, effort.forms))
     if not answers[0]:
         raise QuantiseError("none of the annotated images can be used")
     cosines, overlaps = [], []

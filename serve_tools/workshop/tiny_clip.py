@@ -1,4 +1,4 @@
-"""Trains a tiny OpenCLIP model on drawn scenes: ``python -m serve_tools.workshop.tiny_clip``.
+"""Trains a tiny OpenCLIP model on synthetic scenes: ``python -m serve_tools.workshop.tiny_clip``.
 
 It is an ordinary `open-clip-torch` model, small enough to ship with the tests, so that the
 ``open_clip`` engine can be proven without a model hub.  It knows `scenes.all_captions` and
@@ -75,7 +75,7 @@ def _candidate(mask: BoolArray) -> Candidate:
 
 
 def make_crops(scenes: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Crops of drawn scenes ``(N, side, side, 3) uint8`` and their captions' numbers ``(N,)``.
+    """Crops of scenes ``(N, side, side, 3) uint8`` and their captions' numbers ``(N,)``.
 
     Masks are exact, or a little too small or too large; some crops have none.  Each scene adds
     a crop of its background, numbered after all captions.
@@ -175,7 +175,7 @@ def train(scenes: int, epochs: int, seed: int) -> Any:
 
 
 def _wordings(names: Sequence[str]) -> list[list[str]]:
-    """Every caption in the four ways in which it is told."""
+    """Every caption in four wordings."""
     bare = [name.removeprefix("an ").removeprefix("a ") for name in names]
     return [
         list(names),

@@ -29,7 +29,7 @@ from serve_tools.evaluation.annotations import (
 )
 from serve_tools.evaluation.kinds import PromptKind
 from serve_tools.evaluation.prompts import tight_box
-from serve_tools.evaluation.records import Plan
+from serve_tools.evaluation.records import EvaluationPlan
 
 SIDE = 120
 
@@ -174,8 +174,10 @@ def load(folder: Path, objects: Mapping[str, Sequence[BoolArray]], **options: An
     return load_dataset(folder, write_dataset(folder, objects, **options))
 
 
-def plan(*prompts: PromptKind, variants: tuple[str, ...] = ("fast",), **options: Any) -> Plan:
-    return Plan(variants=variants, prompts=prompts or (PromptKind.BOX,), **options)
+def plan(
+    *prompts: PromptKind, variants: tuple[str, ...] = ("fast",), **options: Any
+) -> EvaluationPlan:
+    return EvaluationPlan(variants=variants, prompts=prompts or (PromptKind.BOX,), **options)
 
 
 SCENE = {

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ray.serve.batching
 
-from serve_tools.bench.batcher import BARE, OURS, Arrivals, run
+from serve_tools.bench.batcher import BARE, OURS, EvenArrivals, run
 
 
 def test_both_batchers_answer_all_requests_in_turn() -> None:
     warn = "_warn_if_max_batch_size_exceeds_max_ongoing_requests"
     before = getattr(ray.serve.batching._BatchQueue, warn)
-    arrivals = Arrivals(requests=12, every_s=0.001, pass_s=0.005, most=4, wait_s=0.0)
+    arrivals = EvenArrivals(requests=12, every_s=0.001, pass_s=0.005, most=4, wait_s=0.0)
     ours, bare = run(rounds=2, arrivals=arrivals)
     assert (ours.system, bare.system) == (OURS, BARE)
     assert (ours.ours, bare.ours) == (True, False)

@@ -22,7 +22,7 @@ from serve_tools.evaluation.annotations import (
     Dataset,
 )
 from serve_tools.evaluation.kinds import Multimask, PromptKind
-from serve_tools.evaluation.records import Evaluation, Plan
+from serve_tools.evaluation.records import Evaluation, EvaluationPlan
 from serve_tools.evaluation.report import markdown
 from serve_tools.evaluation.runner import evaluate
 from serve_tools.evaluation.summary import summarise
@@ -49,7 +49,7 @@ def iou_row(summary: Mapping[str, Any], **which: str) -> dict[str, Any]:
 
 
 async def summary_of(
-    service: FakeService, dataset: Dataset, plan: Plan
+    service: FakeService, dataset: Dataset, plan: EvaluationPlan
 ) -> tuple[Evaluation, dict[str, Any]]:
     evaluation = await evaluate(service, dataset, plan)
     return evaluation, summarise(evaluation, await service.models(), in_process=True)
