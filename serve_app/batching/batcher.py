@@ -26,8 +26,8 @@ from serve_app.batching.fair_queue import Call, FairQueue, Picked
 from serve_app.batching.stats import BatchStats, PassTimes
 from serve_app.core.errors import DeadlineExceeded
 from serve_app.core.settings import Batching
-from serve_app.telemetry.catalogue import BATCH_FILL, BATCH_ITEMS, QUEUE_AGE, QUEUE_ITEMS
-from serve_app.telemetry.spans import Parent, here, record
+from serve_app.telemetry.context import TracePosition, current_trace, record_span
+from serve_app.telemetry.metrics import BATCH_FILL, BATCH_ITEMS, QUEUE_AGE, QUEUE_ITEMS
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class _Call(Call, Generic[O]):
     outcome: asyncio.Future[list[O]]
     outcomes: list[O | None]
     missing: int
-    span: Parent
+    span: TracePosition
 
     def settle(self, index: int, outcome: O | Exception) -> None:
         if self.outcome.done():  # its caller has left, or another of its items failed
@@ -141,7 +141,7 @@ class Batcher(Generic[I, O]):
             outcome=asyncio.get_running_loop().create_future(),
             outcomes=[None] * len(items),
             missing=len(items),
-            span=here(),
+            span=current_trace(),
         )
         try:
             if self._slots_free and len(items) < self._batching.max_batch_size:
@@ -216,13 +216,13 @@ class Batcher(Generic[I, O]):
         traced = Counter(call for call, _ in batch if call.span is not None)
         for call, items in traced.items():
             if call.taken == items:  # its first pass
-                record("wait", call.span, call.since, began, items=len(call.items))
+                record_span("wait", call.span, call.since, began, items=len(call.items))
         try:
             outcomes = await self._run_all([call.items[index] for call, index in batch])
         finally:
             self._running -= len(batch)
             for call, items in traced.items():
-                record("pass", call.span, began, time.monotonic(), items=items)
+                record_span("pass", call.span, began, time.monotonic(), items=items)
         for (call, index), outcome in zip(batch, outcomes, strict=True):
             call.settle(index, outcome)
             if call.outcome.done():

@@ -39,20 +39,20 @@ class EngineThread:
         finally:
             del self._began[key]
 
-    async def check(self, stuck_after_s: float, probe: Callable[[], None]) -> None:
+    async def check(self, max_pass_s: float, probe: Callable[[], None]) -> None:
         """Returns if the engine gets on with its work; that there is much of it is no fault.
 
         Args:
             probe: run if the engine has nothing to do, or has just failed; raises what is wrong.
 
         Raises:
-            EngineStuck: it has been at one piece of work for longer than ``stuck_after_s``.
+            EngineStuck: it has been at one piece of work for longer than ``max_pass_s``.
         """
         began = min(list(self._began.values()), default=None)
         if began is None:
             await self.run(probe)
-        elif time.monotonic() - began > stuck_after_s:
-            raise EngineStuck(f"an engine has been in one pass for more than {stuck_after_s:g} s")
+        elif time.monotonic() - began > max_pass_s:
+            raise EngineStuck(f"an engine has been in one pass for more than {max_pass_s:g} s")
         elif self._failed:
             # Not after what waits: an engine that fails at once is hardly ever seen idle.
             await asyncio.to_thread(probe)

@@ -1,4 +1,4 @@
-"""``front``: HAProxy before the service, configured from this project's settings."""
+"""``front``: runs the edge, HAProxy in front of the service (`serve_app.edge`)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pydantic import ValidationError
 
 from serve_app.cli import CommandError, log
 from serve_app.cli.configuration import load_settings
-from serve_app.edge.program import Front, FrontError
+from serve_app.edge.haproxy import EdgeError, EdgeProxy
 from serve_app.edge.render import render
-from serve_app.edge.settings import FrontSettings, load_front_settings
+from serve_app.edge.settings import EdgeSettings, load_edge_settings
 
 _DEFAULT = "front.yaml"
 _STOPS = (signal.SIGTERM, signal.SIGINT)
@@ -31,51 +31,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--service", type=Path, metavar="FILE",
         help="Serve config whose limits apply (default: configs/local.yaml)",
     )  # fmt: skip
-    add("--check", action="store_true", help="only check the configuration")
+    add("--check", action="store_true", help="only validate the configuration")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run HAProxy until SIGTERM or SIGINT, which let requests in flight finish.
+    """Run HAProxy in the foreground.
 
-    SIGHUP reloads settings and certificate.
+    SIGTERM and SIGINT drain it: requests in flight finish.  SIGHUP reloads its settings and its
+    certificate.
     """
 
     def configuration() -> str:
         settings = _settings(args.config)
         if settings.tls is not None and _is_world_readable(Path(settings.tls.certificate)):
             log(
-                "warning: other users of this machine can read the TLS file, which holds the "
-                "private key: chmod 600"
+                "warning: the TLS file, which contains the private key, is readable by all users: "
+                "chmod 600"
             )
         return render(settings, _max_body_bytes(args.service))
 
-    # Readable by this user alone, as tempfile makes it.
+    # TemporaryDirectory makes it readable by this user only.
     with tempfile.TemporaryDirectory(prefix="sam-front-") as folder:
         try:
-            front = Front(configuration, Path(folder))
+            proxy = EdgeProxy(configuration, Path(folder))
             if args.check:
-                front.check()
-                print("the front's configuration is valid")
+                proxy.check()
+                print("the edge configuration is valid")
                 return 0
-            return _supervise(front)
-        except FrontError as exc:
+            return _supervise(proxy)
+        except EdgeError as exc:
             raise CommandError(str(exc)) from exc
 
 
-def _supervise(front: Front) -> int:
-    """Start HAProxy and handle signals one after the other until it has ended."""
+def _supervise(proxy: EdgeProxy) -> int:
+    """Start HAProxy and handle signals one by one until it has exited; returns its exit status."""
     signals: SimpleQueue[int] = SimpleQueue()
     for signum in (*_STOPS, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(signum, lambda number, frame: signals.put(number))
-    front.start()
-    while (status := front.ended()) is None:
+    proxy.start()
+    while (status := proxy.exit_status()) is None:
         signum = signal.Signals(signals.get())
         if signum in _STOPS:
-            front.stop()
+            proxy.stop()
         elif signum == signal.SIGHUP:
             try:
-                front.start()
-            except (FrontError, CommandError) as exc:
+                proxy.start()
+            except (EdgeError, CommandError) as exc:
                 log(f"not reloaded: {exc}")
     return status
 
@@ -84,24 +85,24 @@ def _is_world_readable(path: Path) -> bool:
     try:
         return bool(path.stat().st_mode & stat.S_IROTH)
     except OSError:
-        return False  # HAProxy reports what is wrong with it
+        return False  # HAProxy reports the reason
 
 
-def _settings(path: Path | None) -> FrontSettings:
+def _settings(path: Path | None) -> EdgeSettings:
     name = _DEFAULT if path is None else path.name
     try:
         if path is not None:
-            return load_front_settings(path)
+            return load_edge_settings(path)
         with resources.as_file(resources.files("configs").joinpath(_DEFAULT)) as default:
-            return load_front_settings(default)
+            return load_edge_settings(default)
     except OSError as exc:
-        raise CommandError(f"the front's settings {name} cannot be read") from exc
+        raise CommandError(f"the edge settings {name} cannot be read") from exc
     except yaml.YAMLError as exc:
-        raise CommandError(f"the front's settings {name} are not YAML: {exc}") from exc
+        raise CommandError(f"the edge settings {name} are not YAML: {exc}") from exc
     except ValidationError as exc:
-        raise CommandError(f"the front's settings {name}: {exc}") from exc
+        raise CommandError(f"the edge settings {name}: {exc}") from exc
 
 
 def _max_body_bytes(service: Path | None) -> int:
-    """The largest of a config file's applications."""
+    """The largest limit of the applications in a Serve config file."""
     return max(settings.limits.max_body_bytes for settings in load_settings(service))

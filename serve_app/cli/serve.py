@@ -24,10 +24,15 @@ import yaml
 
 from serve_app.cli import CommandError, log
 from serve_app.cli.commands import COMMANDS, ToolsMissing
-from serve_app.cli.configuration import DEFAULT_CONFIG, left_out, load_settings, needed_models
+from serve_app.cli.configuration import (
+    DEFAULT_CONFIG,
+    load_plans,
+    load_settings,
+    needed_models,
+    unavailable_variants,
+)
 from serve_app.cli.environment import whole_environment
 from serve_app.cli.fetch import fetch_models
-from serve_app.cli.models import open_models
 from serve_app.cli.processes import NotReady, start, stop, wait_until_ready
 from serve_app.core.exposure import exposure_warning
 
@@ -89,20 +94,16 @@ def _warn(config: Path | None, host: str) -> None:
     for settings in load_settings(config):
         if warning := exposure_warning(settings.security, host):
             log(f"warning: {warning}")
-    for variant, reason in left_out(config).items():
+    for variant, reason in unavailable_variants(config).items():
         log(f"note: {variant} falls back to its reference: {reason}")
 
 
 def _measure_once(config: Path | None) -> None:
     """Measure quickly if nothing was ever measured on this host; no failure of it is fatal."""
-    from serve_app.profiles.load import load_ledger
-
-    settings = load_settings(config)[0]
-    registry, _ = open_models(settings)
-    known = load_ledger(settings, registry)
-    if known.entries:
+    plan = load_plans(config)[0]
+    if plan.measurements.entries:
         # Measurements made with more effort must not be replaced by quick ones.
-        for warning in known.warnings:
+        for warning in plan.measurements.warnings:
             log(f"note: {warning}")
         return
     try:
@@ -110,7 +111,7 @@ def _measure_once(config: Path | None) -> None:
     except ToolsMissing as exc:
         log(f"note: the variants are not measured on this host; {exc}")
         return
-    tool.measure_quickly(settings, registry)
+    tool.measure_quickly(plan.settings, plan.registry)
 
 
 def _serve(config: dict[str, Any], url: str, args: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from serve_app.core.request import SegmentRequest
 from serve_app.core.types import (
     CacheTier,
     Candidate,
@@ -24,7 +25,6 @@ from serve_app.core.types import (
     ProposalSource,
     RgbArray,
     ScorerInfo,
-    SegmentRequest,
     SegmentResult,
     TextScores,
 )
@@ -84,7 +84,7 @@ class Predictor(Protocol):
         """
         ...
 
-    async def wake(self) -> None:
+    async def scale_from_zero(self) -> None:
         """Returns once the variant can answer; starts it if it sleeps."""
         ...
 

@@ -17,6 +17,7 @@ from serve_app.batching.stats import HitRate
 from serve_app.cache.shared import shared_tier
 from serve_app.core.deadline import time_limit, until
 from serve_app.core.errors import DeadlineExceeded
+from serve_app.core.measurements import Profile
 from serve_app.core.ports import DecoderEngine
 from serve_app.core.settings import CacheSettings, VariantSettings
 from serve_app.core.types import (
@@ -36,7 +37,8 @@ from serve_app.deployments.replica import EngineReplica
 from serve_app.embeddings.predictor import VariantPredictor
 from serve_app.embeddings.tiers import TieredEmbeddingCache
 from serve_app.models.factory import ModelSource, load_decoder
-from serve_app.routing.variants import encoder_compute
+from serve_app.profiles.variants import encoder_compute
+from serve_app.scaling.reports import decoder_profile
 
 _Pass = tuple[float, float]
 """When a pass of the engine began, and the seconds it took."""
@@ -66,6 +68,7 @@ class DecoderReplica(EngineReplica):
         cache: CacheSettings,
         source: ModelSource,
         encoder: DeploymentHandle[Any] | None = None,
+        profile: Profile | None = None,
     ) -> None:
         super().__init__(settings.decoder)
         self._name = serve.get_replica_context().replica_tag
@@ -78,6 +81,7 @@ class DecoderReplica(EngineReplica):
         self.devices = {settings.decoder.compute.device}
         self._images: Batcher[RgbArray, Embedding] | None = None
         self._hits = HitRate()
+        self._profile = decoder_profile(profile, fused=encoder is None)
         self._encoder = encoder
         compute = encoder_compute(settings)
         if encoder is None:
@@ -147,9 +151,10 @@ class DecoderReplica(EngineReplica):
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Serve for `serve_app.deployments.autoscaling`; items are prompts."""
-        found = {**self._batcher.report(), **self._hits.report(time.monotonic())}
+        now = time.monotonic()
+        found = {**self._profile, **self._batcher.report(), **self._hits.report(now)}
         if self._images is not None:
-            # Both halves are one pool: whichever keeps its items waiting longer limits it.
+            # Both components are one pool, limited by the one with the longer queue.
             found["oldest_s"] = max(found["oldest_s"], self._images.report()["oldest_s"])
         return found
 

@@ -8,10 +8,12 @@ import time
 import numpy as np
 
 from serve_app.batching.batcher import Batcher
+from serve_app.core.measurements import Profile
 from serve_app.core.settings import Batching, Compute, EncoderSettings
 from serve_app.core.types import Embedding, RgbArray
 from serve_app.deployments.replica import EngineReplica
 from serve_app.models.factory import ModelSource, load_encoder, warm_up_sizes
+from serve_app.scaling.reports import encoder_profile
 
 _WARM_UP_SIDE = 64
 
@@ -19,8 +21,15 @@ _WARM_UP_SIDE = 64
 class EncoderReplica(EngineReplica):
     """One variant's image encoder, batching the images of all users."""
 
-    def __init__(self, model: str, settings: EncoderSettings, source: ModelSource) -> None:
+    def __init__(
+        self,
+        model: str,
+        settings: EncoderSettings,
+        source: ModelSource,
+        profile: Profile | None = None,
+    ) -> None:
         super().__init__(settings)
+        self._profile = encoder_profile(profile)
         self._batcher = warm_encoder(source, model, settings.compute, settings.batching)
         self.threads = [self._batcher.thread]
         self.devices = {settings.compute.device}
@@ -39,7 +48,7 @@ class EncoderReplica(EngineReplica):
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Serve for `serve_app.deployments.autoscaling`; items are images."""
-        return self._batcher.report()
+        return {**self._profile, **self._batcher.report()}
 
 
 def warm_encoder(

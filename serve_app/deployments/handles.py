@@ -37,7 +37,7 @@ from serve_app.core.types import (
     ScorerInfo,
     TextScores,
 )
-from serve_app.telemetry.catalogue import RETRIES
+from serve_app.telemetry.metrics import RETRIES
 
 log = logging.getLogger(__name__)
 
@@ -203,7 +203,7 @@ class RemotePredictor:
         found: Prediction | None = await ask("decoder", send)
         return found
 
-    async def wake(self) -> None:
+    async def scale_from_zero(self) -> None:
         await ask("decoder", self._handle.ping.remote)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,11 @@ from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.cache.shared import shared_tier
+from serve_app.capabilities import SegmentRequest, load_capabilities
+from serve_app.connectors.article import article_router
 from serve_app.core.exposure import exposure_warning
 from serve_app.core.settings import GraphSettings
-from serve_app.core.types import (
-    EmbedResult,
-    RgbArray,
-    SegmentRequest,
-    SegmentResult,
-    VariantInfo,
-)
+from serve_app.core.types import EmbedResult, RgbArray, SegmentResult
 from serve_app.core.version import project_version
 from serve_app.deployments.handles import (
     RemotePredictor,
@@ -38,10 +33,10 @@ from serve_app.deployments.watch import ReplicaWatch
 from serve_app.flow.flow import SegmentationFlow
 from serve_app.flow.readiness import Part
 from serve_app.http.app import create_app
-from serve_app.http.work import Work
+from serve_app.http.gate import InFlightTracker
 from serve_app.images.store import ImageStore
-from serve_app.profiles.load import LoadedLedger
-from serve_app.profiles.wiring import dispatcher_of
+from serve_app.profiles.dispatch import build_dispatcher
+from serve_app.profiles.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -52,31 +47,32 @@ class IngressReplica:
 
     def __init__(
         self,
-        settings: GraphSettings,
-        variants: Mapping[str, VariantInfo],
-        ledger: LoadedLedger,
+        plan: Plan,
         decoders: Mapping[str, DeploymentHandle[Any]],
         proposals: DeploymentHandle[Any],
         text: DeploymentHandle[Any] | None,
     ) -> None:
+        settings = plan.settings
         join_serve_log()
         start_telemetry(ingress=True)
         controller = _get_global_client()
         host = None if controller is None else controller.http_config.host
         exposed = exposure_warning(settings.security, host)
-        for warning in filter(None, (*ledger.warnings, exposed)):
+        for warning in filter(None, (*plan.warnings, exposed)):
             log.warning("%s", warning)
         self._limits, self._security = settings.limits, settings.security
         sign = settings.ingress.drain_file
-        self._work = Work(None if sign is None else Path(sign))
+        self._tracker = InFlightTracker(None if sign is None else Path(sign))
         predictors = {name: RemotePredictor(handle) for name, handle in decoders.items()}
-        dispatcher = dispatcher_of(settings, ledger, predictors, awake=False)
-        self._watch = ReplicaWatch(settings, dispatcher.board)
+        dispatcher = build_dispatcher(plan, predictors, in_process=False)
+        self._watch = ReplicaWatch(settings, dispatcher.load_tracker)
+        self._capabilities = load_capabilities(settings.capabilities)
         self._flow = SegmentationFlow(
+            capabilities=self._capabilities,
             images=ImageStore(
                 settings.limits, settings.cache.image_bytes, shared_tier(settings.cache)
             ),
-            variants=variants,
+            variants=plan.variants,
             predictors=predictors,
             proposer=RemoteProposer(proposals),
             scorer=None if text is None else RemoteTextScorer(text),
@@ -104,11 +100,11 @@ class IngressReplica:
             halves = [f"{name}-decoder"]
             if variant.layout == "split":
                 halves.append(f"{name}-encoder")
-            if not variant.sleeps:
+            if not variant.scales_to_zero:
                 found.append(part(handle, *halves))
-        if not settings.proposals.sleeps:
+        if not settings.proposals.scales_to_zero:
             found.append(part(proposals, "proposals"))
-        if text is not None and settings.text is not None and not settings.text.sleeps:
+        if text is not None and settings.text is not None and not settings.text.scales_to_zero:
             found.append(part(text, "text"))
         return found
 
@@ -117,10 +113,12 @@ class IngressReplica:
         return create_app(
             self._flow,
             self._limits,
+            capabilities=self._capabilities,
             metrics=cluster_metrics,
             version=project_version(),
             security=self._security,
-            work=self._work,
+            tracker=self._tracker,
+            connectors=[article_router],
         )
 
     async def segment(self, request: SegmentRequest) -> SegmentResult:
@@ -137,15 +135,14 @@ class IngressReplica:
         """What is deployed."""
         return await self._flow.models()
 
-    def _begun(self) -> AbstractContextManager[None]:
+    def _begun(self) -> InFlightTracker:
         """Counts a Python caller's request.
 
         Raises:
             ShuttingDown: nothing new is begun.
         """
-        if self._work.draining:
-            raise self._work.refusal
-        return self._work.one()
+        self._tracker.check()
+        return self._tracker
 
 
 async def _ping(handle: DeploymentHandle[Any]) -> bool:

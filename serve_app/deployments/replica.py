@@ -24,7 +24,7 @@ class EngineReplica:
         start_telemetry()
         self.threads: list[EngineThread] = []
         self.devices: set[str] = set()
-        self._stuck_after_s = settings.stuck_after_s
+        self._max_pass_s = settings.max_pass_s
 
     async def ping(self) -> bool:
         """Answers once the constructor is through: the weights are loaded, and have worked."""
@@ -33,7 +33,7 @@ class EngineReplica:
     async def check_health(self) -> None:
         """Called by Serve, which replaces the replica when this hangs or raises three times."""
         for thread in self.threads:
-            await thread.check(self._stuck_after_s, self._touch)
+            await thread.check(self._max_pass_s, self._touch)
 
     def _touch(self) -> None:
         """After some faults a process's GPU refuses everything: then it must be replaced."""

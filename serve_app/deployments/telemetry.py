@@ -1,7 +1,7 @@
 """Metrics, request ids and spans of a replica's process, as Ray collects and passes them on.
 
 Ray gathers each process's figures in the agent of its node every ten seconds, puts ``ray_``
-before the names, and adds labels; `serve_app.telemetry.catalogue` has what there is.
+before the names, and adds labels; `serve_app.telemetry.metrics` has what there is.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from ray import serve
 from ray.serve.context import _RequestContext, _serve_request_context
 from ray.serve.exceptions import RayServeException
 
-from serve_app.deployments.tracing import RayTracer, carried_span, tracing_is_on
-from serve_app.telemetry.instruments import Counter, Gauge, Histogram, Instrument, collect_with
-from serve_app.telemetry.request import Carry, requests_known_by
-from serve_app.telemetry.spans import trace_with
+from serve_app.deployments.tracing import request_tracer, tracing_is_on
+from serve_app.telemetry.context import set_request_context, set_tracer
+from serve_app.telemetry.metrics import Counter, Gauge, Histogram, Instrument, set_collector
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +42,10 @@ def start_telemetry(*, ingress: bool = False) -> None:
     except RayServeException:
         return
     place = (replica.app_name, replica.deployment, replica.replica_tag)
-    collect_with(RayCollector(dict(zip(_PLACE, place, strict=True))))
-    requests_known_by(ServeRequests())
+    set_collector(RayCollector(dict(zip(_PLACE, place, strict=True))))
+    set_request_context(ServeRequests())
     if tracing_is_on():
-        trace_with(RayTracer(ingress=ingress))
+        set_tracer(request_tracer(ingress=ingress))
 
 
 class RayCollector:
@@ -130,11 +129,10 @@ class ServeRequests:
         if request is not None and request.request_id != request_id:
             _serve_request_context.set(replace(request, request_id=request_id))
 
-    def carry(self) -> Carry:
-        request, carry_span = _serve_request_context.get(), carried_span()
+    def carry(self) -> Callable[[], None]:
+        request = _serve_request_context.get()
 
         def carry() -> None:
-            carry_span()
             if request is not None:
                 # Without the internal id, by which Serve finds the calls to cancel.
                 _serve_request_context.set(

@@ -18,13 +18,9 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
@@ -67,17 +63,6 @@ def tracing_is_on() -> bool:
     return bool(is_tracing_enabled())
 
 
-def carried_span() -> Callable[[], None]:
-    """What makes another context a part of the span at hand."""
-    here = otel_context.get_current()
-
-    def carry() -> None:
-        if here:
-            otel_context.attach(here)
-
-    return carry
-
-
 class RequestsAlone(Sampler):
     """Begins a trace for a request alone, as often as another sampler says.
 
@@ -110,34 +95,14 @@ class RequestsAlone(Sampler):
         return f"RequestsAlone({self._ratio.get_description()})"
 
 
-class RayTracer:
-    """Spans of our own, in the traces that Serve begins.
+def request_tracer(*, ingress: bool) -> trace.Tracer:
+    """Return the tracer for our own spans, in the traces that Serve starts.
 
     Args:
-        ingress: whether this process is asked by clients.
+        ingress: whether this process serves clients.
     """
-
-    def __init__(self, *, ingress: bool) -> None:
-        provider = trace.get_tracer_provider()
-        if isinstance(provider, TracerProvider):
-            # Before the first span: a tracer keeps the sampler that it was made with.
-            provider.sampler = RequestsAlone(provider.sampler, ingress=ingress)
-        self._tracer = trace.get_tracer(_SERVICE)
-
-    def span(self, name: str) -> AbstractContextManager[Any]:
-        return self._tracer.start_as_current_span(name)
-
-    def here(self) -> Context | None:
-        here = otel_context.get_current()
-        return here if trace.get_current_span(here).is_recording() else None
-
-    def record(self, name: str, parent: Context, began: float, ended: float, items: int) -> None:
-        offset = time.time() - time.monotonic()
-        span = self._tracer.start_span(
-            name, parent, attributes={"items": items}, start_time=_ns(began + offset)
-        )
-        span.end(_ns(ended + offset))
-
-
-def _ns(seconds: float) -> int:
-    return int(seconds * 1e9)
+    provider = trace.get_tracer_provider()
+    if isinstance(provider, TracerProvider):
+        # Before the first span: a tracer keeps the sampler that it was created with.
+        provider.sampler = RequestsAlone(provider.sampler, ingress=ingress)
+    return trace.get_tracer(_SERVICE)

@@ -13,23 +13,23 @@ from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve._private.long_poll import LongPollClient, LongPollNamespace
 
 from serve_app.core.settings import GraphSettings
-from serve_app.routing.board import LoadBoard
-from serve_app.telemetry.catalogue import VARIANT_REPLICAS
+from serve_app.routing.load_tracker import LoadTracker
+from serve_app.telemetry.metrics import VARIANT_REPLICAS
 
 OTHERS = ("proposals", "text")
 """Deployments that belong to no variant; one that there is not has no replicas, either."""
 
 
 class ReplicaCounts:
-    """Knows how many replicas run, and tells a `LoadBoard` of those of variants.
+    """Knows how many replicas run, and tells a `LoadTracker` of those of variants.
 
     Attributes:
         parts: names of the deployments that count.
     """
 
-    def __init__(self, settings: GraphSettings, board: LoadBoard) -> None:
+    def __init__(self, settings: GraphSettings, load_tracker: LoadTracker) -> None:
         self._fused = {name: v.layout == "fused" for name, v in settings.variants.items()}
-        self._board = board
+        self._load_tracker = load_tracker
         encoders = [f"{name}-encoder" for name, fused in self._fused.items() if not fused]
         self._halves = {*encoders, *(f"{name}-decoder" for name in self._fused)}
         self.parts = [*sorted(self._halves), *OTHERS]
@@ -48,24 +48,24 @@ class ReplicaCounts:
         VARIANT_REPLICAS.set(self._running[part], variant=variant, half=half)
         for name, fused in self._fused.items():
             decoders = self._running[f"{name}-decoder"]
-            self._board.replicas(
+            self._load_tracker.replicas(
                 name, decoders if fused else self._running[f"{name}-encoder"], decoders
             )
 
 
 class ReplicaWatch:
-    """Keeps a `LoadBoard`'s replica counts true while the ingress lives.
+    """Keeps a `LoadTracker`'s replica counts true while the ingress lives.
 
     It listens where Serve's own routers do.  (Asking for ``serve.status()`` again and again takes
     some percent of a core here and in the controller, for which masks on a small machine wait.)
 
     Args:
         settings: which variants there are.
-        board: told of every change.
+        load_tracker: told of every change.
     """
 
-    def __init__(self, settings: GraphSettings, board: LoadBoard) -> None:
-        counts = ReplicaCounts(settings, board)
+    def __init__(self, settings: GraphSettings, load_tracker: LoadTracker) -> None:
+        counts = ReplicaCounts(settings, load_tracker)
         self.runs = counts.runs
         application = serve.get_replica_context().app_name
         topic = LongPollNamespace.DEPLOYMENT_TARGETS

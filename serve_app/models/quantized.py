@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic import Field
 
 from serve_app.core.host import this_host
-from serve_app.core.settings import GraphSettings, QuantisedSettings, Strict
+from serve_app.core.settings import GraphSettings, QuantizedSettings, Strict
 from serve_app.models.registry import (
     MODEL_NAME,
     ModelSpec,
@@ -98,7 +98,7 @@ def open_registry(path: str | None, root: Path) -> Registry:
     return Registry(models={**made, **registry.models})
 
 
-def deployable(settings: GraphSettings) -> tuple[GraphSettings, dict[str, str]]:
+def drop_unavailable_variants(settings: GraphSettings) -> tuple[GraphSettings, dict[str, str]]:
     """A configuration without the int8 variants that are not here or not worth it.
 
     The variant's ``reference`` answers under its name.  Figures of another processor count only
@@ -112,13 +112,13 @@ def deployable(settings: GraphSettings) -> tuple[GraphSettings, dict[str, str]]:
     """
     root = WeightStore(Path(settings.weights_dir) if settings.weights_dir else None).root
     registry, made = load_registry(Path(settings.registry) if settings.registry else None), None
-    measured_on = None if settings.ledger.trust_host else this_host(gpus=False).cpu
+    measured_on = None if settings.measurements.trust_host else this_host(gpus=False).cpu
     left_out: dict[str, str] = {}
     for name, variant in settings.variants.items():
         if variant.model in registry.models or not variant.model.endswith(MADE):
             continue  # a name that nobody knows is told where its files are asked for
         made = made_models(root) if made is None else made
-        reason = refusal(variant.model, made, registry, settings.quantised, measured_on)
+        reason = refusal(variant.model, made, registry, settings.quantized, measured_on)
         if reason is not None:
             if variant.reference is None or name == settings.router.default:
                 raise RegistryError(f"variant {name}: {reason}")
@@ -130,7 +130,7 @@ def refusal(
     model: str,
     made: Mapping[str, Manifest],
     registry: Registry,
-    wanted: QuantisedSettings,
+    wanted: QuantizedSettings,
     cpu: str | None = None,
 ) -> str | None:
     """Why a made model is not deployed; None if it is.
@@ -149,12 +149,12 @@ def refusal(
     if figures.speedup < wanted.least_speedup:
         return (
             f"{model} is refused: its encoder is {figures.speedup:.2f} times as fast as "
-            f"{manifest.original}'s, and quantised.least_speedup is {wanted.least_speedup:g}"
+            f"{manifest.original}'s, and quantized.least_speedup is {wanted.least_speedup:g}"
         )
     if figures.iou_loss > wanted.most_iou_loss:
         return (
             f"{model} is refused: it loses {figures.iou_loss:.4f} of mean IoU against "
-            f"{manifest.original}, and quantised.most_iou_loss is {wanted.most_iou_loss:g}"
+            f"{manifest.original}, and quantized.most_iou_loss is {wanted.most_iou_loss:g}"
         )
     return None
 

@@ -11,7 +11,7 @@ from serve_app.cli import CommandError, log, natural, positive
 from serve_tools.cli.files import check_variants
 
 if TYPE_CHECKING:
-    from serve_app.core.measurements import Ledger
+    from serve_app.core.measurements import MeasurementsFile
     from serve_app.core.settings import GraphSettings
     from serve_app.models.registry import Registry
     from serve_tools.profiling.protocol import Effort
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure, write and print the ledger; 1 if a variant could not be measured."""
     from serve_app.cli.configuration import load_settings
     from serve_app.cli.models import open_models
-    from serve_app.profiles.load import LedgerError, ledger_path
+    from serve_app.profiles.measurements import MeasurementsError, measurements_path
     from serve_tools.profiling.report import markdown
     from serve_tools.profiling.runner import measure
 
@@ -64,8 +64,8 @@ def run(args: argparse.Namespace) -> int:
     effort = _effort(args, settings)
     registry, _ = open_models(settings)
     try:
-        path = args.out or ledger_path(settings)
-    except LedgerError as exc:
+        path = args.out or measurements_path(settings)
+    except MeasurementsError as exc:
         raise CommandError(str(exc)) from exc
     measured = measure(settings, registry, names, effort, log)
     if measured.ledger is None:
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 def measure_quickly(settings: GraphSettings, registry: Registry) -> None:
     """Measure all variants with little effort and write the ledger; no failure is fatal."""
-    from serve_app.profiles.load import LedgerError, ledger_path
+    from serve_app.profiles.measurements import MeasurementsError, measurements_path
     from serve_tools.profiling.protocol import QUICK
     from serve_tools.profiling.runner import measure
 
@@ -92,8 +92,8 @@ def measure_quickly(settings: GraphSettings, registry: Registry) -> None:
         log(f"warning: {name} was not measured: {reason}")
     if measured.ledger is not None:
         try:
-            _write(ledger_path(settings), measured.ledger)
-        except (CommandError, LedgerError) as exc:
+            _write(measurements_path(settings), measured.ledger)
+        except (CommandError, MeasurementsError) as exc:
             log(f"warning: {exc}; the measurements are lost")
 
 
@@ -121,13 +121,13 @@ def _effort(args: argparse.Namespace, settings: GraphSettings) -> Effort:
     return effort
 
 
-def _write(path: Path, ledger: Ledger) -> Ledger:
-    from serve_app.profiles.load import LedgerError, read_ledger
+def _write(path: Path, ledger: MeasurementsFile) -> MeasurementsFile:
+    from serve_app.profiles.measurements import MeasurementsError, read_measurements
     from serve_tools.profiling.write import merged, write_ledger
 
     try:
-        ledger = merged(ledger, read_ledger(path))
-    except LedgerError as exc:
+        ledger = merged(ledger, read_measurements(path))
+    except MeasurementsError as exc:
         log(f"warning: {exc}; it is replaced")
     try:
         write_ledger(path, ledger)

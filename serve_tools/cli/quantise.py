@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
         f"in {figures.images} images: {figures.data}\n"
         f"written to {out}"
     )
-    reason = refusal(name, {name: manifest}, source.registry, settings.quantised)
+    reason = refusal(name, {name: manifest}, source.registry, settings.quantized)
     if reason is not None:
         log(f"warning: {reason}")
     return 0 if reason is None else 1

@@ -150,7 +150,7 @@ def _shared_device(args: argparse.Namespace, profiles: dict[str, Profile]) -> in
 
 
 def _profiles(path: Path) -> dict[str, Profile]:
-    from serve_app.core.measurements import Ledger
+    from serve_app.core.measurements import MeasurementsFile
 
-    ledger = read_json(path, Ledger, "ledger")
+    ledger = read_json(path, MeasurementsFile, "ledger")
     return {name: entry.profile for name, entry in ledger.entries.items()}

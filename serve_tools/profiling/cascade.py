@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from serve_app.cli.tables import markdown_table
-from serve_app.core.measurements import Escalation, Form, LedgerEntry, Point, pass_ms
+from serve_app.core.measurements import Escalation, Point, PromptType, VariantMeasurements, pass_ms
 from serve_tools.evaluation.cascade import Pair, fit_escalation
 from serve_tools.profiling.quality import QualityRecord
 
@@ -14,9 +14,9 @@ _SHOWN = (0.1, 0.2, 0.3, 0.4, 0.6, 1.0)
 
 def fit_rules(
     records: Iterable[QualityRecord], first: str, second: str, seed: int
-) -> dict[Form, Escalation]:
+) -> dict[PromptType, Escalation]:
     """Rules by form of prompt, for forms with enough objects measured on both variants."""
-    found: dict[Form, dict[tuple[int, int], dict[str, QualityRecord]]] = {}
+    found: dict[PromptType, dict[tuple[int, int], dict[str, QualityRecord]]] = {}
     for record in records:
         if record.variant in (first, second) and record.features:
             of_object = found.setdefault(record.form, {})
@@ -44,8 +44,8 @@ def fit_rules(
 def cascade_table(
     first: str,
     second: str,
-    rules: Mapping[Form, Escalation],
-    entries: Mapping[str, LedgerEntry],
+    rules: Mapping[PromptType, Escalation],
+    entries: Mapping[str, VariantMeasurements],
 ) -> str:
     """Gain and cost of the cascade at several shares of escalation, as Markdown.
 
@@ -79,7 +79,7 @@ def _shown(curve: Sequence[Point]) -> list[Point]:
 
 
 def _row(
-    form: Form, holds: str, rule: Escalation, point: Point, once: float, twice: float
+    form: PromptType, holds: str, rule: Escalation, point: Point, once: float, twice: float
 ) -> list[str]:
     gain = rule.second_iou - rule.first_iou
     of_gain = f"{point.gain / gain:.0%}" if gain > 0 else "no gain"

@@ -27,7 +27,7 @@ from serve_app.core.types import (
     RgbArray,
 )
 from serve_app.models.factory import ModelSource
-from serve_app.routing.variants import encoder_compute
+from serve_app.profiles.variants import encoder_compute
 from serve_tools.evaluation.prompts import tight_box
 from serve_tools.profiling.engines import load_variant
 

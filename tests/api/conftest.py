@@ -10,23 +10,21 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 
+from serve_app.capabilities import Everything, SegmentRequest, TextQuery
+from serve_app.connectors.article import article_router
 from serve_app.core.limits import Limits
 from serve_app.core.rle import encode_rle
 from serve_app.core.types import (
     BoolArray,
     CacheTier,
     EmbedResult,
-    Everything,
     Mask,
     PromptResult,
     RgbArray,
-    SegmentRequest,
     SegmentResult,
-    TextQuery,
 )
 from serve_app.http.app import create_app
-from serve_app.telemetry import instruments
-from serve_app.telemetry.instruments import collect_with
+from serve_app.telemetry.metrics import set_collector
 
 from .asgi import Figures
 
@@ -104,10 +102,14 @@ class FakeService:
                     present=True,
                     best_score=0.8,
                 )
-                for t in task.texts
+                for t in task.text
             )
         elif isinstance(task, Everything):
-            more = {"point_coords": (4.0, 5.0), "crop_box": (0, 0, WIDTH, HEIGHT)}
+            more = {
+                "predicted_iou": self.score,
+                "point_coords": ((4.0, 5.0),),
+                "crop_box": (0, 0, WIDTH, HEIGHT),
+            }
             results = (PromptResult(masks=self._masks(2, request, **more)),)
         else:
             results = tuple(
@@ -173,10 +175,9 @@ def limits() -> Limits:
 def figures() -> Iterator[Figures]:
     """What this process counts meanwhile."""
     kept = Figures()
-    before = instruments._collector
-    collect_with(kept)
+    before = set_collector(kept)
     yield kept
-    collect_with(before)
+    set_collector(before)
 
 
 @pytest.fixture
@@ -184,7 +185,9 @@ def app(service: FakeService, limits: Limits) -> FastAPI:
     async def metrics() -> bytes:
         return b"# TYPE sam_requests counter\nsam_requests 7\n"
 
-    return create_app(service, limits, metrics=metrics, version="9.8.7")
+    return create_app(
+        service, limits, metrics=metrics, version="9.8.7", connectors=[article_router]
+    )
 
 
 @pytest.fixture

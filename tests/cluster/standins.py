@@ -18,6 +18,7 @@ from ray.serve import Application
 import serve_app.deployments.decoder
 import serve_app.deployments.encoder
 from graphs.nodes import deployed
+from serve_app.core.measurements import Profile
 from serve_app.core.settings import GraphSettings
 from serve_app.core.types import DecodeJob, DecodeOptions, Embedding, Mask, Prompt, RgbArray
 from serve_app.deployments.decoder import DecoderReplica
@@ -32,6 +33,10 @@ PASS_MS = {"fast": 400.0, "accurate": 800.0}
 BATCH = {"fast": 2, "accurate": 4}
 """So either variant's encoder embeds five images a second."""
 DECODE_MS = 5.0
+PROFILES = {
+    "fast": Profile({1: PASS_MS["fast"], BATCH["fast"]: PASS_MS["fast"]}, {1: 5.0, 16: 5.0})
+}
+"""The measured variants."""
 SLOT = 0.25
 """CPUs, in Ray's bookkeeping, of an encoder or decoder."""
 QUICK = {
@@ -120,8 +125,8 @@ def graph(
     return {
         "variants": variants,
         "ingress": {"ray_actor_options": {"num_cpus": 0.05}, "autoscaling_config": small},
-        # Nobody measured sleeping: the policy goes by what replicas tell.
-        "ledger": {"path": "/nonexistent/ledger.json"},
+        # There is no file: replicas of *fast* report `PROFILES`, those of *accurate* what they see.
+        "measurements": {"path": "/nonexistent/ledger.json"},
         "scaling": scaling,
     }
 
@@ -160,10 +165,10 @@ def _build(settings: GraphSettings, encoder: type[StandInEncoder]) -> Applicatio
     decoders = {}
     for name, variant in settings.variants.items():
         images = deployed(encoder, f"{name}-encoder", variant.encoder).bind(
-            PASS_MS[name], variant.model, variant.encoder, source
+            PASS_MS[name], variant.model, variant.encoder, source, PROFILES.get(name)
         )
         decoders[name] = deployed(StandInDecoder, f"{name}-decoder", variant.decoder).bind(
-            variant, settings.cache, source, images
+            variant, settings.cache, source, images, PROFILES.get(name)
         )
     application: Application = deployed(Ingress, "ingress", settings.ingress).bind(decoders)
     return application

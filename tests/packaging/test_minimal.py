@@ -21,7 +21,9 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
 # Ray, FastAPI and the model libraries bring these; they are used as part of those.
-BROUGHT = {"grpcio", "huggingface-hub", "pydantic-core", "starlette", "transformers"}
+BROUGHT = {
+    "grpcio", "huggingface-hub", "pydantic-core", "starlette", "transformers", "typing-extensions"
+}  # fmt: skip
 OPTIONAL = {"redis", "opentelemetry-exporter-otlp-proto-http"}
 
 
@@ -32,13 +34,14 @@ from tests.packaging.imports import forbid_tools, import_all
 forbid_tools()
 print(len(import_all()))
 from serve_app.cli.configuration import load_settings
-from serve_app.core.types import Prompt, SegmentRequest
+from serve_app.capabilities import Prompts, SegmentRequest
+from serve_app.core.types import Prompt
 from serve_app.local import build_local_service
 settings = load_settings(None)[0].model_copy(update={"text": None})
 service = build_local_service(settings, ["fast"])
 pixels = np.zeros((48, 64, 3), np.uint8)
 click = Prompt(point_coords=np.array([[20, 20]]), point_labels=np.array([1]))
-result = asyncio.run(service.segment(SegmentRequest(image=pixels, task=(click,))))
+result = asyncio.run(service.segment(SegmentRequest(image=pixels, task=Prompts(prompts=(click,)))))
 print(len(result.results[0].masks))
 """
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from serve_app.capabilities import Prompts, SegmentRequest, TextQuery
 from serve_app.core.errors import UnknownImage
 from serve_app.core.rle import encode_rle
 from serve_app.core.types import (
@@ -19,9 +20,7 @@ from serve_app.core.types import (
     Prompt,
     PromptResult,
     RgbArray,
-    SegmentRequest,
     SegmentResult,
-    TextQuery,
 )
 from serve_tools.evaluation.annotations import (
     Dataset,
@@ -95,10 +94,10 @@ class FakeService:
             raise self.fails[name]
         if isinstance(request.task, TextQuery):
             assert self.text is not None
-            results = [self.text(name, text) for text in request.task.texts]
+            results = [self.text(name, text) for text in request.task.text]
         else:
-            assert isinstance(request.task, Sequence)
-            results = [self._prompted(name, p, request.variant) for p in request.task]
+            assert isinstance(request.task, Prompts)
+            results = [self._prompted(name, p, request.variant) for p in request.task.prompts]
         return SegmentResult(
             image_id=name,
             width=self.size[0],

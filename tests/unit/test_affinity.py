@@ -28,6 +28,7 @@ from serve_app.core.settings import (
     VariantSettings,
 )
 from serve_app.deployments.affinity import AffinityRouter, affinity
+from serve_app.profiles.plan import resolve
 from serve_app.routing.affinity import preferred, ranked
 
 NAMES = ["a", "b", "c", "d"]
@@ -239,9 +240,9 @@ def test_what_the_router_takes_from_ray_is_still_there(name: str, parameters: li
 @pytest.mark.parametrize("layout", ["split", "fused"])
 def test_decoders_are_deployed_with_it_and_others_are_not(layout: str) -> None:
     variant = VariantSettings.model_validate({"model": "vit_t", "layout": layout})
-    settings = GraphSettings(variants={"fast": variant})
-    decoder = variant_node("fast", variant, settings)._bound_deployment
-    others = [proposals_node(settings)._bound_deployment]
+    plan = resolve(GraphSettings(variants={"fast": variant}))
+    decoder = variant_node(plan, "fast")._bound_deployment
+    others = [proposals_node(plan)._bound_deployment]
     if layout == "split":
         others.append(decoder.init_args[3]._bound_deployment)
 

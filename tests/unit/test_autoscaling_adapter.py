@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +23,8 @@ from ray.serve.schema import ServeDeploySchema
 import serve_app.deployments.autoscaling as module
 from serve_app.core.measurements import Profile
 from serve_app.deployments.autoscaling import STATE_KEY, BudgetPolicy
+from serve_app.scaling.reports import decoder_profile, encoder_profile
+from serve_app.scaling.types import Load, Pool
 
 PATH = "serve_app.deployments.autoscaling:BudgetPolicy"
 
@@ -126,14 +127,22 @@ class Controller:
         return {name: seen.target for name, seen in self.seen.items()}
 
 
-@pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if a ledger were there: an image takes 100 ms, four of them 200; a prompt 10 ms."""
-    profile = Profile(
-        encode_ms={1: 100.0, 4: 200.0}, decode_ms={1: 10.0, 4: 20.0}, cold_start_s=2.0
-    )
-    found = SimpleNamespace(profiles={"fast": profile, "accurate": profile})
-    monkeypatch.setattr(module, "load_ledger", lambda *_: found)
+PROFILE = Profile(encode_ms={1: 100.0, 4: 200.0}, decode_ms={1: 10.0, 4: 20.0}, cold_start_s=2.0)
+"""An image takes 100 ms, four of them 200; a prompt 10 ms."""
+ENCODER = {name: [value] for name, value in encoder_profile(PROFILE).items()}
+DECODER = {name: [value] for name, value in decoder_profile(PROFILE, fused=False).items()}
+MEASURED: dict[str, dict[str, Any]] = {
+    **{f"{variant}_encoder": ENCODER for variant in ("fast", "accurate")},
+    **{f"{variant}_decoder": DECODER for variant in ("fast", "accurate")},
+}
+
+
+def with_profiles(**seen: Seen) -> dict[str, Seen]:
+    """Deployments of measured variants: their replicas report the profile as well."""
+    found = {name: seen.get(name, Seen()) for name in MEASURED} | seen
+    for name, profile in MEASURED.items():
+        found[name].stats = profile | found[name].stats
+    return found
 
 
 def busy(images_per_s: float, running: int = 1) -> Seen:
@@ -145,15 +154,14 @@ def busy(images_per_s: float, running: int = 1) -> Seen:
     )
 
 
-@pytest.mark.usefixtures("measured")
 def test_replicas_follow_the_load_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = BudgetPolicy(graph(budget=7.0))
-    controller = Controller(monkeypatch, policy, fast_encoder=busy(50.0))
+    controller = Controller(monkeypatch, policy, **with_profiles(fast_encoder=busy(50.0)))
     first = controller.run(5.0)
     assert first["fast-encoder"] == 4
-    controller.seen["fast-encoder"].stats = {"arrivals_per_s": [0.0]}
+    controller.seen["fast-encoder"].stats = {**ENCODER, "arrivals_per_s": [0.0]}
     controller.seen["fast-encoder"].requests = 0.0
-    controller.seen["accurate-encoder"].stats = {"arrivals_per_s": [50.0]}
+    controller.seen["accurate-encoder"].stats = {**ENCODER, "arrivals_per_s": [50.0]}
     controller.seen["accurate-encoder"].requests = 10.0
     for _ in range(80):
         now = controller.tick(0.5)
@@ -164,10 +172,10 @@ def test_replicas_follow_the_load_within_the_budget(monkeypatch: pytest.MonkeyPa
     assert still["accurate-encoder"] == 4
 
 
-@pytest.mark.usefixtures("measured")
 def test_the_state_survives_in_what_ray_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another object of the policy goes on where the first one was: nothing else remembers."""
-    controller = Controller(monkeypatch, BudgetPolicy(graph()), fast_encoder=busy(50.0))
+    seen = with_profiles(fast_encoder=busy(50.0))
+    controller = Controller(monkeypatch, BudgetPolicy(graph()), **seen)
     controller.run(5.0)
     kept = [state for state in controller.states.values() if STATE_KEY in state]
     assert len(kept) == 1
@@ -190,7 +198,6 @@ def test_the_first_request_wakes_a_variant(monkeypatch: pytest.MonkeyPatch) -> N
     assert controller.tick()["accurate-encoder"] >= 1
 
 
-@pytest.mark.usefixtures("measured")
 def test_requests_alone_are_no_load_until_replicas_had_time_to_tell(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -223,19 +230,58 @@ def test_a_graph_that_cannot_be_read_leaves_rays_default(
         assert controller.tick()["fast-encoder"] == 4  # two ongoing each
 
 
-def test_an_unreadable_ledger_leaves_what_replicas_tell(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_without_a_profile_the_policy_uses_observed_passes(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def broken(*_: object) -> None:
-        raise OSError("no disk")
-
-    monkeypatch.setattr(module, "load_ledger", broken)
     slow = {"arrivals_per_s": [10.0], "pass_items": [1.0], "pass_ms": [250.0]}
     quick = {"arrivals_per_s": [10.0], "pass_items": [1.0], "pass_ms": [20.0]}
     for stats, replicas in ((slow, 4), (quick, 1)):
         encoder = Seen(requests=2.0, stats=stats)
         controller = Controller(monkeypatch, BudgetPolicy(graph()), fast_encoder=encoder)
         assert controller.run(5.0)["fast-encoder"] == replicas
+
+
+class Spy:
+    """Records the pools and loads that the policy decides about."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.pools: list[Mapping[str, Pool]] = []
+        self.loads: list[Mapping[str, Load]] = []
+        self._decide = module.decide
+        monkeypatch.setattr(module, "decide", self)
+
+    def __call__(self, pools: Any, loads: Any, *rest: Any) -> Any:
+        self.pools.append(pools)
+        self.loads.append(loads)
+        return self._decide(pools, loads, *rest)
+
+
+def test_a_reported_profile_is_used_and_remembered_while_there_is_no_replica(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spy = Spy(monkeypatch)
+    encoder = Seen(stats=ENCODER | {"pass_items": [1.0], "pass_ms": [9000.0]})
+    controller = Controller(monkeypatch, BudgetPolicy(graph()), accurate_encoder=encoder)
+    controller.tick()
+    encoder.stats = {}
+    controller.tick()
+    for pools in spy.pools:
+        pool = pools["accurate-encoder"]
+        assert (dict(pool.pass_ms), pool.cold_start_s) == ({1: 100.0, 4: 200.0}, 2.0)
+
+
+def test_minimum_replicas_stay_until_the_first_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    starting = {
+        "fast_encoder": Seen(running=0, target=1),
+        "fast_decoder": Seen(running=0, target=1, requests=3.0),
+        "accurate_encoder": Seen(0, 0),
+        "accurate_decoder": Seen(0, 0),
+    }
+    controller = Controller(monkeypatch, BudgetPolicy(graph()), **starting)
+    for name in ("fast-encoder", "fast-decoder"):
+        controller.seen[name].config["min_replicas"] = 1
+    found = controller.run(4.0)
+    assert [found[name] for name in NAMES[:4]] == [1, 1, 0, 0]
 
 
 def three(context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
@@ -247,7 +293,6 @@ def fails(context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
     raise RuntimeError("a policy of somebody else")
 
 
-@pytest.mark.usefixtures("measured")
 def test_a_deployment_keeps_a_policy_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     own = AutoscalingPolicy(policy_function=three)
     decoder, ingress = Seen(), Seen()
@@ -255,9 +300,7 @@ def test_a_deployment_keeps_a_policy_of_its_own(monkeypatch: pytest.MonkeyPatch)
     controller = Controller(
         monkeypatch,
         BudgetPolicy(graph(budget=5.0)),
-        fast_encoder=busy(100.0),
-        fast_decoder=decoder,
-        ingress=ingress,
+        **with_profiles(fast_encoder=busy(100.0), fast_decoder=decoder, ingress=ingress),
     )
     last = controller.run(3.0)
     assert (last["fast-decoder"], last["ingress"]) == (3, 3)
@@ -268,22 +311,19 @@ def test_a_deployment_keeps_a_policy_of_its_own(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_variant_without_an_encoder_deployment_is_fused(
-    monkeypatch: pytest.MonkeyPatch, measured: None
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    seen: list[Any] = []
-
-    def spy(pools: Any, *rest: Any) -> Any:
-        seen.append(pools)
-        return decide(pools, *rest)
-
-    decide = module.decide
-    monkeypatch.setattr(module, "decide", spy)
-    controller = Controller(monkeypatch, BudgetPolicy(graph()))
+    """Its replicas report what a pass takes with the encoder in it; until then it is a guess."""
+    spy = Spy(monkeypatch)
+    decoder = Seen()
+    controller = Controller(monkeypatch, BudgetPolicy(graph()), fast_decoder=decoder)
     controller.tick()
     del controller.keys["fast-encoder"]
     controller.tick()
-    split, fused = (pools["fast-decoder"].pass_ms for pools in seen)
-    assert dict(split) == {1: 10.0, 4: 20.0}
+    decoder.stats = {n: [v] for n, v in decoder_profile(PROFILE, fused=True).items()}
+    controller.tick()
+    split, unknown, fused = (pools["fast-decoder"].pass_ms for pools in spy.pools)
+    assert (split, unknown) == ({1: 25.0}, {1: 275.0})
     assert dict(fused) == {1: 110.0, 4: 120.0}
 
 
@@ -291,10 +331,10 @@ def test_costs_are_gpus_where_any_half_asks_for_them() -> None:
     given = graph()
     for variant in given["variants"].values():
         variant["encoder"]["ray_actor_options"] = {"num_cpus": 0.5, "num_gpus": 0.25}
-    costs = {name: h.pool.cost for name, h in BudgetPolicy(given)._halves.items()}
+    costs = {name: h.pool.cost for name, h in BudgetPolicy(given)._components.items()}
     assert costs["fast-encoder"] == 0.25
     assert 0 < costs["fast-decoder"] < 1e-3  # takes no GPU, and nothing may divide by zero
-    assert BudgetPolicy(graph())._halves["fast-encoder"].pool.cost == 1.0
+    assert BudgetPolicy(graph())._components["fast-encoder"].pool.cost == 1.0
 
 
 def test_a_failure_holds_wakes_and_is_logged_once(
@@ -394,6 +434,35 @@ def test_a_state_that_is_none_of_ours_is_ignored(monkeypatch: pytest.MonkeyPatch
         controller = Controller(monkeypatch, BudgetPolicy(graph()))
         controller.states = {key: dict(state) for key in controller.keys.values()}
         assert controller.tick()["fast-encoder"] == 1
+
+
+NO_FILES = """
+import json, sys
+from types import SimpleNamespace
+from serve_app.deployments.autoscaling import BudgetPolicy
+opened = []
+sys.addaudithook(lambda event, args: event == "open" and opened.append(str(args[0])))
+context = SimpleNamespace(
+    current_num_replicas=1, target_num_replicas=2, total_num_requests=5.0, raw_metrics={},
+    policy_state={}, capacity_adjusted_min_replicas=1, capacity_adjusted_max_replicas=3,
+)
+BudgetPolicy(json.loads(sys.argv[1]))({"fast-encoder": context})
+code = (".py", ".pyc", ".so")
+print(json.dumps([path for path in opened if not path.endswith(code)]))
+"""
+
+
+def test_it_reads_no_files() -> None:
+    """Serve's controller may run on a host without registry, weights or measurements."""
+    missing = {"registry": "/nowhere/models.yaml", "weights_dir": "/nowhere/weights"}
+    done = subprocess.run(
+        [sys.executable, "-c", NO_FILES, json.dumps(graph() | missing)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert json.loads(done.stdout) == []
 
 
 SHIPPED = """

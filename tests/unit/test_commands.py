@@ -99,10 +99,9 @@ def test_serving_starts_unmeasured_without_the_tools(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from serve_app.cli import serve
-    from serve_app.profiles import load
 
-    known = SimpleNamespace(entries={}, warnings=())
-    monkeypatch.setattr(load, "load_ledger", lambda settings, registry: known)
+    plan = SimpleNamespace(measurements=SimpleNamespace(entries={}, warnings=()))
+    monkeypatch.setattr(serve, "load_plans", lambda config: (plan,))
     serve._measure_once(None)
     (line,) = capsys.readouterr().err.splitlines()
     assert "not measured on this host" in line

@@ -19,7 +19,7 @@ from serve_app.cli.configuration import used_models
 from serve_app.core.settings import GraphSettings, Replicas
 from serve_app.deployments.autoscaling import BudgetPolicy
 from serve_app.deployments.ingress import IngressReplica
-from serve_app.models.quantized import deployable
+from serve_app.models.quantized import drop_unavailable_variants
 from serve_app.models.registry import load_registry
 from serve_app.models.weights import WEIGHTS_VARIABLE
 
@@ -68,7 +68,7 @@ def test_every_model_of_a_config_is_in_the_registry(
 ) -> None:
     monkeypatch.setenv(WEIGHTS_VARIABLE, str(tmp_path))
     registry = load_registry()
-    settings, left_out = deployable(settings_of(name))
+    settings, left_out = drop_unavailable_variants(settings_of(name))
     assert left_out.keys() == ({"quantized"} if name == "local" else set())
     # Made or not, there is an answer for those who ask for it.
     assert settings.router.aliases == {"quantized": "fast"}
@@ -129,9 +129,9 @@ def test_one_policy_shares_a_budget_that_holds_the_least_and_not_the_most(name: 
     # The policy sees what the graph is built from.
     assert policy.policy_kwargs["graph"] == application["args"]
     assert policy.policy_function == "serve_app.deployments.autoscaling:BudgetPolicy"
-    assert BudgetPolicy(**policy.policy_kwargs)._halves.keys() == {
+    assert BudgetPolicy(**policy.policy_kwargs)._components.keys() == {
         f"{variant}-{role}"
-        for variant in deployable(settings_of(name))[0].variants
+        for variant in settings_of(name).variants
         for role in ("encoder", "decoder")
     }
     settings = settings_of(name)
@@ -156,7 +156,7 @@ def test_one_policy_shares_a_budget_that_holds_the_least_and_not_the_most(name: 
 @pytest.mark.parametrize("name", ["gpu", "cluster"])
 def test_the_budget_lets_each_half_have_one_more_replica(name: str) -> None:
     settings = settings_of(name)
-    halves = [half for variant in settings.variants.values() for half in variant.halves]
+    halves = [half for variant in settings.variants.values() for half in variant.components]
     least = sum(half.cost(on_gpus=True) * half.initial_replicas for half in halves)
     for half in halves:
         assert half.max_replicas > half.initial_replicas
@@ -166,7 +166,7 @@ def test_the_budget_lets_each_half_have_one_more_replica(name: str) -> None:
 def test_a_budget_in_which_a_sleeper_could_never_wake_is_refused() -> None:
     arguments = content("local")["applications"][0]["args"]
     arguments["scaling"]["budget"] = 0.3
-    with pytest.raises(ValidationError, match=r"budget 0\.3 does not hold"):
+    with pytest.raises(ValidationError, match=r"budget 0\.3 is less than"):
         GraphSettings.model_validate(arguments)
 
 

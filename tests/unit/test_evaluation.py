@@ -10,13 +10,9 @@ import numpy as np
 import pytest
 
 from serve_app import client
+from serve_app.capabilities import Prompts, TextQuery
 from serve_app.core.errors import InternalError, InvalidImage, UnknownImage, UnknownVariant
-from serve_app.core.types import (
-    BoolArray,
-    Prompt,
-    PromptResult,
-    TextQuery,
-)
+from serve_app.core.types import BoolArray, PromptResult
 from serve_tools.cli.evaluate import add_arguments, run
 from serve_tools.evaluation.annotations import (
     Dataset,
@@ -130,9 +126,8 @@ class TestEvaluation:
         asked = {
             (p.box is not None, p.multimask_output)
             for r in service.requests
-            if not isinstance(r.task, TextQuery)
-            for p in list(r.task)  # type: ignore[arg-type]
-            if isinstance(p, Prompt)
+            if isinstance(r.task, Prompts)
+            for p in r.task.prompts
         }
         assert asked == {(True, False), (False, True)}
 
@@ -304,7 +299,7 @@ class TestText:
         dataset = load(tmp_path, SCENE, names=names)
         service = FakeService(SCENE, text=lambda _, query: PromptResult(masks=(), present=False))
         await evaluate(service, dataset, plan(PromptKind.TEXT, absent_texts=39))
-        sizes = [len(r.task.texts) for r in service.requests if isinstance(r.task, TextQuery)]
+        sizes = [len(r.task.text) for r in service.requests if isinstance(r.task, TextQuery)]
         assert sizes == [16, 16, 8] * 2
 
 

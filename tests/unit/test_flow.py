@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from serve_app.capabilities import Everything, EverythingMode, SegmentRequest, TextQuery
 from serve_app.core.deadline import time_left_s
 from serve_app.core.errors import (
     DeadlineExceeded,
@@ -29,15 +30,14 @@ from serve_app.core.errors import (
 )
 from serve_app.core.image_id import image_id
 from serve_app.core.limits import Limits
-from serve_app.core.measurements import Additive, Escalation, Point, Profile, Steps
+from serve_app.core.measurements import Additive, Escalation, Measurements, Point, Profile, Steps
+from serve_app.core.request import Task
 from serve_app.core.rle import encode_rle
 from serve_app.core.settings import RouterSettings
 from serve_app.core.types import (
     CacheTier,
     Candidate,
     DecodeOptions,
-    Everything,
-    EverythingMode,
     Mask,
     Prediction,
     Prompt,
@@ -45,16 +45,13 @@ from serve_app.core.types import (
     ProposalSource,
     RgbArray,
     ScorerInfo,
-    SegmentRequest,
-    Task,
-    TextQuery,
     TextScores,
     VariantInfo,
 )
-from serve_app.flow.flow import SegmentationFlow, _latest, _without_way
+from serve_app.flow.flow import SegmentationFlow, _minus_network_margin, _respond_by
 from serve_app.images.store import ImageStore
-from serve_app.routing.board import Capacity
-from serve_app.routing.dispatcher import Dispatcher, Knowledge
+from serve_app.routing.dispatcher import Dispatcher
+from serve_app.routing.load_tracker import Capacity
 
 HEIGHT, WIDTH = 40, 60
 PIXELS = np.random.default_rng(1).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
@@ -107,7 +104,7 @@ class FakePredictor:
         masks = tuple(self._answer(prompt, (height, width)) for prompt in prompts)
         return Prediction(masks=masks, cache=tier, timings_ms={"decode_masks": 1.0})
 
-    async def wake(self) -> None:
+    async def scale_from_zero(self) -> None:
         self.woken += 1
 
     def _answer(self, prompt: Prompt, size: tuple[int, int]) -> tuple[Mask, ...]:
@@ -187,7 +184,7 @@ class Graph:
         limits: Limits | None = None,
         timeout_s: float | None = None,
         router: RouterSettings | None = None,
-        knowledge: Knowledge | None = None,
+        measurements: Measurements | None = None,
     ) -> None:
         limits = limits or Limits()
         self.fast, self.accurate = FakePredictor(), FakePredictor()
@@ -195,8 +192,8 @@ class Graph:
         self.dispatcher = Dispatcher(
             router or RouterSettings(),
             {"fast": Capacity(), "accurate": Capacity()},
-            knowledge or Knowledge(),
-            {"fast": self.fast.wake, "accurate": self.accurate.wake},
+            measurements or Measurements(),
+            {"fast": self.fast.scale_from_zero, "accurate": self.accurate.scale_from_zero},
         )
         self.flow = SegmentationFlow(
             images=ImageStore(limits, 2**20),
@@ -261,7 +258,7 @@ async def test_pixels_follow_where_a_variant_does_not_know_the_image() -> None:
     assert (answer.cache, answer.variant, answer.reason) == (
         CacheTier.MISS,
         "accurate",
-        "asked for",
+        "requested",
     )
     name = first.image_id
     assert graph.accurate.calls == [(name, False, 1), (name, True, 1)]
@@ -341,11 +338,15 @@ LIMITS = Limits(
             TooManyPrompts,
             "prompts[1].point_coords",
         ),
-        (TextQuery(texts=("a", "b", "c")), TooManyPrompts, "text"),
-        (TextQuery(texts=("a", "b" * 6), points_per_side=4), InvalidRequest, "text"),
-        (TextQuery(texts=("a",)), InvalidRequest, "points_per_side"),  # 16 by default
-        (Everything(points_per_side=5), InvalidRequest, "points_per_side"),
-        (Everything(points_per_side=4, crop_n_layers=2), InvalidRequest, "crop_n_layers"),
+        (TextQuery(text=("a", "b", "c")), TooManyPrompts, "text"),
+        (TextQuery(text=("a", "b" * 6), points_per_side=4), TooManyPrompts, "text"),
+        (TextQuery(text=("a",), points_per_side=5), TooManyPrompts, "points_per_side"),
+        (Everything(points_per_side=5), TooManyPrompts, "everything.points_per_side"),
+        (
+            Everything(points_per_side=4, crop_n_layers=2),
+            TooManyPrompts,
+            "everything.crop_n_layers",
+        ),
     ],
 )
 async def test_tasks_beyond_the_limits_are_refused_before_the_image_is_read(
@@ -360,7 +361,7 @@ async def test_tasks_at_the_limits_pass() -> None:
     graph = Graph(FakeScorer(needs_masks=False), LIMITS)
     for task in (
         [POINT, Prompt(point_coords=[[1, 1]] * 3, point_labels=[1] * 3)],
-        TextQuery(texts=("a", "b" * 5), points_per_side=4),
+        TextQuery(text=("a", "b" * 5), points_per_side=4),
         Everything(points_per_side=4, crop_n_layers=1),
     ):
         await graph.flow.segment(SegmentRequest(image=PIXELS, task=task))
@@ -368,7 +369,7 @@ async def test_tasks_at_the_limits_pass() -> None:
 
 async def test_text_scored_before_it_is_segmented() -> None:
     graph = Graph(FakeScorer(needs_masks=False))
-    query = TextQuery(texts=("dog", "cat", "horse", "all"), max_masks=2)
+    query = TextQuery(text=("dog", "cat", "horse", "all"), max_masks=2)
     result = await graph.flow.segment(SegmentRequest(image=PIXELS, task=query))
     assert graph.proposer.asked == [(ProposalSource.DETECTOR, 16)]
     dog, cat, horse, everything = result.results
@@ -387,7 +388,7 @@ async def test_text_scored_before_it_is_segmented() -> None:
 async def test_text_segmented_before_it_is_scored() -> None:
     scorer = FakeScorer(needs_masks=True)
     graph = Graph(scorer)
-    query = TextQuery(texts=("at 30", "horse"), points_per_side=8)
+    query = TextQuery(text=("at 30", "horse"), points_per_side=8)
     result = await graph.flow.segment(SegmentRequest(image=PIXELS, task=query))
     assert graph.proposer.asked == [(ProposalSource.GRID, 8)]
     found, absent = result.results
@@ -401,7 +402,7 @@ async def test_text_segmented_before_it_is_scored() -> None:
 
 async def test_the_callers_threshold_and_source_count() -> None:
     graph = Graph(FakeScorer(needs_masks=False))
-    query = TextQuery(texts=("dog",), threshold=0.2, proposals=ProposalSource.CONTOURS)
+    query = TextQuery(text=("dog",), text_threshold=0.2, proposals=ProposalSource.CONTOURS)
     result = await graph.flow.segment(SegmentRequest(image=PIXELS, task=query))
     assert len(result.results[0].masks) == 3
     assert result.threshold == 0.2
@@ -410,7 +411,7 @@ async def test_the_callers_threshold_and_source_count() -> None:
 
 async def test_an_absent_text_still_makes_the_image_known() -> None:
     graph = Graph(FakeScorer(needs_masks=False))
-    query = TextQuery(texts=("horse",))
+    query = TextQuery(text=("horse",))
     result = await graph.flow.segment(SegmentRequest(image=PIXELS, task=query))
     assert (result.results[0].present, result.cache) == (False, CacheTier.MISS)
     assert image_id(PIXELS) in graph.fast.known
@@ -420,12 +421,12 @@ async def test_a_match_whose_mask_is_empty_is_not_present() -> None:
     graph = Graph(FakeScorer(needs_masks=False))
     empty = _mask((HEIGHT, WIDTH), (0, 0, 0, 0))
     graph.fast._answer = lambda prompt, size: (empty,)  # type: ignore[method-assign]
-    result = await graph.flow.segment(SegmentRequest(image=PIXELS, task=TextQuery(texts=("dog",))))
+    result = await graph.flow.segment(SegmentRequest(image=PIXELS, task=TextQuery(text=("dog",))))
     assert (result.results[0].present, result.results[0].masks) == (False, ())
 
 
 async def test_without_a_scorer_text_is_unavailable() -> None:
-    error = await _error(Graph(), TextQuery(texts=("dog",)))
+    error = await _error(Graph(), TextQuery(text=("dog",)))
     assert isinstance(error, TextUnavailable)
     assert error.field == "text"
 
@@ -513,7 +514,7 @@ async def test_models_tells_what_is_deployed() -> None:
 
 FAST = Profile({1: 20.0}, {1: 5.0}, {"box": 0.8, "point": 0.6})
 ACCURATE = Profile({1: 900.0}, {1: 10.0}, {"box": 0.9, "point": 0.8})
-MEASURED = Knowledge({"fast": FAST, "accurate": ACCURATE})
+MEASURED = Measurements({"fast": FAST, "accurate": ACCURATE})
 BOX = Prompt(box=[5, 5, 25, 15], multimask_output=False)
 OTHER = Prompt(box=[30, 5, 50, 15], multimask_output=False)
 
@@ -523,7 +524,7 @@ def _request(task: Task = (BOX,), **more: object) -> SegmentRequest:
 
 
 async def test_hints_reach_the_router_and_the_answer_tells_what_it_expected() -> None:
-    graph = Graph(knowledge=MEASURED)
+    graph = Graph(measurements=MEASURED)
     quick = await graph.flow.segment(_request(max_latency_ms=100))
     assert (quick.variant, quick.expected_ms, quick.degraded) == ("fast", 25, False)
     good = await graph.flow.segment(_request(min_quality=0.85))
@@ -537,7 +538,7 @@ async def test_hints_reach_the_router_and_the_answer_tells_what_it_expected() ->
 
 
 async def test_requests_under_way_are_load_for_those_that_come() -> None:
-    graph = Graph(knowledge=MEASURED)
+    graph = Graph(measurements=MEASURED)
     image = await graph.flow.embed(PIXELS, "fast")
     arrived, go_on = asyncio.Event(), asyncio.Event()
     predict = graph.fast.predict
@@ -551,30 +552,30 @@ async def test_requests_under_way_are_load_for_those_that_come() -> None:
     async with asyncio.timeout(5):
         first = asyncio.create_task(graph.flow.segment(_request([POINT] * 40)))
         await arrived.wait()
-        assert graph.dispatcher.situation("fast", image.image_id).prompts == 40
+        assert graph.dispatcher.variant_state("fast", image.image_id).prompts == 40
         with pytest.raises(Overloaded):
             await graph.flow.segment(_request(max_latency_ms=8))
         go_on.set()
         await first
-    assert graph.dispatcher.situation("fast", image.image_id).prompts == 0
+    assert graph.dispatcher.variant_state("fast", image.image_id).prompts == 0
 
 
 async def test_a_request_that_fails_is_no_load_any_more() -> None:
-    graph = Graph(knowledge=MEASURED)
+    graph = Graph(measurements=MEASURED)
     graph.fast.failure = Overloaded("full")
     with pytest.raises(Overloaded):
         await graph.flow.segment(_request([POINT], variant="fast"))
-    now = graph.dispatcher.situation("fast", image_id(PIXELS))
-    assert (now.prompts, now.images, now.resident) == (0, 0, False)
+    now = graph.dispatcher.variant_state("fast", image_id(PIXELS))
+    assert (now.prompts, now.images, now.cached) == (0, 0, False)
 
 
 async def test_an_image_that_a_variant_has_lost_is_not_resident() -> None:
-    graph = Graph(knowledge=MEASURED)
+    graph = Graph(measurements=MEASURED)
     await graph.flow.segment(_request())
-    assert graph.dispatcher.situation("fast", image_id(PIXELS)).resident
+    assert graph.dispatcher.variant_state("fast", image_id(PIXELS)).cached
     graph.fast.forgets = True
     await _error(graph, [POINT])
-    assert not graph.dispatcher.situation("fast", image_id(PIXELS)).resident
+    assert not graph.dispatcher.variant_state("fast", image_id(PIXELS)).cached
 
 
 # The caller's deadline.
@@ -628,8 +629,8 @@ def _cascade(
 ) -> Graph:
     """The fast variant is unsure of boxes on the left, and the accurate one sure of all."""
     profiles = {"fast": FAST, "accurate": accurate}
-    knowledge = Knowledge(profiles, {"fast>accurate": {"box-1": RULE}})
-    graph = Graph(router=router, knowledge=knowledge, timeout_s=timeout_s)
+    measurements = Measurements(profiles, {"fast>accurate": {"box-1": RULE}})
+    graph = Graph(router=router, measurements=measurements, timeout_s=timeout_s)
 
     def unsure(prompt: Prompt, size: tuple[int, int]) -> tuple[Mask, ...]:
         (mask,) = FakePredictor()._answer(prompt, size)[:1]
@@ -743,31 +744,31 @@ async def test_a_second_variant_that_hangs_loses_nothing(
 
 @pytest.mark.parametrize("seconds", [0.01, 0.5, 1.0, 60.0])
 def test_a_second_answer_must_come_before_the_request_ends(seconds: float) -> None:
-    end = _without_way(seconds)
+    end = _minus_network_margin(seconds)
     assert end is not None
     assert end < seconds
     now = time.monotonic()
-    by_caller = _latest(_request(timeout_s=seconds), now, None, 1.0)
-    by_service = _latest(_request(), now, seconds, 900.0)
-    by_hint = _latest(_request(max_latency_ms=seconds * 1e3, timeout_s=90.0), now, 90.0, 1.0)
+    by_caller = _respond_by(_request(timeout_s=seconds), now, None, 1.0)
+    by_service = _respond_by(_request(), now, seconds, 900.0)
+    by_hint = _respond_by(_request(max_latency_ms=seconds * 1e3, timeout_s=90.0), now, 90.0, 1.0)
     assert by_caller - now <= 0.95 * end
     assert by_service == by_hint == pytest.approx(now + 0.9 * seconds)
 
 
 def test_who_says_nothing_waits_for_a_second_answer_as_long_as_configured() -> None:
     started = time.monotonic() - 5.0  # the first answer took that long
-    assert _latest(_request(), started, None, 2.0) == pytest.approx(started + 7.0, abs=0.5)
+    assert _respond_by(_request(), started, None, 2.0) == pytest.approx(started + 7.0, abs=0.5)
     # Who allows more has it.
-    assert _latest(_request(max_latency_ms=60_000), started, None, 2.0) == started + 54.0
+    assert _respond_by(_request(max_latency_ms=60_000), started, None, 2.0) == started + 54.0
 
 
 @pytest.mark.parametrize("failure", [Overloaded("full"), WeightsUnavailable("none")])
 async def test_a_full_variant_is_answered_for_by_another(failure: Exception) -> None:
-    graph = Graph(knowledge=MEASURED)
+    graph = Graph(measurements=MEASURED)
     graph.accurate.failure = failure
     hinted = await graph.flow.segment(_request(max_latency_ms=5000))
     assert (hinted.variant, hinted.degraded) == ("fast", True)
-    assert hinted.reason.startswith("accurate cannot take it now")
+    assert hinted.reason.startswith("accurate is unavailable")
     for asked in ({"variant": "accurate"}, {"min_quality": 0.9}):
         with pytest.raises(type(failure)):
             await graph.flow.segment(_request(**asked))
@@ -815,8 +816,8 @@ async def test_within_the_callers_time_a_second_answer_is_worth_it() -> None:
 
 @pytest.mark.parametrize("wakes", [True, False])
 async def test_a_sleeping_second_variant_is_woken_not_waited_for(wakes: bool) -> None:
-    graph = _cascade(CASCADE.model_copy(update={"cascade_wakes": wakes}))
-    graph.dispatcher.board.replicas("accurate", 0, 0)
+    graph = _cascade(CASCADE.model_copy(update={"cascade_scales_from_zero": wakes}))
+    graph.dispatcher.load_tracker.replicas("accurate", 0, 0)
     graph.accurate.failure = AssertionError("asked while asleep")
     # Its cold start takes 10 s, which is all that a second answer may.
     result = await graph.flow.segment(_request())

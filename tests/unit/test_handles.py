@@ -24,7 +24,7 @@ from serve_app.deployments.handles import (
     answer_of,
     ask,
 )
-from serve_app.telemetry.catalogue import RETRIES
+from serve_app.telemetry.metrics import RETRIES
 
 CLICK = Prompt(point_coords=np.array([[1.0, 1.0]]), point_labels=np.array([1]))
 MASKED = Prompt(mask_input=np.zeros((256, 256), np.float32))
