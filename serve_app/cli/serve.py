@@ -11,7 +11,6 @@ import argparse
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -31,10 +30,11 @@ from serve_app.cli.configuration import (
     needed_models,
     unavailable_variants,
 )
-from serve_app.cli.environment import whole_environment
 from serve_app.cli.fetch import fetch_models
 from serve_app.cli.processes import NotReady, start, stop, wait_until_ready
 from serve_app.core.exposure import exposure_warning
+from serve_app.deployments.compat.environment import ray_command, whole_environment
+from serve_app.deployments.compat.inventory import RayChanged, check
 
 _DRAIN_TIMEOUT_S = 30.0
 _POLL_S = 0.25
@@ -62,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until interrupted."""
+    _check_ray()
     config = _read_config(args.config)
     http = config.setdefault("http_options", {})
     if args.port is not None:
@@ -73,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
     if args.measure:
         _measure_once(args.config)
     args.out.mkdir(parents=True, exist_ok=True)
+    _set_ingress(config, http_host=host)
     # SIGTERM stops this command as Ctrl-C does.  SIGINT is set too: a shell starts background jobs
     # with SIGINT ignored, and their children inherit that.
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -120,10 +122,10 @@ def _serve(config: dict[str, Any], url: str, args: argparse.Namespace) -> None:
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, log_path.open("wb") as log_file:
         config_path, drain_file = Path(folder) / "serve.yaml", Path(folder) / "draining"
-        _set_drain_file(config, drain_file)
+        _set_ingress(config, drain_file=str(drain_file))
         config_path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         # "local": never join a cluster that happens to run on this machine.
-        command = [sys.executable, "-m", "ray.serve.scripts", "run", "--address", "local"]
+        command = [ray_command("serve"), "run", "--address", "local"]
         child = start([*command, str(config_path)], log_file, whole_environment(Path(folder)))
         try:
             wait_until_ready(child, f"{url}/readyz", log_path)
@@ -153,6 +155,13 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def _check_ray() -> None:
+    try:
+        check()
+    except RayChanged as exc:
+        raise CommandError(str(exc)) from exc
+
+
 def _read_config(path: Path | None) -> dict[str, Any]:
     source = path or resources.files("configs").joinpath(DEFAULT_CONFIG)
     load_settings(path)
@@ -171,11 +180,11 @@ def _check_port(host: str, port: int) -> None:
             ) from exc
 
 
-def _set_drain_file(config: dict[str, Any], drain_file: Path) -> None:
-    """Make all applications reject new requests once this file exists."""
+def _set_ingress(config: dict[str, Any], **settings: str) -> None:
+    """Set members of ``ingress`` in all applications."""
     for application in config["applications"]:
         arguments = application["args"] = dict(application.get("args") or {})
-        arguments["ingress"] = {**(arguments.get("ingress") or {}), "drain_file": str(drain_file)}
+        arguments["ingress"] = {**(arguments.get("ingress") or {}), **settings}
 
 
 def _drain(

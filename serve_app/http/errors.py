@@ -35,7 +35,7 @@ from serve_app.core.errors import (
     ShuttingDown,
     Unauthorized,
 )
-from serve_app.http.request_info import announced_bytes, request_info
+from serve_app.http.request_info import request_info
 from serve_app.telemetry.metrics import REJECTIONS
 
 logger = logging.getLogger("serve_app.http")
@@ -54,12 +54,6 @@ _REASONS: dict[type[SamServeError], str] = {
     ShuttingDown: "stopping",
 }
 """Values of the label ``reason`` of the metric `REJECTIONS`."""
-
-_DRAINED_BYTES = 256 * 2**10
-"""Reading and dropping an unread body of this size is cheaper than a new connection.
-
-A connection that is closed while its client still sends is reset, and the response may be lost.
-"""
 
 _MALFORMED = "the request does not match the documented schema; see /docs"
 
@@ -153,18 +147,6 @@ def count_rejection(error: ErrorT) -> ErrorT:
     """Count the rejection of a request, and return the error to raise."""
     REJECTIONS.inc(reason=_REASONS[type(error)])
     return error
-
-
-async def reject(error: SamServeError, scope: Scope, receive: Receive, send: Send) -> None:
-    """Send an error response before the body is read.
-
-    The connection is closed unless the body is small.
-    """
-    size = announced_bytes(scope)
-    close = size is None or size > _DRAINED_BYTES
-    headers = {"connection": "close"} if close else None
-    response = error_response(count_rejection(error), request_info(scope).id, headers=headers)
-    await response(scope, receive, send)
 
 
 def register_exception_handlers(app: FastAPI) -> None:

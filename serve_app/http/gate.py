@@ -1,10 +1,12 @@
-"""Admission of requests: API keys, rate limits, and a limit on concurrent requests."""
+"""Admission of requests: API keys, rate limits, concurrent requests, announced body sizes."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import math
+import re
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -15,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.core.errors import (
     Overloaded,
+    PayloadTooLarge,
     RateLimited,
     SamServeError,
     ShuttingDown,
@@ -22,13 +25,20 @@ from serve_app.core.errors import (
 )
 from serve_app.core.limits import Limits
 from serve_app.core.settings import ApiKey, SecuritySettings
-from serve_app.http.errors import count_rejection, reject
+from serve_app.http.errors import count_rejection, error_response
 from serve_app.http.request_info import NONE, PROBES, RequestInfo, request_info
 
 KEY_HEADER = "x-api-key"
 _BEARER = "bearer "
 _MIN_RETRY_S, _MAX_RETRY_S = 1, 30
 _WINDOW_S = 10.0
+_DIGITS = re.compile(r"[0-9]+")
+_MAX_DIGITS = 18
+_DRAINED_BYTES = 256 * 2**10
+"""Reading and dropping an unread body of this size is cheaper than a new connection.
+
+A connection that is closed while its client still sends is reset, and the response may be lost.
+"""
 
 
 class ApiKeys:
@@ -182,10 +192,10 @@ class InFlightTracker:
 
 
 class GateMiddleware:
-    """Rejects requests without an API key, over the rate limit or over capacity.
+    """Rejects requests without an API key, over the rate limit, over capacity, or too large.
 
-    Checked in this order: an unknown key costs no rate, a request over the rate takes no capacity,
-    and one over capacity leaves its body unread.  Probes always pass.
+    Checked in this order and before the body is read: an unknown key costs no rate, and a request
+    over the rate takes no capacity.  Probes always pass.
 
     Only POST requests count for capacity; at most ``max_concurrent_requests`` are processed and at
     most ``max_arriving_requests`` bodies are uploaded at a time.  A request moves from the second
@@ -222,16 +232,24 @@ class GateMiddleware:
         if scope["type"] != "http" or info.route in PROBES:
             await self._app(scope, receive, send)
             return
+        headers = Headers(scope=scope)
+        size = _announced_bytes(headers)
         try:
-            info.key = self._keys.authenticate(Headers(scope=scope))
+            info.key = self._keys.authenticate(headers)
             bucket = self._buckets.get(info.key)
             if bucket is not None:
                 send = _with_rate_headers(send, bucket)
                 self._take_token(bucket, info)
             if scope["method"] == "POST":
                 self._check_capacity()
+            if size is not None and size > self._limits.max_body_bytes:
+                raise too_large(self._limits)
         except SamServeError as error:
-            await reject(error, scope, receive, send)
+            # Keep the connection only if what is left of the body is small.
+            close = size is None or size > _DRAINED_BYTES
+            more = {"connection": "close"} if close else None
+            response = error_response(count_rejection(error), info.id, headers=more)
+            await response(scope, receive, send)
             return
         if scope["method"] == "POST":
             await self._admitted(scope, receive, send)
@@ -293,6 +311,22 @@ class GateMiddleware:
             self._throughput.start(self._clock())
         self._arriving -= 1
         self._processing += 1
+
+
+def too_large(limits: Limits) -> PayloadTooLarge:
+    """Return the error for a body over the limit."""
+    return PayloadTooLarge(f"the request body is larger than {limits.max_body_bytes} bytes")
+
+
+def _announced_bytes(headers: Headers) -> int | None:
+    """Return the body size that the headers announce; None if they do not."""
+    if "transfer-encoding" in headers:
+        return None
+    text = headers.get("content-length", "0")
+    if not _DIGITS.fullmatch(text):
+        return None
+    # Python refuses to parse numbers of thousands of digits.
+    return int(text) if len(text) <= _MAX_DIGITS else sys.maxsize
 
 
 def _with_rate_headers(send: Send, bucket: TokenBucket) -> Send:

@@ -20,15 +20,15 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.core.errors import BodyTimeout, InternalError, PayloadTooLarge
+from serve_app.core.errors import BodyTimeout, InternalError
 from serve_app.core.limits import Limits
-from serve_app.http.errors import count_rejection, error_response, reject, unexpected_error
+from serve_app.http.errors import count_rejection, error_response, unexpected_error
+from serve_app.http.gate import too_large
 from serve_app.http.request_info import (
     NONE,
     PROBES,
     UNKNOWN_ROUTE,
     RequestInfo,
-    announced_bytes,
 )
 from serve_app.telemetry.context import current_request_id, rename_request
 from serve_app.telemetry.metrics import REQUEST_SECONDS, REQUESTS, REQUESTS_IN_FLIGHT
@@ -78,8 +78,9 @@ class AuditLogMiddleware:
         info = RequestInfo(id=request_id, route=self._route(scope))
         scope["state"] = {**scope.get("state", {}), "request_info": info}
         # Ray Serve adds the id that it knows to the response by itself.
-        exchange = _Exchange(receive, send, request_id, current_request_id() != request_id)
+        add_id = current_request_id() != request_id
         rename_request(request_id)  # log lines and traces must show this id
+        exchange = _Exchange(receive, send, request_id, add_id)
         started = self._clock()
         self._count(1)
         try:
@@ -192,7 +193,7 @@ class _Exchange:
 
 
 class BodyLimitMiddleware:
-    """Rejects bodies that are too large, at once if announced, and those that arrive too slowly.
+    """Rejects bodies that turn out to be too large, and those that arrive too slowly.
 
     Nothing is buffered: bytes are counted as the route reads them, and the read raises
     `PayloadTooLarge` or `BodyTimeout`.  A body may take ``body_grace_seconds`` plus the time that
@@ -210,18 +211,11 @@ class BodyLimitMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if (announced_bytes(scope) or 0) > self._limits.max_body_bytes:
-            await reject(_too_large(self._limits), scope, receive, send)
-            return
         body = _Body(receive, self._limits, self._clock)
         try:
             await self._app(scope, body.receive, send)
         finally:
             body.close()
-
-
-def _too_large(limits: Limits) -> PayloadTooLarge:
-    return PayloadTooLarge(f"the request body is larger than {limits.max_body_bytes} bytes")
 
 
 class _Body:
@@ -249,7 +243,7 @@ class _Body:
         if message["type"] == "http.request":
             self._arrived += len(message.get("body", b""))
             if self._arrived > self._limits.max_body_bytes:
-                raise count_rejection(_too_large(self._limits))
+                raise count_rejection(too_large(self._limits))
             if not message.get("more_body", False):
                 self._complete = True
                 self.close()

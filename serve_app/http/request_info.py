@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import re
-import sys
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.datastructures import Headers
 from starlette.requests import Request
 
 NONE = "-"
 UNKNOWN_ROUTE = "unknown"
 PROBES = frozenset({"/healthz", "/readyz", "/health"})
 """Routes that need no API key and are never rejected, however busy the service is."""
-
-_DIGITS = re.compile(r"[0-9]+")
-_MAX_DIGITS = 18
 
 
 @dataclass(slots=True)
@@ -59,15 +53,3 @@ def request_info(scope_or_request: Request | MutableMapping[str, Any]) -> Reques
         scope_or_request = scope_or_request.scope
     info = scope_or_request.get("state", {}).get("request_info")
     return info if isinstance(info, RequestInfo) else RequestInfo()
-
-
-def announced_bytes(scope: MutableMapping[str, Any]) -> int | None:
-    """Return the body size that the request's headers announce; None if they do not."""
-    headers = Headers(scope=scope)
-    if "transfer-encoding" in headers:
-        return None
-    text = headers.get("content-length", "0")
-    if not _DIGITS.fullmatch(text):
-        return None
-    # Python refuses to parse numbers of thousands of digits.
-    return int(text) if len(text) <= _MAX_DIGITS else sys.maxsize

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import httpx
 
-from serve_app.cli.environment import free_ports
 from serve_app.cli.processes import NotReady, start, stop, wait_until_ready
+from serve_app.deployments.compat.environment import free_ports
 from serve_tools.bench.plain_service import MODEL, THREADS
 
 _INSTALL_S = 300.0

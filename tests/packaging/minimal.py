@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from serve_app.cli.environment import free_ports
+from serve_app.deployments.compat.environment import free_ports
 from tests.packaging.imports import TOOLS, serving_modules
 
 ROOT = Path(__file__).parents[2]
