@@ -9,7 +9,7 @@ import sys
 
 
 class CommandError(Exception):
-    """A command cannot do what was asked; printed as one message, exit code 1."""
+    """A command failed; printed as one message, exit code 1."""
 
 
 def natural(text: str) -> int:

@@ -65,10 +65,6 @@ class Scene:
     pixels: RgbArray
     objects: tuple[SceneObject, ...]
 
-    @property
-    def captions(self) -> tuple[str, ...]:
-        return tuple(o.caption for o in self.objects)
-
 
 def caption(colour: str, shape: str) -> str:
     """Such as ``an orange star``."""

@@ -22,7 +22,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from serve_app.core.rle import encode_rle, rle_bbox
-from serve_app.core.settings import OpenClipSettings
 from serve_app.core.types import BoolArray, Candidate, RgbArray
 from serve_app.engines.text.crops import masked_crop, mean_colour
 from serve_tools.synthetic.scenes import Scene, all_captions, draw_scene
@@ -48,25 +47,6 @@ CONFIG: dict[str, Any] = {
 }
 FIRST_SCENE = 1_000_000
 """Seed of the first scene of the training: scenes with smaller seeds are new to the model."""
-
-
-def tiny_clip_settings(directory: Path) -> OpenClipSettings:
-    """The settings of the trained model in ``directory``.
-
-    All captions are negatives, since the model knows no general ones.
-    """
-    return OpenClipSettings(
-        architecture=ARCHITECTURE,
-        pretrained=str(directory / f"{ARCHITECTURE}.safetensors"),
-        model_config_path=str(directory / f"{ARCHITECTURE}.json"),
-        templates=("{}",),
-        negatives=(*all_captions(), BACKGROUND),
-    )
-
-
-def scene_candidates(scene: Scene) -> tuple[Candidate, ...]:
-    """The objects of a scene with their exact masks, in order."""
-    return tuple(_candidate(o.mask) for o in scene.objects)
 
 
 def _candidate(mask: BoolArray) -> Candidate:
