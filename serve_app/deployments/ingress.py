@@ -96,11 +96,11 @@ class IngressReplica:
         found = []
         for name, handle in decoders.items():
             variant = settings.variants[name]
-            halves = [f"{name}-decoder"]
+            deployments = [f"{name}-decoder"]
             if variant.layout == "split":
-                halves.append(f"{name}-encoder")
+                deployments.append(f"{name}-encoder")
             if not variant.scales_to_zero:
-                found.append(part(handle, *halves))
+                found.append(part(handle, *deployments))
         if not settings.proposals.scales_to_zero:
             found.append(part(proposals, "proposals"))
         if text is not None and settings.text is not None and not settings.text.scales_to_zero:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.deployments.compat.inventory import Attribute, parts
+from serve_app.deployments.compat.inventory import TOOL_PARTS, Attribute, parts
 
 ROOT = Path(__file__).parents[2]
 COMPAT = ROOT / "serve_app" / "deployments" / "compat"
@@ -25,7 +25,7 @@ PUBLIC = {
 """Documented modules of Ray; names in them that begin with an underscore are private."""
 NAMES = {
     name
-    for part in parts()
+    for part in (*parts(), *TOOL_PARTS)
     if isinstance(part, Attribute)
     for name in (*part.path.replace(":", ".").split("."), *part.parameters, *part.members)
     if name.startswith("_") and name != "_private"

@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 import mmap
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -125,10 +125,13 @@ REQUEST_SPAN = Text(
     "one trace per request (deployments.tracing)",
 )
 
-_BATCH_WARNING = Attribute(
-    "ray.serve.batching:_BatchQueue._warn_if_max_batch_size_exceeds_max_ongoing_requests",
-    "@serve.batch outside of a replica (the benchmark of batchers)",
+TOOL_PARTS = (
+    Attribute(
+        "ray.serve.batching:_BatchQueue._warn_if_max_batch_size_exceeds_max_ongoing_requests",
+        "@serve.batch outside of a replica (the benchmark of batchers)",
+    ),
 )
+"""Parts that only tools use: not checked at start."""
 
 _ROUTER = "affinity of decoders (deployments.affinity)"
 _AFFINITY = (
@@ -202,7 +205,6 @@ PARTS: tuple[Part, ...] = (
     SERVE_LOGGER,
     SERVE_LOGS_DIR,
     REQUEST_SPAN,
-    _BATCH_WARNING,
     *_AFFINITY,
     *_NEW,
     Attribute(
@@ -233,7 +235,7 @@ PARTS: tuple[Part, ...] = (
 
 
 def parts() -> Iterable[Part]:
-    """All parts in use on this platform."""
+    """All parts that the service uses on this platform."""
     yield from PARTS
     for name, (where, used_for) in SWITCHES.items():
         if sys.platform != "linux" and name in HAPROXY_SWITCHES:
@@ -246,23 +248,20 @@ def parts() -> Iterable[Part]:
             yield Text(where, text, used_for)
 
 
-def check(among: Sequence[Part] | None = None) -> None:
-    """Compare the installed Ray with what this project relies on; needs no cluster.
+def changes() -> list[str]:
+    """What the installed Ray has changed of these parts, and what each is used for."""
+    return [f"{found}; used for {part.used_for}" for part in parts() if (found := part.problem())]
 
-    Args:
-        among: Parts to check; None: all.
+
+def check() -> None:
+    """Compare the installed Ray with what this project relies on; needs no cluster.
 
     Raises:
         RayChanged: Some part is missing or has another signature.
     """
-    chosen = parts() if among is None else among
-    found = [
-        f"- {problem}; used for {part.used_for}" for part in chosen if (problem := part.problem())
-    ]
-    if found:
+    if found := changes():
         raise RayChanged(
-            f"Ray {version('ray')} has changed parts that this service relies on:\n"
-            + "\n".join(found)
+            "\n- ".join([f"Ray {version('ray')} has changed parts that this service uses:", *found])
             + "\nInstall a supported Ray (docs/deploy.md, Ray versions) or adapt "
             "serve_app/deployments/compat."
         )

@@ -14,23 +14,34 @@ from ray.serve.request_router import RequestRouter
 from serve_app.cli import CommandError
 from serve_app.cli.serve import run
 from serve_app.deployments.compat import inventory
-from serve_app.deployments.compat.inventory import Attribute, Part, RayChanged, Text, check, parts
+from serve_app.deployments.compat.inventory import (
+    Attribute,
+    Part,
+    RayChanged,
+    Text,
+    changes,
+    check,
+    parts,
+)
 from serve_app.deployments.ingress import IngressReplica
 
 REQUEST = "ray.serve.context:_RequestContext"
 
 
-@pytest.mark.parametrize("part", list(parts()), ids=lambda part: part.path)
+@pytest.mark.parametrize("part", [*parts(), *inventory.TOOL_PARTS], ids=lambda part: part.path)
 def test_ray_has_the_part(part: Part) -> None:
     assert part.problem() is None
 
 
-def test_every_part_is_checked_at_start_and_has_a_purpose() -> None:
+def test_every_declared_part_is_checked_at_start() -> None:
     declared = {
         id(value) for value in vars(inventory).values() if isinstance(value, Attribute | Text)
     }
     assert declared <= {id(part) for part in inventory.PARTS}
     assert all(part.used_for for part in parts())
+
+
+def test_the_installed_ray_is_supported() -> None:
     check()
 
 
@@ -68,14 +79,16 @@ class OtherClient:
 def test_a_changed_ray_is_named(
     monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, replacement: Any, message: str
 ) -> None:
+    before = set(changes())
     if replacement is None:
         monkeypatch.delattr(owner, name)
     else:
         monkeypatch.setattr(owner, name, replacement)
+    (change,) = set(changes()) - before
+    assert message in change
     with pytest.raises(RayChanged, match=r"docs/deploy\.md") as raised:
         check()
-    assert message in str(raised.value)
-    assert len(str(raised.value).splitlines()) == 3, "nothing else is reported"
+    assert f"- {change}\n" in str(raised.value)
 
 
 @pytest.mark.parametrize(
