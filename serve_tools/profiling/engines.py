@@ -25,7 +25,7 @@ def import_libraries(settings: GraphSettings, variant: str) -> None:
 def load_variant(settings: GraphSettings, variant: str) -> tuple[EncoderEngine, DecoderEngine]:
     """Encoder and decoder of a configured variant.
 
-    ``memory_fraction`` is left out: it bounds a process, and here one process holds both halves.
+    ``memory_fraction`` is ignored: it bounds a process, and here one process has both components.
     """
     chosen, source = settings.variants[variant], ModelSource.of(settings)
     encoder = load_encoder(source, chosen.model, unbounded(encoder_compute(chosen)))
