@@ -25,7 +25,6 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased,
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 from ray.exceptions import ActorDiedError
 from ray.serve.context import _RequestContext, _serve_request_context
-from serve_app.flow.timings import Timings
 
 from serve_app.batching.batcher import Batcher
 from serve_app.core.errors import ReplicaLost
@@ -35,6 +34,7 @@ from serve_app.deployments import telemetry
 from serve_app.deployments.handles import ask
 from serve_app.deployments.tracing import RequestsAlone, exporter
 from serve_app.deployments.watch import ReplicaCounts
+from serve_app.flow.context import Timings
 from serve_app.http.middleware import AuditLogMiddleware
 from serve_app.telemetry import context, metrics
 from serve_app.telemetry.metrics import Counter, Histogram, Instrument, set_collector
