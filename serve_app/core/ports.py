@@ -2,7 +2,7 @@
 
 `serve_app.flow.flow` knows these and nothing behind them.  Each has an implementation in process
 (tests, the fused graph, the evaluation command) and one over Ray handles
-(`serve_app.deployments.handles`).
+(`serve_app.deployments.calls`).
 """
 
 from __future__ import annotations

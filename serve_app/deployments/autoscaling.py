@@ -16,7 +16,6 @@ scaling of every application, so none leaves; all arithmetic is in `decide`.
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 import time
@@ -25,8 +24,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
+from ray.serve.config import AutoscalingPolicy
 
 from serve_app.core.settings import GraphSettings, ScalingSettings
+from serve_app.deployments.compat.runtime import load_policy
 from serve_app.deployments.replica import join_serve_log
 from serve_app.scaling.policy import decide
 from serve_app.scaling.reports import ReportedProfile, read_profile
@@ -38,6 +39,7 @@ Contexts = Mapping[Any, Any]  # Ray's DeploymentID -> AutoscalingContext
 Decision = tuple[dict[Any, float], dict[Any, dict[str, Any]]]
 
 STATE_KEY = "budget_policy"
+_DEFAULT_POLICY = AutoscalingPolicy.model_fields["policy_function"].default
 DEFAULT_COLD_START_S = 10.0
 """Until a replica has reported a measured one."""
 DEFAULT_MS: Mapping[Role, float] = {"encoder": 250.0, "decoder": 25.0}
@@ -177,14 +179,11 @@ class BudgetPolicy:
         """The policy in a deployment's own configuration; None: Serve's default."""
         try:
             policy = context.config.policy
-            if policy.is_default_policy_function():
+            if policy.policy_function == _DEFAULT_POLICY:
                 return None
             known = self._own.get(name)
             if known is None or known[0] != policy:
-                found = policy.get_policy()
-                if inspect.isclass(found):
-                    found = found(**policy.policy_kwargs)
-                known = self._own[name] = (policy, found)
+                known = self._own[name] = (policy, load_policy(policy))
             return known[1]
         except Exception:
             self._log_error(f"the policy of {name} cannot be loaded")

@@ -19,7 +19,7 @@ _WARM_UP_SIDE = 64
 
 
 class EncoderReplica(EngineReplica):
-    """One variant's image encoder, batching the images of all users."""
+    """One variant's image encoder, which batches the images of all requests."""
 
     def __init__(
         self,
@@ -38,13 +38,14 @@ class EncoderReplica(EngineReplica):
         """Embed an upright ``(H, W, 3) uint8`` RGB image.
 
         Args:
-            time_left_s: seconds until the caller's time is over; None: no bound.
+            pixels: The image.
+            time_left_s: Seconds until the caller's deadline; None: no deadline.
 
         Raises:
-            DeadlineExceeded: it was over before the image's turn came.
+            DeadlineExceeded: The deadline passed before the encoder began.
         """
-        end = math.inf if time_left_s is None else time.monotonic() + time_left_s
-        return await self._batcher(pixels, end)
+        deadline = math.inf if time_left_s is None else time.monotonic() + time_left_s
+        return await self._batcher(pixels, deadline)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Serve for `serve_app.deployments.autoscaling`; items are images."""
@@ -54,7 +55,7 @@ class EncoderReplica(EngineReplica):
 def warm_encoder(
     source: ModelSource, model: str, compute: Compute, batching: Batching
 ) -> Batcher[RgbArray, Embedding]:
-    """A loaded encoder that has run with each batch size it will see: that allocates and tunes."""
+    """Load an encoder and run it once per batch size, which allocates memory and tunes kernels."""
     engine = load_encoder(source, model, compute)
     black = np.zeros((_WARM_UP_SIDE, _WARM_UP_SIDE, 3), dtype=np.uint8)
     for size in warm_up_sizes(source.spec(model), compute, batching.max_batch_size):

@@ -1,4 +1,4 @@
-"""The ingress: HTTP and Python calls in, `SegmentationFlow` over handles.  Never imports torch."""
+"""The ingress: HTTP and Python requests, served by `SegmentationFlow` over handles; no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
-from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.cache.shared import shared_tier
@@ -20,12 +19,13 @@ from serve_app.connectors.article import article_router
 from serve_app.core.exposure import exposure_warning
 from serve_app.core.settings import GraphSettings
 from serve_app.core.types import EmbedResult, RgbArray, SegmentResult
-from serve_app.deployments.handles import (
+from serve_app.deployments.calls import (
     RemotePredictor,
     RemoteProposer,
     RemoteTextScorer,
-    answer_of,
+    await_response,
 )
+from serve_app.deployments.compat.inventory import check
 from serve_app.deployments.metrics import cluster_metrics
 from serve_app.deployments.replica import join_serve_log
 from serve_app.deployments.telemetry import start_telemetry
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 @serve.ingress()
 class IngressReplica:
-    """Answers HTTP through `serve_app.http` and Python callers through its methods."""
+    """Serves HTTP through `serve_app.http` and Python callers through its methods."""
 
     def __init__(
         self,
@@ -52,12 +52,11 @@ class IngressReplica:
         proposals: DeploymentHandle[Any],
         text: DeploymentHandle[Any] | None,
     ) -> None:
+        check()
         settings = plan.settings
         join_serve_log()
         start_telemetry(ingress=True)
-        controller = _get_global_client()
-        host = None if controller is None else controller.http_config.host
-        exposed = exposure_warning(settings.security, host)
+        exposed = exposure_warning(settings.security, settings.ingress.http_host)
         for warning in filter(None, (*plan.warnings, exposed)):
             log.warning("%s", warning)
         self._limits, self._security = settings.limits, settings.security
@@ -89,7 +88,7 @@ class IngressReplica:
         proposals: DeploymentHandle[Any],
         text: DeploymentHandle[Any] | None,
     ) -> list[Part]:
-        """What may sleep is not asked whether it is ready: the question would wake it."""
+        """Readiness checks; none of what may scale to zero, which a check would start."""
 
         def part(handle: DeploymentHandle[Any], *deployments: str) -> Part:
             return Part(partial(_ping, handle), partial(self._watch.runs, *deployments))
@@ -97,11 +96,11 @@ class IngressReplica:
         found = []
         for name, handle in decoders.items():
             variant = settings.variants[name]
-            halves = [f"{name}-decoder"]
+            deployments = [f"{name}-decoder"]
             if variant.layout == "split":
-                halves.append(f"{name}-encoder")
+                deployments.append(f"{name}-encoder")
             if not variant.scales_to_zero:
-                found.append(part(handle, *halves))
+                found.append(part(handle, *deployments))
         if not settings.proposals.scales_to_zero:
             found.append(part(proposals, "proposals"))
         if text is not None and settings.text is not None and not settings.text.scales_to_zero:
@@ -122,7 +121,7 @@ class IngressReplica:
         )
 
     async def segment(self, request: SegmentRequest) -> SegmentResult:
-        """Answer one request of a Python caller."""
+        """Serve one request of a Python caller."""
         with self._begun():
             return await self._flow.segment(request)
 
@@ -132,18 +131,18 @@ class IngressReplica:
             return await self._flow.embed(image, variant)
 
     async def models(self) -> Mapping[str, Any]:
-        """What is deployed."""
+        """The deployed variants."""
         return await self._flow.models()
 
     def _begun(self) -> InFlightTracker:
-        """Counts a Python caller's request.
+        """Count a Python caller's request while it is in flight.
 
         Raises:
-            ShuttingDown: nothing new is begun.
+            ShuttingDown: The service drains.
         """
         self._tracker.check()
         return self._tracker
 
 
 async def _ping(handle: DeploymentHandle[Any]) -> bool:
-    return bool(await answer_of(handle.ping.remote()))
+    return bool(await await_response(handle.ping.remote()))

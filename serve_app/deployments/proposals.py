@@ -14,7 +14,7 @@ from serve_app.models.factory import ModelSource
 
 
 class ProposalsReplica(EngineReplica):
-    """Grid, detector and contours behind one method."""
+    """All sources of candidate regions: grid, detector and contours."""
 
     def __init__(self, settings: ProposalsSettings, source: ModelSource) -> None:
         super().__init__(settings)
@@ -23,7 +23,7 @@ class ProposalsReplica(EngineReplica):
             detector = EfficientDet(source.files(settings.detector)["model"], settings.threads)
         self._engine = Proposals(detector)
         if detector is not None:
-            # A detector's first pass allocates and takes longer than the others.
+            # The first pass allocates memory and is slower than the others.
             black = np.zeros((64, 64, 3), np.uint8)
             self._engine.propose(black, (64, 64), ProposalSource.DETECTOR, 1)
         self._thread = EngineThread()

@@ -117,7 +117,7 @@ class FakeService:
                     masks=self._masks(3 if p.multimask_output else 1, request),
                     variant=self.answered_by,
                 )
-                for p in task
+                for p in task.prompts
             )
         return SegmentResult(
             image_id=IMAGE_ID,

@@ -21,9 +21,9 @@ from graphs.nodes import deployed
 from serve_app.core.measurements import Profile
 from serve_app.core.settings import GraphSettings
 from serve_app.core.types import DecodeJob, DecodeOptions, Embedding, Mask, Prompt, RgbArray
+from serve_app.deployments.calls import RemotePredictor
 from serve_app.deployments.decoder import DecoderReplica
 from serve_app.deployments.encoder import EncoderReplica
-from serve_app.deployments.handles import RemotePredictor
 from serve_app.models.factory import ModelSource
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import yaml
 from pydantic import ValidationError
-from ray.autoscaler._private.util import fill_node_type_min_max_workers, validate_config
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.schema import ServeDeploySchema
 
@@ -60,6 +59,8 @@ def test_a_config_is_of_serves_form_and_of_ours(name: str) -> None:
     made_here = {"quantized"} if name == "local" else set()
     assert set(settings.variants) == {"fast", "accurate", *made_here}
     assert settings.router.default == "fast"
+    # The ingress cannot ask Ray for the address, about which it may have to warn.
+    assert settings.ingress.http_host == content(name)["http_options"]["host"]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -221,18 +222,7 @@ def test_the_cluster_config_shares_embeddings_and_logs_json() -> None:
 
 def launcher_config() -> dict[str, Any]:
     loaded: dict[str, Any] = yaml.safe_load((ROOT / "ray_cluster.yaml").read_text("utf-8"))
-    # `ray up` fills in these before it checks.
-    loaded.setdefault("cluster_synced_files", [])
-    fill_node_type_min_max_workers(loaded)
     return loaded
-
-
-def test_the_launcher_config_is_of_rays_form() -> None:
-    validate_config(launcher_config())
-    wrong = launcher_config()
-    wrong["available_node_types"]["gpu"]["instance"] = "large"
-    with pytest.raises(Exception, match="instance"):
-        validate_config(wrong)
 
 
 def test_the_launchers_head_takes_no_replicas_and_a_worker_takes_the_gpu_replicas() -> None:

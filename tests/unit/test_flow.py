@@ -331,7 +331,7 @@ LIMITS = Limits(
 @pytest.mark.parametrize(
     ("task", "kind", "field"),
     [
-        ([], InvalidRequest, "prompts"),
+        ([], InvalidPrompt, "prompts"),
         ([POINT] * 3, TooManyPrompts, "prompts"),
         (
             [POINT, Prompt(point_coords=[[1, 1]] * 4, point_labels=[1] * 4)],
@@ -438,7 +438,7 @@ async def test_everything_over_the_grid() -> None:
     (answer,) = result.results
     # Of each point's two squares the worse overlaps the better by 4/9, as Meta measures boxes.
     assert [m.bbox for m in answer.masks] == [(10, 10, 4, 4), (30, 10, 4, 4), (10, 30, 4, 4)]
-    assert [m.point_coords for m in answer.masks] == [(10, 10), (30, 10), (10, 30)]
+    assert [m.point_coords for m in answer.masks] == [((10, 10),), ((30, 10),), ((10, 30),)]
     assert {m.crop_box for m in answer.masks} == {(0, 0, WIDTH, HEIGHT)}
     # All points in one call: what is done of them at a time is the decoder's business.
     assert graph.fast.calls == [(image_id(PIXELS), True, 3)]
@@ -653,7 +653,7 @@ async def test_only_what_is_worth_it_is_asked_again_and_better_answers_are_kept(
     assert (result.variant, result.model, result.escalated) == ("fast", "fast_model", 1)
     assert result.reason == (
         "auto: the default variant; "
-        "unsure of 1 of 3 prompts, accurate asked again, 1 of its answers kept"
+        "unsure of 1 of 3 prompts, escalated to accurate, 1 of its masks kept"
     )
     assert not result.degraded
     assert result.timings_ms["decode_masks"] == 2  # of both
@@ -672,7 +672,7 @@ async def test_a_second_answer_that_is_no_better_is_not_kept() -> None:
     result = await graph.flow.segment(_request())
     assert (result.escalated, result.results[0].variant) == (1, None)
     assert result.results[0].masks[0].score == 0.2
-    assert "0 of its answers kept" in result.reason
+    assert "0 of its masks kept" in result.reason
 
 
 async def test_logits_of_an_escalated_answer_are_the_second_ones() -> None:
@@ -716,7 +716,7 @@ async def test_a_second_variant_that_fails_loses_nothing(failure: Exception) -> 
     assert [r.masks[0].score for r in result.results] == [0.2, 0.9]
     assert [r.variant for r in result.results] == [None, None]
     assert (result.degraded, result.escalated) == (True, 1)
-    assert "unsure of 1 of 2 prompts, but accurate did not answer in time" in result.reason
+    assert "unsure of 1 of 2 prompts, but accurate did not respond in time" in result.reason
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ def test_only_deployments_and_the_command_line_import_ray() -> None:
         if any(name.split(".")[0] == "ray" for name in _imports(module))
     }
     assert importers
-    allowed = ("serve_app.deployments", "serve_app.cli", "serve_app.batching.batcher")
+    allowed = ("serve_app.deployments", "serve_app.cli")
     assert all(module.startswith(allowed) for module in importers), importers
 
 

@@ -9,7 +9,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from contextvars import Context, ContextVar
+from contextvars import ContextVar
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,15 +24,14 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased, Sampler
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 from ray.exceptions import ActorDiedError
-from ray.serve.context import _RequestContext, _serve_request_context
 
 from serve_app.batching.batcher import Batcher
 from serve_app.core.errors import ReplicaLost
 from serve_app.core.settings import Batching, GraphSettings
 from serve_app.core.single_flight import SingleFlight
 from serve_app.deployments import telemetry
-from serve_app.deployments.handles import ask
-from serve_app.deployments.tracing import RequestsAlone, exporter
+from serve_app.deployments.calls import call_with_retry
+from serve_app.deployments.tracing import RootSpanSampler, exporter
 from serve_app.deployments.watch import ReplicaCounts
 from serve_app.flow.context import Timings
 from serve_app.http.middleware import AuditLogMiddleware
@@ -193,7 +192,7 @@ def test_timings_become_a_figure_for_each_stage(told: Told) -> None:
 
 async def test_a_queue_tells_of_its_passes_and_is_empty_again(told: Told) -> None:
     batcher: Batcher[int, int] = Batcher(list, Batching(max_batch_size=4), "prompts")
-    assert await batcher.all([1, 2, 3, 4, 5, 6]) == [1, 2, 3, 4, 5, 6]
+    assert await batcher.run_all([1, 2, 3, 4, 5, 6]) == [1, 2, 3, 4, 5, 6]
     labels = {"queue": "prompts"}
     assert told.of(metrics.BATCH_ITEMS) == [(4, labels), (2, labels)]
     batcher.report()
@@ -234,7 +233,7 @@ async def test_calls_that_are_made_again_are_counted_by_what_came_of_it(told: To
     for second in (found, lost):
         calls = iter((lost, second))
         with suppress(ReplicaLost):
-            await ask("decoder", lambda calls=calls: next(calls)())
+            await call_with_retry("decoder", lambda calls=calls: next(calls)())
     assert told.of(metrics.RETRIES) == [
         (1.0, {"callee": "decoder", "outcome": outcome}) for outcome in ("ok", "failed")
     ]
@@ -242,9 +241,7 @@ async def test_calls_that_are_made_again_are_counted_by_what_came_of_it(told: To
 
 def test_replicas_are_told_by_variant_and_half(told: Told) -> None:
     load_tracker: Any = SimpleNamespace(replicas=lambda *_: None)
-    ReplicaCounts(GraphSettings(), load_tracker).told(
-        "fast-encoder", SimpleNamespace(running_replicas=[object()] * 2)
-    )
+    ReplicaCounts(GraphSettings(), load_tracker).update("fast-encoder", 2)
     assert told.of(metrics.VARIANT_REPLICAS) == [(2, {"variant": "fast", "half": "encoder"})]
 
 
@@ -298,7 +295,7 @@ def test_a_metric_that_cannot_be_made_disturbs_nobody_and_is_logged_once(
     collector = telemetry.RayCollector({})
     for _ in range(3):
         collector.set(metrics.REDIS_BREAKER_OPEN, 1.0, {})
-    assert [r.message for r in our_log()] == ["the metric sam_redis_breaker_open is not collected"]
+    assert [r.message for r in our_log()] == ["the metric sam_redis_breaker_open is not exported"]
 
 
 def test_gauges_are_told_again_and_again_as_they_were_last(rays: type[FakeMetric]) -> None:
@@ -414,31 +411,6 @@ async def test_a_shared_computation_belongs_to_the_request_that_began_it() -> No
     assert await asyncio.gather(first, second) == ["first, carried"] * 2
 
 
-async def test_serves_request_is_carried_without_what_cancels_it() -> None:
-    known = telemetry.ServeRequests()
-    assert known.request_id() == ""
-    _serve_request_context.set(
-        _RequestContext(
-            route="/v1/segment",
-            request_id="raw",
-            _internal_request_id="internal",
-            app_name="sam",
-            cancel_on_parent_request_cancel=True,
-        )
-    )
-    known.rename("ours")
-    assert known.request_id() == "ours"
-    carry, carried = known.carry(), None
-
-    async def elsewhere() -> None:
-        nonlocal carried
-        carry()
-        carried = _serve_request_context.get()
-
-    await asyncio.create_task(elsewhere(), context=Context())
-    assert carried == _RequestContext(route="/v1/segment", request_id="ours", app_name="sam")
-
-
 # Spans.
 
 
@@ -457,7 +429,7 @@ async def test_a_call_waits_once_and_has_a_span_for_each_of_its_passes(
 ) -> None:
     batcher: Batcher[int, int] = Batcher(list, Batching(max_batch_size=4))
     with context.span("request"):
-        await batcher.all(list(range(6)))
+        await batcher.run_all(list(range(6)))
     *found, request = spans.get_finished_spans()
     assert request.context is not None
     told = [(s.name, s.attributes["items"]) for s in found if s.attributes]
@@ -486,13 +458,13 @@ async def test_a_shared_computation_belongs_to_the_trace_that_began_it(
 
 async def test_what_is_outside_of_a_trace_records_no_passes(spans: InMemorySpanExporter) -> None:
     batcher: Batcher[int, int] = Batcher(list, Batching(max_batch_size=4))
-    await batcher.all(list(range(6)))
+    await batcher.run_all(list(range(6)))
     assert spans.get_finished_spans() == ()
 
 
 def _started(sampler: Sampler, ingress: bool, name: str, parent: bool | None) -> bool:
     """Whether a span is recorded; ``parent``: whether that was sampled, None: there is none."""
-    provider = TracerProvider(sampler=RequestsAlone(sampler, ingress=ingress))
+    provider = TracerProvider(sampler=RootSpanSampler(sampler, ingress=ingress))
     parent_context = None
     if parent is not None:
         above = SpanContext(1, 1, is_remote=True, trace_flags=TraceFlags(int(parent)))
@@ -512,7 +484,7 @@ def test_only_a_request_at_the_ingress_begins_a_trace(ingress: bool) -> None:
 
 
 def test_spans_go_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_app.deployments.tracing.get_serve_logs_dir", lambda: str(tmp_path))
+    monkeypatch.setattr("serve_app.deployments.tracing.serve_logs_dir", lambda: tmp_path)
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", raising=False)
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
     provider = TracerProvider()

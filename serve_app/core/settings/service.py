@@ -204,6 +204,11 @@ class IngressSettings(Replicas):
         description="while this file exists, new requests are rejected and /readyz says so: for "
         "draining a node before it is stopped",
     )
+    http_host: str | None = Field(
+        None,
+        description="the address in http_options.host, for the warning about a service that other "
+        "machines can reach without API keys; null: no warning",
+    )
     # More than `Limits.most_requests`, so that the service itself rejects requests, with its codes.
     max_ongoing_requests: int = Field(256, ge=1)
     request_timeout_s: float = Field(

@@ -1,7 +1,8 @@
-"""Affinity routing on real replicas: who has an image's embedding is asked, and nobody hangs."""
+"""Private parts whose meaning only a running Ray shows; one Ray for the module."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections import Counter
@@ -9,25 +10,93 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import httpx
 import pytest
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 
 from serve_app.core.types import CacheTier
+from tests.cluster.ray_cluster import wait_until
 
-from . import holders
+from . import holders, probes
 from .holders import FULL_AT, HOT_AT, REPLICAS, Answer
-from .ray_cluster import wait_until
 
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.weights,  # the cluster serves the local configuration, too
-    pytest.mark.usefixtures("driver"),
-]
+pytestmark = pytest.mark.cluster
 
 Ask: TypeAlias = Callable[..., list[Answer]]
 PATIENCE_S = 30.0
 IMAGES = [f"2x2-{i:064x}" for i in range(24)]
+
+
+# Probes.
+
+
+@pytest.fixture(scope="module")
+def probe(url: str) -> Iterator[Callable[..., Any]]:
+    """Calls a method of the probe."""
+    serve.run(probes.application(), name="probes", route_prefix=None)
+    handle = serve.get_app_handle("probes")
+
+    def call(method: str, *args: Any) -> Any:
+        return getattr(handle, method).remote(*args).result(timeout_s=2 * PATIENCE_S)
+
+    yield call
+    serve.delete("probes")
+
+
+def test_replica_counts_follow_the_controller(probe: Callable[..., Any]) -> None:
+    assert probe("replica_counts") == {"callee": probes.CALLEES, "absent": 0}
+
+
+def test_a_renamed_request_keeps_its_name_in_calls(probe: Callable[..., Any]) -> None:
+    before, after, callee = probe("request_ids")
+    assert before
+    assert (after, callee) == ("renamed", "renamed")
+
+
+def test_calls_by_reference_pass_the_object_store(probe: Callable[..., Any]) -> None:
+    assert probe("travels_by_reference") is True
+
+
+@pytest.mark.parametrize("reference", [True, False], ids=["actor call", "gRPC"])
+def test_the_death_of_a_callee_is_recognised(probe: Callable[..., Any], reference: bool) -> None:
+    assert probe("lost", reference) == "CalleeLost"
+
+
+def test_serves_logger_writes_into_serves_log_folder(probe: Callable[..., Any]) -> None:
+    folder, files = probe("log_files")
+    assert files
+    assert all(file.startswith(folder) for file in files)
+
+
+def test_every_nodes_metrics_are_found(probe: Callable[..., Any]) -> None:
+    wait_until(
+        lambda: "ray_serve_deployment_replica_healthy{" in probe("metrics"),
+        "Ray has collected metrics",
+        2 * PATIENCE_S,
+    )
+
+
+def test_a_full_deployment_drops_requests_with_the_text_the_proxy_knows(url: str) -> None:
+    serve.run(probes.busy(), name="busy", route_prefix="/busy")
+
+    async def first_response() -> httpx.Response:
+        async with httpx.AsyncClient(timeout=PATIENCE_S, trust_env=False) as client:
+            calls = [asyncio.create_task(client.get(f"{url}/busy")) for _ in range(4)]
+            done, waiting = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+            for call in waiting:
+                call.cancel()
+            return done.pop().result()
+
+    try:
+        response = asyncio.run(first_response())
+        assert response.status_code == httpx.codes.SERVICE_UNAVAILABLE
+        assert "dropped due to backpressure" in response.text
+    finally:
+        serve.delete("busy")
+
+
+# Affinity: calls for an image go to the replica with its embedding, and none hangs.
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +105,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def caller(driver: None, folder: Path) -> Iterator[Any]:
+def caller(url: str, folder: Path) -> Iterator[Any]:
     serve.run(holders.application(str(folder)), name="holders", route_prefix=None)
     yield serve.get_app_handle("holders")
     serve.delete("holders")
@@ -44,7 +113,7 @@ def caller(driver: None, folder: Path) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def ask(caller: Any) -> Ask:
-    """Calls of one request, each answered with who answered and from which tier."""
+    """Concurrent calls within one request; returns the replica and cache tier of each."""
 
     def call(method: str, *args: Any) -> list[Answer]:
         answers: list[Answer] = getattr(caller, method).remote(*args).result(timeout_s=PATIENCE_S)

@@ -16,13 +16,12 @@ from ray.serve.exceptions import BackPressureError
 from serve_app.core.deadline import deadline
 from serve_app.core.errors import InvalidPrompt, Overloaded, ReplicaLost
 from serve_app.core.types import DecodeOptions, Embedding, Prompt
-from serve_app.deployments import handles
-from serve_app.deployments.handles import (
+from serve_app.deployments.calls import (
+    ImageObjectRef,
     RemoteEncoder,
     RemotePredictor,
-    SharedPixels,
-    answer_of,
-    ask,
+    await_response,
+    call_with_retry,
 )
 from serve_app.telemetry.metrics import RETRIES
 
@@ -52,10 +51,10 @@ def calls() -> list[dict[str, Any]]:
 
 @pytest.fixture(autouse=True)
 def no_object_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def shared(pixels: Any) -> SharedPixels:
-        return SharedPixels(object())
+    async def shared(pixels: Any) -> ImageObjectRef:
+        return ImageObjectRef(object())
 
-    monkeypatch.setattr(handles.SharedPixels, "of", shared)
+    monkeypatch.setattr(ImageObjectRef, "put", shared)
 
 
 async def test_a_prompt_on_a_known_image_is_a_small_message(calls: list[dict[str, Any]]) -> None:
@@ -85,7 +84,7 @@ async def test_embeddings_come_by_reference_and_are_kept_by_value(
 ) -> None:
     tensor = np.ones((1, 2, 2), np.float32)
     answer = Embedding({"image_embed": tensor}, height=2, width=2)
-    found = await RemoteEncoder(_Handle(answer, calls)).encode(SharedPixels(object()))
+    found = await RemoteEncoder(_Handle(answer, calls)).encode(ImageObjectRef(object()))
     assert [call.get("_by_reference") for call in calls] == [True]
     assert not np.shares_memory(found.tensors["image_embed"], tensor)
 
@@ -138,21 +137,21 @@ def _lost() -> list[BaseException]:
 @pytest.mark.parametrize("fault", _lost(), ids=lambda f: f"{type(f).__name__}")
 async def test_a_call_whose_replica_is_lost_is_made_again(fault: BaseException) -> None:
     send, given = _sends(fault, "masks")
-    assert await ask("decoder", send) == "masks"
+    assert await call_with_retry("decoder", send) == "masks"
     assert len(given) == 2
 
 
 async def test_it_is_made_again_once() -> None:
     send, given = _sends(ActorDiedError(), ActorDiedError(), "masks")
     with pytest.raises(ReplicaLost):
-        await ask("decoder", send)
+        await call_with_retry("decoder", send)
     assert len(given) == 2
 
 
 async def test_without_time_it_is_not_made_again() -> None:
     send, given = _sends(ActorDiedError(), "masks")
     with deadline(-1.0), pytest.raises(ReplicaLost):
-        await ask("decoder", send)
+        await call_with_retry("decoder", send)
     assert len(given) == 1
 
 
@@ -173,13 +172,13 @@ async def test_what_would_fail_again_is_not_made_again(
 ) -> None:
     send, given = _sends(fault, "masks")
     with pytest.raises(told):
-        await ask("decoder", send)
+        await call_with_retry("decoder", send)
     assert len(given) == 1
 
 
 async def test_whoever_stops_waiting_cancels_the_call() -> None:
     response: Any = _Response(never=True)
-    waiting = asyncio.create_task(answer_of(response))
+    waiting = asyncio.create_task(await_response(response))
     await asyncio.sleep(0)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -196,7 +195,7 @@ async def test_a_deadline_cancels_the_call_and_does_not_make_it_again() -> None:
 
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
-            await ask("decoder", send)
+            await call_with_retry("decoder", send)
     assert [response.cancelled for response in given] == [True]
 
 
@@ -218,12 +217,12 @@ async def test_of_one_loss_each_hop_on_the_way_makes_nothing_of_its_own() -> Non
     class Decoder(_Response):
         def __await__(self) -> Generator[Any, None, Any]:
             try:
-                return (yield from ask("encoder", encode).__await__())
+                return (yield from call_with_retry("encoder", encode).__await__())
             except ReplicaLost as lost:  # as it comes out of a process
                 raise RayTaskError("predict", "trace", _sent(lost)) from None
 
     with pytest.raises(ReplicaLost) as told:
-        await ask("decoder", Decoder)
+        await call_with_retry("decoder", Decoder)
     assert asked == 2
     assert type(_sent(told.value)) is ReplicaLost
 
@@ -241,7 +240,7 @@ async def test_what_became_of_a_second_call_is_counted(
     second: Any, outcome: str, counted: Any
 ) -> None:
     responses = [_Response(ActorDiedError()), _Response(second, never=second is None)]
-    asking = asyncio.create_task(ask("decoder", lambda: responses.pop(0)))
+    asking = asyncio.create_task(call_with_retry("decoder", lambda: responses.pop(0)))
     for _ in range(5):
         await asyncio.sleep(0)
     asking.cancel()

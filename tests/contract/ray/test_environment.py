@@ -15,9 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.cli.environment import free_ports, ray_environment, whole_environment
+from serve_app.deployments.compat.environment import (
+    SWITCHES,
+    free_ports,
+    ray_environment,
+    users_token,
+    whole_environment,
+)
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="HAProxy comes for Linux alone")
@@ -37,6 +43,15 @@ def test_ray_knows_every_switch_and_takes_its_value(tmp_path: Path) -> None:
         if name.startswith("RAY_SERVE_"):
             taken = int(known[name]) if isinstance(known[name], bool) else known[name]
             assert str(taken) == value, name
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="HAProxy comes for Linux alone")
+def test_the_table_has_every_switch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in SWITCHES:
+        monkeypatch.delenv(name, raising=False)
+    private = {**ray_environment(tmp_path), **users_token()}
+    assert private.keys() == SWITCHES.keys()
 
 
 def test_two_rays_do_not_share_ports_or_files(tmp_path: Path) -> None:
@@ -95,15 +110,6 @@ def test_haproxy_reads_what_ray_wrote_with_its_pages_on_loopback(tmp_path: Path)
     assert "  bind 127.0.0.1:8404\n" in told
     assert "    bind 0.0.0.0:8000\n" in told, "where the service listens is the operator's choice"
     assert "mode 600 level admin" in told
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="HAProxy comes for Linux alone")
-def test_rays_own_configuration_has_the_place_for_the_rule() -> None:
-    """A new Ray that names its frontend otherwise would be left unmended, silently."""
-    from ray.serve._private import haproxy_templates
-
-    text = "\n".join(v for v in vars(haproxy_templates).values() if isinstance(v, str))
-    assert text.splitlines().count("frontend http_frontend") == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="HAProxy comes for Linux alone")

@@ -32,11 +32,11 @@ from serve_app.core.types import (
     ReplicaLoad,
 )
 from serve_app.deployments.affinity import affinity
-from serve_app.deployments.handles import RemotePredictor, SharedPixels
+from serve_app.deployments.calls import ImageObjectRef, RemotePredictor
 from serve_app.embeddings.predictor import VariantPredictor
 from serve_app.embeddings.tiers import TieredEmbeddingCache
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 REPLICAS = 3
 HOT_AT, FULL_AT = 4, 8
 _POLL_S = 0.01
@@ -79,7 +79,7 @@ class Holder:
 
     def __init__(self, gate: str) -> None:
         self._gate = Gate(gate)
-        self._predictor: VariantPredictor[SharedPixels] = VariantPredictor(
+        self._predictor: VariantPredictor[ImageObjectRef] = VariantPredictor(
             TieredEmbeddingCache(2**20),
             self._encode,
             self._decode,
@@ -91,7 +91,7 @@ class Holder:
     async def predict(
         self,
         image_id: str,
-        pixels: SharedPixels | None,
+        pixels: ImageObjectRef | None,
         prompts: Sequence[Prompt],
         options: DecodeOptions,
     ) -> Prediction | None:
@@ -101,7 +101,7 @@ class Holder:
         load = ReplicaLoad(replica=str(os.getpid()))
         return Prediction(masks=(), cache=found.cache, timings_ms={}, load=load)
 
-    async def _encode(self, pixels: SharedPixels) -> Embedding:
+    async def _encode(self, pixels: ImageObjectRef) -> Embedding:
         return Embedding({"e": np.zeros(4)}, height=2, width=2)
 
     async def _decode(self, jobs: Sequence[DecodeJob]) -> list[tuple[Mask, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import math
@@ -70,28 +71,31 @@ class Seen:
 
 def context(key: DeploymentID, seen: Seen, state: Mapping[str, Any]) -> AutoscalingContext:
     config = AutoscalingConfig(**seen.config)
-    return AutoscalingContext(
-        deployment_id=key,
-        deployment_name=key.name,
-        app_name=key.app_name,
-        current_num_replicas=seen.running,
-        target_num_replicas=seen.target,
-        running_replicas=[],
-        total_num_requests=lambda: seen.requests,
-        total_queued_requests=0.0,
-        aggregated_metrics=None,
-        raw_metrics=lambda: {
+    parameters = inspect.signature(AutoscalingContext).parameters
+    other = {name: 0.0 for name, p in parameters.items() if p.default is p.empty}
+    known: dict[str, Any] = {
+        "deployment_id": key,
+        "deployment_name": key.name,
+        "app_name": key.app_name,
+        "current_num_replicas": seen.running,
+        "target_num_replicas": seen.target,
+        "running_replicas": [],
+        "total_num_requests": lambda: seen.requests,
+        "total_queued_requests": 0.0,
+        "aggregated_metrics": None,
+        "raw_metrics": lambda: {
             name: {i: [TimeStampedValue(0.0, v)] for i, v in enumerate(values)}
             for name, values in seen.stats.items()
         },
-        capacity_adjusted_min_replicas=config.min_replicas,
-        capacity_adjusted_max_replicas=config.max_replicas,
-        policy_state=dict(state),
-        last_scale_up_time=None,
-        last_scale_down_time=None,
-        current_time=0.0,
-        config=config,
-    )
+        "capacity_adjusted_min_replicas": config.min_replicas,
+        "capacity_adjusted_max_replicas": config.max_replicas,
+        "policy_state": dict(state),
+        "last_scale_up_time": None,
+        "last_scale_down_time": None,
+        "current_time": 0.0,
+        "config": config,
+    }
+    return AutoscalingContext(**other | known)
 
 
 class Controller:
@@ -466,6 +470,7 @@ def test_it_reads_no_files() -> None:
 
 
 SHIPPED = """
+import inspect
 import json
 import sys
 from types import SimpleNamespace
