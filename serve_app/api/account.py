@@ -14,7 +14,7 @@ from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.api.errors import request_id_of
-from serve_app.api.tally import NONE, UNKNOWN_ROUTE, Tally
+from serve_app.api.tally import NONE, PROBES, UNKNOWN_ROUTE, Tally
 from serve_app.domain.errors import InternalError
 from serve_app.telemetry.catalogue import REQUEST_SECONDS, REQUESTS, REQUESTS_IN_FLIGHT
 
@@ -23,6 +23,8 @@ audit = logging.getLogger("serve_app.audit")
 CLIENT_LEFT = 499
 """Status of a request whose client went before its answer was whole; nginx's convention."""
 
+_POLLED = PROBES | {"/metrics"}
+"""Routes that are polled all the time: their lines, at DEBUG, would hide all others."""
 
 _ADDRESS = re.compile(r"[0-9A-Fa-f.:]{2,45}")
 _METHOD = re.compile(r"[A-Z]{1,16}")
@@ -30,6 +32,8 @@ _METHOD = re.compile(r"[A-Z]{1,16}")
 
 class Account:
     """Writes the audit line and the metrics of each request; see `Tally` for what is in it.
+
+    The line is written at INFO, that of a probe or of ``/metrics`` at DEBUG.
 
     Args:
         templates: gives the paths of all routes, asked for at the first request.
@@ -109,7 +113,10 @@ class Account:
             "images": tally.images,
         }
         # The text holds all of it too: Serve's text format writes no extra fields.
-        audit.info(" ".join(f"{name}={value}" for name, value in facts.items()), extra=facts)
+        level = logging.DEBUG if tally.route in _POLLED else logging.INFO
+        if audit.isEnabledFor(level):
+            text = " ".join(f"{name}={value}" for name, value in facts.items())
+            audit.log(level, text, extra=facts)
         REQUESTS.inc(route=tally.route, status=str(status), code=tally.code)
         REQUEST_SECONDS.observe(seconds, route=tally.route)
 

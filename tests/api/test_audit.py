@@ -28,12 +28,12 @@ SECRET = "xyzzy-s3cret-marker"
 
 
 @pytest.fixture
-def lines(caplog: pytest.LogCaptureFixture) -> Callable[[], list[dict[str, Any]]]:
+def lines(our_log, caplog: pytest.LogCaptureFixture) -> Callable[[], list[dict[str, Any]]]:
     """The audit lines so far."""
     caplog.set_level(logging.INFO, "serve_app.audit")
 
     def so_far() -> list[dict[str, Any]]:
-        records = [r for r in caplog.records if r.name == "serve_app.audit"]
+        records = [r for r in our_log() if r.name == "serve_app.audit"]
         assert all(r.levelno == logging.INFO for r in records)
         return [{name: getattr(record, name) for name in FACTS} for record in records]
 
@@ -73,7 +73,7 @@ async def test_what_each_route_tells(client, lines):
     await client.post("/v1/segment", json={"image_id": "a", "everything": True})
     await client.post("/segment", files={"file": ("f", b"1")}, data={"box": "[1,2,3,4]"})
     await client.post("/segment_batch", files=[("files", ("f", b"1"))] * 2)
-    await client.get("/healthz")
+    await client.get("/v1/models")
     told = [(x["http_route"], x["images"], x["prompts"], x["variant"]) for x in lines()]
     assert told == [
         ("/v1/segment/batch", 3, 4, "-"),
@@ -81,8 +81,23 @@ async def test_what_each_route_tells(client, lines):
         ("/v1/segment", 1, 1, "fast"),
         ("/segment", 1, 1, "fast"),
         ("/segment_batch", 2, 2, "-"),
-        ("/healthz", 0, 0, "-"),
+        ("/v1/models", 0, 0, "-"),
     ]
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/health", "/metrics"])
+async def test_what_is_polled_has_its_line_at_debug_and_is_counted(
+    client, our_log, caplog, figures, path
+):
+    caplog.set_level(logging.INFO, "serve_app")
+    await client.get(path)
+    assert our_log() == []
+    caplog.set_level(logging.DEBUG, "serve_app.audit")
+    await client.get(path)
+    (record,) = our_log()
+    assert (record.levelno, record.http_route, record.status) == (logging.DEBUG, path, 200)
+    assert figures.counts["sam_requests_total", path, "200", ""] == 2
+    assert figures.observed == [("sam_request_duration_seconds", path)] * 2
 
 
 async def test_refused_and_unknown_ones(client, lines, service, figures):
