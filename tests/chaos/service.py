@@ -13,10 +13,9 @@ from typing import Any
 
 import httpx
 
-from serve_app.commands.environment import free_ports
-
 from ..cluster.ray_cluster import RayCluster, session_members, wait_until
 from ..faults.standins import application
+from ..ports import free_ports
 from .processes import processes_named, pss_bytes
 
 READY_S = 180.0

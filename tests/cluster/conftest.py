@@ -15,8 +15,9 @@ import yaml
 
 from serve_app.domain.settings import GraphSettings
 
+from ..ports import free_ports
 from .ledger_file import write_ledger
-from .ray_cluster import RayCluster, free_ports, wait_until
+from .ray_cluster import RayCluster, wait_until
 
 # Ray reads this when it is imported; unless told not to it writes a token to the user's home.
 os.environ["RAY_AUTH_MODE"] = "disabled"

@@ -24,10 +24,12 @@ import httpx
 import pytest
 import yaml
 
-from serve_app.commands.environment import free_ports, ray_environment
+from serve_app.commands.environment import ray_environment
 
-START_TIMEOUT_S = 120.0
-STOP_TIMEOUT_S = 30.0
+from ..ports import free_ports
+
+START_TIMEOUT_S = 300.0
+STOP_TIMEOUT_S = 60.0
 _POLL_S = 0.2
 
 

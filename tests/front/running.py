@@ -21,13 +21,15 @@ from typing import Any
 import uvicorn
 import yaml
 
-from serve_app.commands.environment import free_ports
 from serve_app.domain.limits import Limits
 from serve_app.front.program import Front, find_haproxy
 from serve_app.front.render import render
 from serve_app.front.settings import load_front_settings
 
-START_TIMEOUT_S = 30.0
+from ..ports import free_ports
+
+START_TIMEOUT_S = 120.0
+"""Far more than anything takes here: it ends what hangs."""
 
 
 def wait_until(met: Callable[[], bool], what: str, timeout_s: float = START_TIMEOUT_S) -> None:
@@ -51,7 +53,13 @@ class Backend:
         self.seen: list[tuple[str, list[tuple[bytes, bytes]]]] = []
         self.loop: asyncio.AbstractEventLoop | None = None
         config = uvicorn.Config(
-            self._noting, port=self.port, log_level="error", lifespan="off", interface="asgi3"
+            self._noting,
+            port=self.port,
+            log_level="error",
+            lifespan="off",
+            interface="asgi3",
+            # At the end nobody waits for connections that clients keep open.
+            timeout_graceful_shutdown=1,
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -191,9 +199,9 @@ class RunningFront:
 class Raw:
     """A connection that sends what it is told, byte for byte."""
 
-    def __init__(self, port: int, source: str = "127.0.0.1", timeout_s: float = 30.0) -> None:
+    def __init__(self, port: int, source: str = "127.0.0.1") -> None:
         self.socket = socket.create_connection(
-            ("127.0.0.1", port), timeout_s, source_address=(source, 0)
+            ("127.0.0.1", port), START_TIMEOUT_S, source_address=(source, 0)
         )
 
     def __enter__(self) -> Raw:

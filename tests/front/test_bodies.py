@@ -23,7 +23,7 @@ HEAD = b"POST /v1/segment HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\
 def post(front: RunningFront, content: bytes, **headers: str) -> httpx.Response:
     headers = {"content-type": "application/json", **headers}
     return httpx.post(
-        f"{front.url}/v1/segment", content=content, headers=headers, trust_env=False, timeout=30
+        f"{front.url}/v1/segment", content=content, headers=headers, trust_env=False, timeout=120
     )
 
 
@@ -124,10 +124,10 @@ def test_a_post_without_any_body_is_served(front: RunningFront, backend: Backend
 
 
 def test_a_body_shorter_than_it_says_is_ended_by_the_deadline(
-    front: RunningFront, backend: Backend
+    hasty_front: RunningFront, backend: Backend
 ) -> None:
     before = len(backend.seen)
-    with Raw(front.port) as client:
+    with Raw(hasty_front.port) as client:
         client.send(HEAD + b"Content-Length: 100\r\n\r\n{}")
         status, _, body = client.answer()
     assert (status, body["error"]["code"]) == (408, "request_timeout")

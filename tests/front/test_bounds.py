@@ -71,11 +71,11 @@ def gated(command: bool = False, **settings: Any) -> Iterator[tuple[Gate, Runnin
 
 
 def ready(front: RunningFront) -> bool:
-    return httpx.get(f"{front.url}/readyz", trust_env=False, timeout=30).status_code == 200
+    return httpx.get(f"{front.url}/readyz", trust_env=False, timeout=120).status_code == 200
 
 
 def refused(front: RunningFront, status: int, code: str, **more: Any) -> None:
-    answer = httpx.request("POST", f"{front.url}/v1/segment", trust_env=False, timeout=30, **more)
+    answer = httpx.request("POST", f"{front.url}/v1/segment", trust_env=False, timeout=120, **more)
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (status, code)
     assert error["request_id"] == answer.headers["x-request-id"] != ""
@@ -212,7 +212,7 @@ def test_a_service_too_full_for_its_probe_is_kept() -> None:
         gate.probe = b"Request dropped due to backpressure"
         asked = gate.probes
         wait_until(lambda: gate.probes >= asked + 5, "the probe has failed often enough")
-        assert httpx.get(f"{front.url}/v1/models", trust_env=False, timeout=30).status_code == 200
+        assert httpx.get(f"{front.url}/v1/models", trust_env=False, timeout=120).status_code == 200
 
 
 def test_without_any_service_the_answer_is_503() -> None:
@@ -228,10 +228,10 @@ def test_ray_serves_plain_text_becomes_the_envelope(status: int, code: str) -> N
     with gated() as (gate, front):
         gate.opened.set()
         gate.answer = (status, b"text/plain", b"Request dropped due to backpressure")
-        answer = httpx.get(f"{front.url}/v1/models", trust_env=False, timeout=30)
+        answer = httpx.get(f"{front.url}/v1/models", trust_env=False, timeout=120)
         assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
         gate.answer = (status, b"application/json", b'{"error":{"code":"own"}}')
-        answer = httpx.get(f"{front.url}/v1/models", trust_env=False, timeout=30)
+        answer = httpx.get(f"{front.url}/v1/models", trust_env=False, timeout=120)
         assert (answer.status_code, answer.json()["error"]["code"]) == (status, "own")
 
 

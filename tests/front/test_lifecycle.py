@@ -25,8 +25,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from serve_app.__main__ import main
-from serve_app.commands.environment import free_ports
 
+from ..ports import free_ports
 from .running import Backend, Raw, RunningFront, wait_until
 from .test_bounds import ask, gated, ready, statuses
 
@@ -40,7 +40,7 @@ def test_sigterm_drains() -> None:
         assert front.process.poll() is None
         gate.opened.set()
         assert client.answer()[0] == 200
-        assert front.process.wait(30) == 0
+        assert front.process.wait(120) == 0
 
 
 def test_a_second_signal_ends_it_at_once() -> None:
@@ -51,7 +51,7 @@ def test_a_second_signal_ends_it_at_once() -> None:
         wait_until(lambda: not front.listens(), "new connections are refused")
         front.process.send_signal(signal.SIGTERM)
         assert client.answer()[0] == 0
-        assert front.process.wait(30) == 0
+        assert front.process.wait(120) == 0
 
 
 def test_draining_ends_after_its_time() -> None:
@@ -59,7 +59,7 @@ def test_draining_ends_after_its_time() -> None:
         ask(stack, front)
         wait_until(lambda: gate.waiting == 1, "a request is inside")
         front.process.send_signal(signal.SIGTERM)
-        assert front.process.wait(30) == 0
+        assert front.process.wait(120) == 0
 
 
 def test_reloading_takes_new_settings_and_loses_no_request() -> None:
@@ -76,7 +76,7 @@ def test_reloading_takes_new_settings_and_loses_no_request() -> None:
         assert client.answer()[0] == 200
         wait_until(lambda: old not in front.proxies(), "the old one has ended")
         wait_until(
-            lambda: httpx.get(denied, trust_env=False, timeout=30).status_code == 404,
+            lambda: httpx.get(denied, trust_env=False, timeout=120).status_code == 404,
             "the new setting holds",
         )
 
@@ -97,7 +97,7 @@ def test_a_front_that_is_killed_leaves_no_haproxy() -> None:
     with gated(command=True) as (_, front):
         (proxy,) = front.proxies()
         front.process.kill()
-        front.process.wait(30)
+        front.process.wait(120)
         try:
             wait_until(lambda: not front.listens(), "HAProxy has ended, too")
         except TimeoutError:
@@ -108,7 +108,7 @@ def test_a_front_that_is_killed_leaves_no_haproxy() -> None:
 def test_an_end_of_haproxy_is_the_end_of_the_command() -> None:
     with gated(command=True) as (_, front):
         os.kill(front.proxies()[0], signal.SIGKILL)
-        assert front.process.wait(30) not in (0, None)
+        assert front.process.wait(120) not in (0, None)
 
 
 def _check(tmp_path: Path, settings: dict[str, Any]) -> tuple[int, str]:
@@ -172,7 +172,7 @@ def test_a_key_that_others_can_read_is_warned_of(
 
 def test_the_shipped_settings_are_valid() -> None:
     told = subprocess.run(
-        [sys.executable, "-m", "serve_app", "front", "--check"], capture_output=True, timeout=60
+        [sys.executable, "-m", "serve_app", "front", "--check"], capture_output=True, timeout=300
     )
     assert told.returncode == 0, told.stderr
 
@@ -215,14 +215,14 @@ def test_tls_ends_at_the_front(certificate: Path, backend: Backend) -> None:
     context = ssl.create_default_context(cafile=str(certificate))
     with (
         RunningFront([backend.port], {"tls": tls}) as front,
-        httpx.Client(verify=context, trust_env=False, timeout=30) as client,
+        httpx.Client(verify=context, trust_env=False, timeout=120) as client,
     ):
         url = f"{front.url}/healthz"
         wait_until(lambda: client.get(url).status_code == 200, "the backend is checked")
         assert backend.headers()["x-forwarded-proto"] == "https"
         assert client.get(url).headers["strict-transport-security"].startswith("max-age=31536000")
 
-        moved = httpx.get(f"http://127.0.0.1:{plain}/v1/models?a=b", trust_env=False, timeout=30)
+        moved = httpx.get(f"http://127.0.0.1:{plain}/v1/models?a=b", trust_env=False, timeout=120)
         assert moved.status_code == 308
         assert moved.headers["location"] == f"{front.url}/v1/models?a=b"
 
@@ -277,7 +277,7 @@ def test_the_redirect_takes_neither_more_of_one_address_nor_all_there_is(
 
         def served() -> bool:
             url = f"{front.url}/healthz"
-            return httpx.get(url, verify=context, trust_env=False, timeout=30).status_code == 200
+            return httpx.get(url, verify=context, trust_env=False, timeout=120).status_code == 200
 
         wait_until(served, "the backend is checked")
         assert statuses(stack, plain, "127.0.0.2", 6) == [308] * 4 + [0] * 2

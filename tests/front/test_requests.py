@@ -15,7 +15,7 @@ SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
 def get(front: RunningFront, path: str, **headers: str) -> httpx.Response:
-    return httpx.get(front.url + path, headers=headers, trust_env=False, timeout=30)
+    return httpx.get(front.url + path, headers=headers, trust_env=False, timeout=120)
 
 
 def test_a_plain_request_id_is_kept(front: RunningFront, backend: Backend) -> None:
