@@ -63,7 +63,7 @@ async def test_a_body_that_is_shorter_than_its_length_ends_with_its_time(service
     body = pieces(orjson.dumps(REQUEST), 1000)
     body[-1]["more_body"] = True
     exchange = Exchange(headers={**JSON, "content-length": "100000"}, incoming=body)
-    await asyncio.wait_for(exchange.run(app), 10)
+    await asyncio.wait_for(exchange.run(app), 60)
     assert exchange.status == 408
 
 
