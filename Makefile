@@ -30,8 +30,8 @@ serve: $(INSTALLED)  ## weights, Ray, the graph, a demonstration; PORT=8001, ONC
 test: $(INSTALLED)  ## all tests, with real weights and real Ray processes
 	$(BIN)/python -m pytest
 
-test-quick: $(INSTALLED)  ## the tests that need neither weights nor Ray
-	$(BIN)/python -m pytest -m "not weights and not cluster"
+test-quick: $(INSTALLED)  ## in a minute: the tests that need neither weights nor Ray, less the slow ones
+	$(BIN)/python -m pytest -m "not weights and not cluster and not slow"
 
 lint: $(INSTALLED)  ## ruff and strict mypy
 	$(BIN)/ruff check .

@@ -45,6 +45,8 @@ from serve_app.domain.limits import Limits
 from .conftest import FakeService
 from .standins import standin_flow
 
+pytestmark = pytest.mark.slow
+
 MOST_WORK = 300
 """A ratio, since processors differ, and work takes longer where others use one beside."""
 CASES = int(os.environ.get("SAM_SERVE_FUZZ_CASES", "100"))

@@ -131,7 +131,7 @@ class RayCluster:
             if self._head.poll() is not None:
                 raise RuntimeError(f"ray start ended:\n{self.log.read_text()[-4000:]}")
             try:
-                return self._applications(timeout_s=5).is_success
+                return self._applications(timeout_s=30).is_success
             except httpx.HTTPError:
                 return False
 
@@ -152,7 +152,7 @@ class RayCluster:
 
     def applications(self) -> dict[str, Any]:
         """What Serve says of each application: status, deployments, replicas."""
-        answer = self._applications(timeout_s=10)
+        answer = self._applications(timeout_s=60)
         answer.raise_for_status()
         applications: dict[str, Any] = answer.json()["applications"]
         return applications

@@ -30,6 +30,8 @@ from ..ports import free_ports
 from .running import Backend, Raw, RunningFront, wait_until
 from .test_bounds import ask, gated, ready, statuses
 
+pytestmark = pytest.mark.slow
+
 
 def test_sigterm_drains() -> None:
     with gated(command=True) as (gate, front), ExitStack() as stack:

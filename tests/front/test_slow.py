@@ -8,9 +8,12 @@ import time
 from collections.abc import Callable
 
 import httpx
+import pytest
 
 from .conftest import DEADLINE_S
 from .running import Raw, RunningFront
+
+pytestmark = pytest.mark.slow
 
 DRIPS = 40
 PATIENCE_S = 60 * DEADLINE_S

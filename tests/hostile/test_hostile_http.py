@@ -20,8 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from .answering import application, send
 from .images import HostileImage, hostile_images, picture, saved
+
+pytestmark = pytest.mark.slow
 
 CASES = int(os.environ.get("SAM_SERVE_HOSTILE_IMAGES", "400"))
 SEED = 20_261

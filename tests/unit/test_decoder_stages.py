@@ -20,6 +20,8 @@ from serve_app.compute.traced import Graphs
 from serve_app.domain.settings import Compute
 from serve_app.domain.types import DecodeJob, DecodeOptions, Embedding, Prompt
 
+pytestmark = pytest.mark.slow
+
 THREADS = 2
 
 

@@ -20,6 +20,8 @@ from serve_app.evaluation.cascade import (
     judge,
 )
 
+pytestmark = pytest.mark.slow
+
 Floats = NDArray[np.float64]
 
 

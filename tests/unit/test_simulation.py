@@ -28,6 +28,8 @@ from serve_app.simulation.policies import Fixed, OngoingWindow, RayConfig, RayDe
 from serve_app.simulation.scenario import Deployment, Scale, scales, with_profiles
 from serve_app.simulation.traces import Trace, requests_per_s, traces
 
+pytestmark = pytest.mark.slow
+
 SMALL = scales()["2-cores"]
 GPU = scales()["1-gpu"]
 
