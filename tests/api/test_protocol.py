@@ -179,6 +179,7 @@ async def peak_of(app: Any, exchange: Exchange) -> int:
     return peak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["json", "file"])
 async def test_a_body_in_very_many_pieces_takes_no_more_memory(app, kind):
     """A list of pieces of two bytes would take twenty times the body."""

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from serve_app.compute.images import DecodedImage, decode_image
@@ -24,6 +25,7 @@ MOST_WORK = 50
 differ, and one that others use beside takes longer for the same work."""
 
 
+@pytest.mark.slow
 def test_hostile_images(tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     limits = Limits()

@@ -9,6 +9,8 @@ from dataclasses import replace
 from types import FrameType
 from typing import Any
 
+import pytest
+
 from serve_app.domain.settings import ScalingSettings
 from serve_app.scaling.policy import decide
 from serve_app.scaling.types import Load, Pool
@@ -195,6 +197,7 @@ def test_up_at_once_and_down_only_after_the_hold() -> None:
     assert drive.run(PLAIN.hold_s + 2, steady(fast_encoder=50))["fast-encoder"] == 2
 
 
+@pytest.mark.slow
 def test_small_ups_and_downs_change_nothing() -> None:
     drive = Drive(pools("fast-encoder"), PLAIN, fast_encoder=7)
     drive.run(2 * PLAIN.hold_s + 10, steady(fast_encoder=300))

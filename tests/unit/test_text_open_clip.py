@@ -86,6 +86,7 @@ def test_a_crop_over_the_border_is_filled() -> None:
 # -- the scores ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_right_object_of_100_new_scenes_and_absent_ones_rejected(
     scorer: OpenClipScorer,
 ) -> None:
