@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -271,8 +272,9 @@ def run_script(effort: Effort | None = None) -> Any:
 
 def test_a_cold_start_is_timed_from_before_the_process(script: Callable[[str], None]) -> None:
     script(f"print({FIRST!r})")
+    began = time.monotonic()
     seen, said = run_script()
-    assert 0 < seen.cold_start_s < 30
+    assert 0 < seen.cold_start_s <= time.monotonic() - began
     assert seen.load_s == 0.25
     assert len(said) == 1
 

@@ -28,6 +28,8 @@ from serve_tools.simulation.policies import Fixed, OngoingWindow, RayConfig, Ray
 from serve_tools.simulation.scenario import Deployment, Scale, scales, with_profiles
 from serve_tools.simulation.traces import Trace, requests_per_s, traces
 
+pytestmark = pytest.mark.slow
+
 SMALL = scales()["2-cores"]
 GPU = scales()["1-gpu"]
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 SCRIPT = """
 import serve_app.engines.openvino.runtime
 from openvino.tools.ovc import convert_impl

@@ -7,7 +7,6 @@ import logging
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +86,7 @@ def test_a_crop_over_the_border_is_filled() -> None:
 # -- the scores ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_right_object_of_100_new_scenes_and_absent_ones_rejected(
     scorer: OpenClipScorer,
 ) -> None:
@@ -293,13 +293,15 @@ def test_a_hub_that_hangs_or_fails_is_given_up_soon(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(open_clip_weights, "HUB_TIMEOUT_S", 0.05)
     settings = OpenClipSettings(pretrained="a_tag")
     try:
+        ended: list[bool] = []
         monkeypatch.setattr(
-            huggingface_hub, "get_hf_file_metadata", lambda *a, **k: released.wait(60)
+            huggingface_hub,
+            "get_hf_file_metadata",
+            lambda *a, **k: ended.append(released.wait(600)),
         )
-        started = time.monotonic()
         with pytest.raises(WeightsUnavailable, match="out of reach"):
             find_weights(settings, HUB_TAG, offline=False)
-        assert time.monotonic() - started < 4
+        assert not ended, "it was not waited for"
     finally:
         released.set()
 
