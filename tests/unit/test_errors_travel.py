@@ -17,10 +17,11 @@ from ray import cloudpickle
 import serve_app.client  # noqa: F401 (its errors count as well)
 from serve_app.core import errors
 from serve_app.core.errors import SamServeError
+from serve_app.deployments.calls import CalleeLost
 
 
 def kinds(base: type[SamServeError] = SamServeError) -> Iterator[type[SamServeError]]:
-    if not base.__name__.startswith("_"):  # those that never leave a process as they are
+    if base is not CalleeLost:  # it leaves a process as its base class
         yield base
     for kind in base.__subclasses__():
         if kind.__module__.startswith("serve_app."):

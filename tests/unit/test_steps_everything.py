@@ -30,7 +30,9 @@ def test_crops_are_metas(width: int, height: int, layers: int, overlap: float) -
     boxes, indices = generate_crop_boxes((height, width), layers, overlap)
     ours = crops_of(width, height, layers, overlap)
     as_boxes = [[c.x, c.y, c.x + c.width, c.y + c.height] for c in ours]
-    assert (as_boxes, [c.layer for c in ours]) == (boxes, indices)
+    # Meta's has crops without a pixel at the border of small images; they can hold no mask.
+    theirs = [(b, i) for b, i in zip(boxes, indices, strict=True) if b[0] < b[2] and b[1] < b[3]]
+    assert list(zip(as_boxes, (c.layer for c in ours), strict=True)) == theirs
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 3), st.floats(0, 0.99))

@@ -27,7 +27,7 @@ from serve_app.deployments.autoscaling import STATE_KEY, BudgetPolicy
 from serve_app.scaling.reports import decoder_profile, encoder_profile
 from serve_app.scaling.types import Load, Pool
 
-from ..clocks import use_clock
+from ...clocks import use_clock
 
 PATH = "serve_app.deployments.autoscaling:BudgetPolicy"
 
