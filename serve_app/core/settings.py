@@ -6,6 +6,7 @@ are said there and never guessed from the machine.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -13,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from serve_app.core.limits import Limits
 from serve_app.core.types import ProposalSource
+
+log = logging.getLogger(__name__)
 
 _LEAST_COST = 1e-6
 
@@ -145,7 +148,7 @@ class VariantSettings(Strict):
         return self.decoder.sleeps or (self.layout == "split" and self.encoder.sleeps)
 
 
-class QuantisedSettings(Strict):
+class QuantizedSettings(Strict):
     """What an int8 model must be worth, by the figures it was made with, to be deployed."""
 
     least_speedup: float = Field(
@@ -398,6 +401,10 @@ class IngressSettings(Replicas):
     )
 
 
+RENAMED_KEYS = {"quantised": "quantized"}
+"""Former names of `GraphSettings`' keys, which are still accepted, and the present ones."""
+
+
 class GraphSettings(Strict):
     """All of the graph.  ``serve_app.core.settings`` documents each field."""
 
@@ -409,7 +416,7 @@ class GraphSettings(Strict):
     variants: dict[str, VariantSettings] = Field(
         default_factory=lambda: {"fast": VariantSettings(model="vit_t")}, min_length=1
     )
-    quantised: QuantisedSettings = QuantisedSettings()
+    quantized: QuantizedSettings = QuantizedSettings()
     router: RouterSettings = RouterSettings()
     ingress: IngressSettings = IngressSettings()
     proposals: ProposalsSettings = ProposalsSettings()
@@ -419,6 +426,16 @@ class GraphSettings(Strict):
     scaling: ScalingSettings = ScalingSettings()
     limits: Limits = Limits()
     security: SecuritySettings = SecuritySettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed_keys(cls, values: Any) -> Any:
+        """Accept the former names of keys for one version, with a warning."""
+        for old, new in RENAMED_KEYS.items():
+            if isinstance(values, dict) and old in values and new not in values:
+                log.warning("the settings key %r is now called %r; rename it", old, new)
+                values = {(new if key == old else key): v for key, v in values.items()}
+        return values
 
     @property
     def on_gpus(self) -> bool:

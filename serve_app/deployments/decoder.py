@@ -35,7 +35,7 @@ from serve_app.deployments.handles import RemoteEncoder, SharedPixels, answer_of
 from serve_app.deployments.replica import EngineReplica
 from serve_app.embeddings.predictor import VariantPredictor
 from serve_app.embeddings.tiers import TieredEmbeddingCache
-from serve_app.models.factory import ModelSource, load_decoder
+from serve_app.models.factory import ModelSource
 from serve_app.routing.variants import encoder_compute
 
 _Pass = tuple[float, float]
@@ -70,7 +70,7 @@ class DecoderReplica(EngineReplica):
         super().__init__(settings.decoder)
         self._name = serve.get_replica_context().replica_tag
         spec = source.spec(settings.model)
-        engine = load_decoder(source, settings.model, settings.decoder.compute)
+        engine = source.load_decoder(settings.model, settings.decoder.compute)
         self._batcher: Batcher[DecodeJob, _Decoded] = Batcher(
             partial(_timed, engine), settings.decoder.batching, "prompts"
         )
@@ -97,7 +97,7 @@ class DecoderReplica(EngineReplica):
             weights_hash=spec.weights_hash,
             preprocessing=spec.preprocessing,
             dtype=compute.dtype,
-            stretched=spec.stretched,
+            resize_mode=spec.segmentation.resize_mode,
         )
 
     async def predict(

@@ -39,6 +39,7 @@ from serve_app.flow.flow import SegmentationFlow
 from serve_app.flow.readiness import Part
 from serve_app.http.app import create_app
 from serve_app.http.work import Work
+from serve_app.images.decode import silence_pillow_warnings
 from serve_app.images.store import ImageStore
 from serve_app.profiles.load import LoadedLedger
 from serve_app.profiles.wiring import dispatcher_of
@@ -60,6 +61,7 @@ class IngressReplica:
         text: DeploymentHandle[Any] | None,
     ) -> None:
         join_serve_log()
+        silence_pillow_warnings()
         start_telemetry(ingress=True)
         controller = _get_global_client()
         host = None if controller is None else controller.http_config.host

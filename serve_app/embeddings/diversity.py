@@ -1,21 +1,23 @@
-"""Which points of a dense grid are worth a prompt: those that see different things.
+"""Choosing the points of a dense grid that lie on different things.
 
-Most points of a grid fall on what another point has already asked about, and would give its masks
-again.  The embedding tells beforehand: where its features are alike, so are the answers.
+Most points of a grid fall on an object that another point has already prompted for, and would
+return its masks again.  The embedding shows this before decoding: where its features are alike, so
+are the masks.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from serve_app.core.geometry import ResizeMode
 from serve_app.core.types import Embedding, Float32Array
 
 ALIKE = 0.2
-"""Distance of two unit feature vectors below which a second prompt tells nothing new."""
+"""Distance of two unit feature vectors below which a second prompt adds nothing new."""
 
 
-def diverse_points(
-    embedding: Embedding, points: Float32Array, most: int, *, stretched: bool
+def farthest_point_sampling(
+    embedding: Embedding, points: Float32Array, most: int, resize_mode: ResizeMode
 ) -> list[int]:
     """Choose points by farthest-first traversal (Gonzalez 1985) of the features under them.
 
@@ -26,12 +28,12 @@ def diverse_points(
         embedding: with ``image_embed (C, h, w)``.
         points: ``(N, 2) float32``, ``(x, y)`` in image pixels.
         most: how many at most.
-        stretched: the model stretches images to its square; else it pads them (`Embedding`).
+        resize_mode: how the model resizes images to its square input.
 
     Returns:
         Indices of the chosen points, ascending.
     """
-    features = _features(embedding, points, stretched)
+    features = _features(embedding, points, resize_mode)
     lengths = (features**2).sum(axis=1)
     unlike_mean = np.linalg.norm(features - features.mean(axis=0), axis=1)
     place = int(unlike_mean.argmax())
@@ -46,12 +48,12 @@ def diverse_points(
     return sorted(chosen)
 
 
-def _features(embedding: Embedding, points: Float32Array, stretched: bool) -> Float32Array:
+def _features(embedding: Embedding, points: Float32Array, resize_mode: ResizeMode) -> Float32Array:
     """``(N, C)`` unit vectors: the embedding under each point, bilinear between its cells."""
     grid = np.asarray(embedding.tensors["image_embed"], np.float32)
     rows, columns = grid.shape[1:]
     width, height = embedding.width, embedding.height
-    if not stretched:
+    if resize_mode == "pad":
         width = height = max(width, height)
     x = np.clip(points[:, 0] * (columns / width) - 0.5, 0, columns - 1)
     y = np.clip(points[:, 1] * (rows / height) - 0.5, 0, rows - 1)

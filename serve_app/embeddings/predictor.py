@@ -15,7 +15,7 @@ import numpy as np
 
 from serve_app.core.deadline import deadline, until
 from serve_app.core.errors import DeadlineExceeded
-from serve_app.core.nms import mask_nms
+from serve_app.core.geometry import ResizeMode, mask_nms
 from serve_app.core.ports import EmbeddingCache
 from serve_app.core.types import (
     CacheTier,
@@ -27,7 +27,7 @@ from serve_app.core.types import (
     Prediction,
     Prompt,
 )
-from serve_app.embeddings.diversity import diverse_points
+from serve_app.embeddings.diversity import farthest_point_sampling
 from serve_app.embeddings.keys import embedding_key
 from serve_app.telemetry.spans import span
 
@@ -37,7 +37,7 @@ P = TypeVar("P")
 class VariantPredictor(Generic[P]):
     """Answers prompts on images; ``P`` is how pixels are passed on: an array or a reference.
 
-    ``stretched``: the model stretches images to its square, where others pad them.
+    ``resize_mode``: how the model resizes images to its square input.
 
     Attributes:
         encoding: images handed to the encoder whose embeddings are not there yet.
@@ -52,7 +52,7 @@ class VariantPredictor(Generic[P]):
         weights_hash: str,
         preprocessing: str,
         dtype: str,
-        stretched: bool = False,
+        resize_mode: ResizeMode = "pad",
     ) -> None:
         self.encoding = 0
         self._cache = cache
@@ -61,7 +61,7 @@ class VariantPredictor(Generic[P]):
         self._weights_hash = weights_hash
         self._preprocessing = preprocessing
         self._dtype = dtype
-        self._stretched = stretched
+        self._resize_mode = resize_mode
 
     async def predict(
         self,
@@ -109,7 +109,7 @@ class VariantPredictor(Generic[P]):
         return tuple(by_prompt.get(i, ()) for i in range(len(prompts)))
 
     def _diverse(self, embedding: Embedding, points: Float32Array, most: int) -> list[int]:
-        return diverse_points(embedding, points, most, stretched=self._stretched)
+        return farthest_point_sampling(embedding, points, most, self._resize_mode)
 
     async def _embedding(self, key: str, pixels: P) -> tuple[Embedding, CacheTier] | None:
         """Of callers who share an encoding the first one's time bounds it."""

@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic import Field
 
 from serve_app.core.host import this_host
-from serve_app.core.settings import GraphSettings, QuantisedSettings, Strict
+from serve_app.core.settings import GraphSettings, QuantizedSettings, Strict
 from serve_app.models.registry import (
     MODEL_NAME,
     ModelSpec,
@@ -118,7 +118,7 @@ def deployable(settings: GraphSettings) -> tuple[GraphSettings, dict[str, str]]:
         if variant.model in registry.models or not variant.model.endswith(MADE):
             continue  # a name that nobody knows is told where its files are asked for
         made = made_models(root) if made is None else made
-        reason = refusal(variant.model, made, registry, settings.quantised, measured_on)
+        reason = refusal(variant.model, made, registry, settings.quantized, measured_on)
         if reason is not None:
             if variant.reference is None or name == settings.router.default:
                 raise RegistryError(f"variant {name}: {reason}")
@@ -130,7 +130,7 @@ def refusal(
     model: str,
     made: Mapping[str, Manifest],
     registry: Registry,
-    wanted: QuantisedSettings,
+    wanted: QuantizedSettings,
     cpu: str | None = None,
 ) -> str | None:
     """Why a made model is not deployed; None if it is.
@@ -149,12 +149,12 @@ def refusal(
     if figures.speedup < wanted.least_speedup:
         return (
             f"{model} is refused: its encoder is {figures.speedup:.2f} times as fast as "
-            f"{manifest.original}'s, and quantised.least_speedup is {wanted.least_speedup:g}"
+            f"{manifest.original}'s, and quantized.least_speedup is {wanted.least_speedup:g}"
         )
     if figures.iou_loss > wanted.most_iou_loss:
         return (
             f"{model} is refused: it loses {figures.iou_loss:.4f} of mean IoU against "
-            f"{manifest.original}, and quantised.most_iou_loss is {wanted.most_iou_loss:g}"
+            f"{manifest.original}, and quantized.most_iou_loss is {wanted.most_iou_loss:g}"
         )
     return None
 

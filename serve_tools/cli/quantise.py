@@ -10,7 +10,7 @@ from serve_app.cli import CommandError, positive
 
 EPILOG = """\
 Variants of the configuration whose model is the new one are deployed from the next start on,
-unless its figures miss what `quantised` of the configuration asks for.
+unless its figures miss what `quantized` of the configuration asks for.
 
 exit status: 0 made; 1 not made, or made but refused by the configuration
 """
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
         f"in {figures.images} images: {figures.data}\n"
         f"written to {out}"
     )
-    reason = refusal(name, {name: manifest}, source.registry, settings.quantised)
+    reason = refusal(name, {name: manifest}, source.registry, settings.quantized)
     if reason is not None:
         print(f"warning: {reason}", file=sys.stderr)
     return 0 if reason is None else 1

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from serve_app.core.geometry import mask_iou
 from serve_app.core.measurements import Agreement
 from serve_app.core.types import BoolArray
+from serve_app.engines.family import ReferenceModel, Tensors
 from serve_tools.profiling.quality import Answered, mean_share
-from serve_tools.profiling.references import Reference, Tensors
 
 
-def agreement(answers: Sequence[Answered], reference: Reference, seed: int) -> Agreement:
+def agreement(answers: Sequence[Answered], reference: ReferenceModel, seed: int) -> Agreement:
     """Hold a variant's answers against its reference's; intervals are over images.
 
     Of several masks each is held against the reference's in the same place.  Embeddings are
@@ -23,7 +24,7 @@ def agreement(answers: Sequence[Answered], reference: Reference, seed: int) -> A
     overlaps: list[float] = []
     images: list[int] = []
     for answered in answers:
-        tensors, masks = reference.answer(answered.pixels, answered.prompts)
+        tensors, masks = reference.predict(answered.pixels, answered.prompts)
         cosine = least_cosine(answered.embedding.tensors, tensors)
         cosines += [] if cosine is None else [cosine]
         for ours, theirs in zip(answered.masks, masks, strict=True):
@@ -53,11 +54,6 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 def _overlap(ours: Sequence[BoolArray], theirs: BoolArray) -> float:
     """Mean IoU of masks in pairs; a mask that one side has not counts as none alike."""
-    pairs = [_iou(a, b) for a, b in zip(ours, theirs, strict=False)]
+    pairs = [mask_iou(a, b) for a, b in zip(ours, theirs, strict=False)]
     most = max(len(ours), len(theirs))
     return sum(pairs) / most if most else 1.0
-
-
-def _iou(a: BoolArray, b: BoolArray) -> float:
-    union = np.logical_or(a, b).sum()
-    return float(np.logical_and(a, b).sum() / union) if union else 1.0

@@ -20,13 +20,15 @@ import numpy as np
 import openvino as ov
 
 from serve_app.core.errors import SamServeError
+from serve_app.core.geometry import mask_iou
 from serve_app.core.host import this_host
 from serve_app.core.limits import Limits
 from serve_app.core.settings import Compute
 from serve_app.core.types import RgbArray
+from serve_app.engines.openvino import telemetry_hidden
 from serve_app.engines.sam.encoder_openvino import OpenVinoEncoder, model_input, tiny_vit_from
 from serve_app.images.decode import decode_image
-from serve_app.models.factory import ModelSource, load_decoder
+from serve_app.models.factory import ModelSource
 from serve_app.models.quantized import MANIFEST, Figures, Manifest
 from serve_app.models.registry import ModelSpec, WeightFile
 from serve_tools.profiling.agreement import least_cosine
@@ -119,8 +121,8 @@ def quantise(
     if out.exists() and not (out / MANIFEST).is_file():
         raise QuantiseError("the folder to write to exists and holds no model made here")
     spec = source.spec(original)
-    if spec.family != "sam" or spec.architecture != "vit_t" or spec.quantised:
-        raise QuantiseError(f"{original} is not of the architecture vit_t")
+    if spec.quantized or not spec.segmentation.can_quantize(spec.architecture):
+        raise QuantiseError(f"there is no way to quantize {original}")
     checkpoint = source.files(original)["checkpoint"]
     graph = tiny_vit_from(checkpoint)
     say(f"calibrating on {len(calibration.images)} images ...")
@@ -160,7 +162,8 @@ def quantised_graph(graph: ov.Model, images: Sequence[RgbArray]) -> ov.Model:
         QuantiseError: NNCF is not installed.
     """
     try:
-        import nncf
+        with telemetry_hidden():
+            import nncf
     except ImportError as exc:
         raise QuantiseError(
             "this needs NNCF: install the extra, pip install 'sam-serve[workshop]'"
@@ -181,7 +184,7 @@ def _spec(original: ModelSpec, folder: Path, name: str) -> ModelSpec:
     for key, file in (("encoder", _GRAPH), ("encoder_weights", _WEIGHTS)):
         files[key] = _pinned(folder / file)
     return ModelSpec(
-        family="sam",
+        family=original.family,
         architecture=original.architecture,
         title=f"{original.title}, int8 encoder",
         license=original.license,
@@ -205,7 +208,7 @@ def _compare(
     effort: Effort, compute: Compute,
 ) -> Figures:  # fmt: skip
     """Both encoders before the original's decoder, on the same images."""
-    decoder = load_decoder(source, original, compute)
+    decoder = source.load_decoder(original, compute)
     samples = load_samples(effort, Limits())
     answers: tuple[list[Answered], list[Answered]] = ([], [])
     for sample in samples:
@@ -219,9 +222,7 @@ def _compare(
         cosines.append(least_cosine(first.embedding.tensors, second.embedding.tensors) or 0.0)
         for masks, others in zip(first.masks, second.masks, strict=True):
             for mask, other in zip(masks, others, strict=True):
-                union = np.logical_or(mask.array, other.array).sum()
-                both = np.logical_and(mask.array, other.array).sum()
-                overlaps.append(float(both / union) if union else 1.0)
+                overlaps.append(mask_iou(mask.array, other.array))
     quality = [
         mean_iou([r for one in answered for r in records_of("", one)], effort.seed)
         for answered in answers

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from serve_app.core.errors import UnknownImage
+from serve_app.core.geometry import tight_box
 from serve_app.core.rle import encode_rle
 from serve_app.core.types import (
     BoolArray,
@@ -28,7 +29,6 @@ from serve_tools.evaluation.annotations import (
     load_dataset,
 )
 from serve_tools.evaluation.kinds import PromptKind
-from serve_tools.evaluation.prompts import tight_box
 from serve_tools.evaluation.records import Plan
 
 SIDE = 120

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from serve_app.core.nms import mask_nms
+from serve_app.core.geometry import mask_nms
 from serve_app.core.ports import Proposer
 from serve_app.core.rle import encode_rle, rle_area, rle_bbox
 from serve_app.core.types import (

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from serve_app.core.settings import Compute
 from serve_app.core.types import DecodeJob, Embedding, Mask
-from serve_app.engines.devices import as_tensor, torch_dtype
-from serve_app.engines.sam.finish import choose, finish_masks
+from serve_app.engines.devices import as_tensor, torch_dtype, use_threads
 from serve_app.engines.sam.frame import Frame
+from serve_app.engines.sam.postprocess import choose, postprocess_masks
 from serve_app.engines.sam.stages import MASKS, Stages, TorchStages
 from serve_app.engines.sam.tokens import pad_tokens, prompt_tokens
 from serve_app.engines.sam.two_way import ImageSide
@@ -24,11 +24,11 @@ from serve_app.engines.sam.two_way import ImageSide
 # The decoder's mask tokens: the first is for one unambiguous mask, three are for ambiguity.
 _SINGLE, _MULTI = (0,), (1, 2, 3)
 
-_UNFINISHED = 32
-"""Prompts of a batch whose logits may wait to be cut, 0.75 MB each."""
+_MAX_PENDING = 32
+"""Prompts of a batch whose logits may wait for postprocessing, 0.75 MB each."""
 
 _SIDES = 4
-"""Images whose first layer is kept, 10 MB each in single precision."""
+"""Images whose first layer is cached, 10 MB each in single precision."""
 
 
 class SamDecoder:
@@ -68,21 +68,21 @@ class SamDecoder:
             self._torch_threads = compute.threads
         self._sides: dict[int, tuple[Embedding, ImageSide]] = {}  # by identity, last used last
         self._lock = threading.Lock()
-        self._finishing = ThreadPoolExecutor(compute.threads, thread_name_prefix="finish")
+        self._postprocessing = ThreadPoolExecutor(compute.threads, "postprocess")
 
     @torch.inference_mode()
     def decode_batch(self, jobs: Sequence[DecodeJob]) -> list[tuple[Mask, ...]]:
         """Masks for each job at its image's full size; each as if decoded alone."""
-        torch.set_num_threads(self._torch_threads)
-        answers: dict[int, Future[tuple[Mask, ...]]] = {}
-        unfinished: deque[Future[tuple[Mask, ...]]] = deque()
+        use_threads(self._torch_threads)
+        done: dict[int, Future[tuple[Mask, ...]]] = {}
+        pending: deque[Future[tuple[Mask, ...]]] = deque()
         for indices, side in self._chunks(jobs):
             masks = self._decode_chunk([jobs[i] for i in indices], side)
-            answers.update(zip(indices, masks, strict=True))
-            unfinished.extend(answers[i] for i in indices)
-            while len(unfinished) > _UNFINISHED:
-                unfinished.popleft().result()
-        return [answers[i].result() for i in range(len(jobs))]
+            done.update(zip(indices, masks, strict=True))
+            pending.extend(done[i] for i in indices)
+            while len(pending) > _MAX_PENDING:
+                pending.popleft().result()
+        return [done[i].result() for i in range(len(jobs))]
 
     def _chunks(self, jobs: Sequence[DecodeJob]) -> Iterator[tuple[list[int], ImageSide]]:
         """Jobs that are run together, and their images: of all of them, or one they share."""
@@ -136,7 +136,7 @@ class SamDecoder:
         self, jobs: Sequence[DecodeJob], side: ImageSide
     ) -> Iterator[Future[tuple[Mask, ...]]]:
         """Each prompt's masks, cut and encoded while the next chunk is computed."""
-        frames = [Frame.padded(j.embedding.height, j.embedding.width) for j in jobs]
+        frames = [Frame.of(j.embedding.height, j.embedding.width, "pad") for j in jobs]
         tokens, padding = pad_tokens(prompt_tokens(self._prompts, [j.prompt for j in jobs], frames))
         iou, weights, keys = self._stages.attend(
             side, tokens.to(self._dtype), padding.to(self._dtype)
@@ -149,8 +149,9 @@ class SamDecoder:
         logits = self._upscale(keys, weights, chosen)
         for i, (job, frame) in enumerate(zip(jobs, frames, strict=True)):
             if chosen[i]:
-                found, of_prompt = logits[i], scores[i, chosen[i]]
-                yield self._finishing.submit(finish_masks, found, of_prompt, frame, job.options)
+                yield self._postprocessing.submit(
+                    postprocess_masks, logits[i], scores[i, chosen[i]], frame, job.options
+                )
             else:
                 nothing: Future[tuple[Mask, ...]] = Future()
                 nothing.set_result(())

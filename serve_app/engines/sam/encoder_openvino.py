@@ -10,7 +10,7 @@ import openvino as ov
 
 from serve_app.core.settings import Compute
 from serve_app.core.types import Embedding, Float32Array, RgbArray
-from serve_app.engines.openvino.runtime import Network, graph_name, kept_graph
+from serve_app.engines.openvino.runtime import Network, graph_name, load_or_build_graph
 from serve_app.engines.sam import tiny_vit_openvino
 from serve_app.engines.sam.frame import Frame, as_input
 from serve_app.engines.sam.tiny_vit_openvino import tiny_vit_graph
@@ -45,18 +45,18 @@ class OpenVinoEncoder:
 
 def model_input(image: RgbArray) -> Float32Array:
     """An upright ``(H, W, 3) uint8`` image as the encoder takes it: ``(1, 3, 1024, 1024)``."""
-    resized = Frame.padded(*image.shape[:2]).resize(image)
+    resized = Frame.of(image.shape[0], image.shape[1], "pad").resize(image)
     return as_input(resized, _MEAN, _STD)[None]
 
 
-def kept_tiny_vit(checkpoint: Path, weights_hash: str, folder: Path) -> ov.Model:
+def load_or_build_tiny_vit(checkpoint: Path, weights_hash: str, folder: Path) -> ov.Model:
     """`tiny_vit_from`, kept in a folder: from the second start on nothing of torch is loaded.
 
     Args:
         weights_hash: of the checkpoint's contents.
     """
     name = graph_name(["tiny_vit", weights_hash], Path(tiny_vit_openvino.__file__), ())
-    return kept_graph(folder / name, lambda: tiny_vit_from(checkpoint))
+    return load_or_build_graph(folder / name, lambda: tiny_vit_from(checkpoint))
 
 
 def tiny_vit_from(checkpoint: Path) -> ov.Model:

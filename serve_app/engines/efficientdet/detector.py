@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 
 from serve_app.core.errors import WeightsUnavailable
+from serve_app.core.ports import Detection
 from serve_app.core.types import RgbArray
 
 MIN_SCORE = 0.2
@@ -26,22 +26,7 @@ MIN_SCORE = 0.2
 _LABEL_MEMBER = "labelmap.txt"
 _MAX_LABEL_BYTES = 64 * 1024
 _NO_LABEL = "???"
-_GRAY = 127  # the input's quantisation zero point: to the network, nothing
-
-
-@dataclass(frozen=True, slots=True)
-class Detection:
-    """One detected object.
-
-    Attributes:
-        box: ``(x0, y0, x1, y1)`` in pixels of the upright image, inside it.
-        label: the COCO class name.
-        score: 0-1.
-    """
-
-    box: tuple[float, float, float, float]
-    label: str
-    score: float
+_GRAY = 127  # the input's quantization zero point: to the network, nothing
 
 
 class EfficientDet:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from serve_app.core.rle import encode_part
 from serve_app.core.types import DecodeJob, DecodeOptions, Mask
-from serve_app.engines.sam.enlarge import cut
 from serve_app.engines.sam.frame import Frame
+from serve_app.engines.sam.threshold import threshold_mask
 
 
 def choose(
@@ -36,7 +36,7 @@ def choose(
     return chosen
 
 
-def finish_masks(
+def postprocess_masks(
     logits: Tensor, scores: Tensor, frame: Frame, options: DecodeOptions
 ) -> tuple[Mask, ...]:
     """Bring the chosen masks of one prompt to the image's size and encode them.
@@ -49,7 +49,7 @@ def finish_masks(
     """
     results = []
     for low_res, score in zip(logits.cpu().numpy(), scores.tolist(), strict=True):
-        part = cut(low_res, frame, options.stability_score_offset)
+        part = threshold_mask(low_res, frame, options.stability_score_offset)
         # IoU of the two cuts, one of which holds the other.  0 where even the looser is empty: so
         # a threshold drops an empty mask, as it drops the NaN of `segment_anything`.
         stability = part.inner / max(part.outer, 1)

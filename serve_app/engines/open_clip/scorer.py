@@ -24,10 +24,10 @@ from serve_app.core.types import (
     ScorerInfo,
     TextScores,
 )
-from serve_app.engines.devices import apply_compute, torch_dtype
-from serve_app.engines.text.crops import masked_crop, mean_colour
-from serve_app.engines.text.lru import EmbeddingLru
-from serve_app.engines.text.open_clip_weights import find_weights
+from serve_app.engines.devices import apply_compute, torch_dtype, use_threads
+from serve_app.engines.open_clip.crops import masked_crop, mean_colour
+from serve_app.engines.open_clip.weights import find_weights
+from serve_app.engines.text_embeddings import EmbeddingLru
 
 _PRECISION = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 _EMPTY_WORDS = frozenset({"a", "an", "the"})
@@ -55,7 +55,9 @@ class OpenClipScorer:
 
     def __init__(self, settings: OpenClipSettings, compute: Compute, offline: bool = False) -> None:
         self._settings = settings
+        self.device = compute.device
         self._device = torch.device(compute.device)
+        self._threads = compute.threads
         self._dtype = torch_dtype(compute.dtype)
         apply_compute(compute)
         self._model, self._tokenizer = _load(settings, compute, offline)
@@ -86,6 +88,7 @@ class OpenClipScorer:
             candidates: boxes in its pixels, with masks where known.
             texts: words or short descriptions.
         """
+        use_threads(self._threads)
         scores = np.zeros((len(texts), len(candidates)), np.float32)
         if candidates and texts:
             of_crops = self._encode_candidates(pixels, candidates)

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from serve_app.core.host import this_host
 from serve_app.core.settings import Compute, GraphSettings
-from serve_app.models.factory import ModelSource, warm_up_sizes
+from serve_app.models.factory import ModelSource
 from serve_app.models.quantized import MANIFEST, Manifest, deployable, open_registry
 from serve_app.models.registry import ModelSpec, RegistryError, load_registry
 from serve_app.routing.variants import variant_info
@@ -106,7 +107,7 @@ def test_slower_or_worse_than_the_tolerance_is_refused(
     assert found.router.aliases == {"quantized": "fast"}
     assert said in left_out["quantized"]
     tolerant = {"least_speedup": 1.0, "most_iou_loss": 0.01}
-    found, left_out = deployable(settings(tmp_path, quantised=tolerant))
+    found, left_out = deployable(settings(tmp_path, quantized=tolerant))
     assert ("quantized" in found.variants, left_out) == (True, {})
 
 
@@ -192,11 +193,11 @@ def test_a_registry_entry_lists_only_engines_that_can_run_it() -> None:
 
 
 def test_warm_up_takes_the_batch_sizes_in_use() -> None:
-    spec = load_registry().get("vit_t")
-    assert warm_up_sizes(spec, Compute(), 8) == (1,)
-    assert warm_up_sizes(spec, Compute(engine="torch"), 8) == (1, 8)
-    assert warm_up_sizes(spec, Compute(engine="compiled"), 5) == (1, 2, 4, 8)
-    assert warm_up_sizes(spec, Compute(engine="compiled"), 1) == (1,)
+    source = ModelSource()
+    assert source.warm_up_sizes("vit_t", Compute(), 8) == (1,)
+    assert source.warm_up_sizes("vit_t", Compute(engine="torch"), 8) == (1, 8)
+    assert source.warm_up_sizes("vit_t", Compute(engine="compiled"), 5) == (1, 2, 4, 8)
+    assert source.warm_up_sizes("vit_t", Compute(engine="compiled"), 1) == (1,)
 
 
 def test_a_folder_of_other_things_is_not_written_to(tmp_path: Path) -> None:
@@ -208,3 +209,13 @@ def test_a_folder_of_other_things_is_not_written_to(tmp_path: Path) -> None:
             ModelSource(), "vit_t", "vit_t_int8", calibration, effort, 1, tmp_path, lambda _: None
         )
     assert precious.read_text(encoding="utf-8") == "years of work"
+
+
+def test_the_former_name_of_the_settings_is_accepted_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    found = GraphSettings.model_validate({"quantised": {"least_speedup": 3}})
+    assert found.quantized.least_speedup == 3
+    assert "'quantised' is now called 'quantized'" in caplog.text
+    with pytest.raises(ValidationError):
+        GraphSettings.model_validate({"quantised": {}, "quantized": {}})
