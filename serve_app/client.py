@@ -8,46 +8,33 @@
         result = await sam.segment(request)
         mask = result.results[0].masks[0].array          # (H, W) bool
         # Further prompts name the image; it is neither sent nor embedded again.
-        again = SegmentRequest(image=result.image_id, task=TextQuery(texts=("dog",)))
+        again = SegmentRequest(image=result.image_id, task=TextQuery(text=("dog",)))
         result = await sam.segment(again)
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import io
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import replace
+from functools import cache
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import httpx
-import numpy as np
 import orjson
-from numpy.typing import NDArray
 from PIL import Image
+from pydantic import TypeAdapter
 
+from serve_app.capabilities import CAPABILITIES, SegmentRequest
+from serve_app.core.capability import Capabilities
 from serve_app.core.errors import InternalError, SamServeError
-from serve_app.core.rle import parse_rle
-from serve_app.core.types import (
-    LOW_RES,
-    CacheTier,
-    EmbedResult,
-    Everything,
-    Float32Array,
-    Mask,
-    Prompt,
-    PromptResult,
-    RgbArray,
-    SegmentRequest,
-    SegmentResult,
-    Task,
-    TextQuery,
-)
+from serve_app.core.request import Options
+from serve_app.core.types import EmbedResult, RgbArray, SegmentResult
 
 _MAY_COME_AGAIN = (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE)
 _SPREAD = 0.25
@@ -79,6 +66,7 @@ class HttpService:
             time, unless it is beyond ``timeout_s`` or the request's own.  Inference is pure, so
             asking twice does no harm.
         transport: how to reach it; None: over the network.
+        capabilities: what can be requested.
 
     Raises:
         SamServeError: the service's own errors by their type, or `Unreachable` or
@@ -93,6 +81,7 @@ class HttpService:
         timeout_s: float = 300.0,
         retries: int = 0,
         transport: httpx.AsyncBaseTransport | None = None,
+        capabilities: Capabilities = CAPABILITIES,
     ) -> None:
         timeout = httpx.Timeout(timeout_s, connect=10.0)
         # A proxy of the environment cannot reach this machine's own loopback address.
@@ -106,6 +95,7 @@ class HttpService:
         )
         self._timeout_s = timeout_s
         self._retries = retries
+        self._capabilities = capabilities
 
     async def __aenter__(self) -> HttpService:
         return self
@@ -124,32 +114,20 @@ class HttpService:
 
     async def segment(self, request: SegmentRequest) -> SegmentResult:
         """Answer one request; arrays are sent as PNG, without loss."""
-        fields = {
-            **_task_fields(request.task),
-            "variant": request.variant,
-            "format": "rle",
-            "return_logits": request.return_logits,
-            "max_latency_ms": request.max_latency_ms,
-            "min_quality": request.min_quality,
-        }
-        fields = {name: value for name, value in fields.items() if value is not None}
-        answer = await self._send("/v1/segment", request.image, fields, request.timeout_s)
+        capability = self._capabilities.of(request.task)
+        options = request.model_dump(include=set(Options.model_fields), exclude_unset=True)
+        fields = {**request.task.to_members(), **options}
+        path = f"/v1/{capability.route}"
+        body = await self._send(path, request.image, fields, request.timeout_s)
         with _reading():
-            return _segment_result(answer)
+            return _segment_result(body, capability.result)
 
     async def embed(self, image: bytes | RgbArray | str, variant: str) -> EmbedResult:
         """Make an image known, so that later prompts on its ``image_id`` are quick."""
         answer = await self._send("/v1/embed", image, {"variant": variant})
         with _reading():
-            return EmbedResult(
-                image_id=str(answer["image_id"]),
-                width=int(answer["width"]),
-                height=int(answer["height"]),
-                variant=str(answer["variant"]),
-                model=str(answer["model"]),
-                cache=CacheTier(answer["cache"]),
-                timings_ms=dict(answer["timings_ms"]),
-            )
+            embedded: EmbedResult = _adapter(EmbedResult).validate_python(answer)
+            return embedded
 
     async def models(self) -> Mapping[str, Any]:
         """What is deployed there: ``GET /v1/models``."""
@@ -255,98 +233,23 @@ def _error_types(base: type[SamServeError]) -> Iterator[type[SamServeError]]:
         yield from _error_types(kind)
 
 
-def _task_fields(task: Task) -> dict[str, Any]:
-    if isinstance(task, TextQuery):
-        fields = {
-            "text": list(task.texts),
-            "text_threshold": task.threshold,
-            "max_masks": task.max_masks,
-            "proposals": task.proposals,
-            "points_per_side": task.points_per_side,
-        }
-        return {key: value for key, value in fields.items() if value is not None}
-    if isinstance(task, Everything):
-        return {"everything": asdict(task)}
-    return {"prompts": [_prompt_fields(prompt) for prompt in task]}
-
-
-def _prompt_fields(prompt: Prompt) -> dict[str, Any]:
-    arrays = {
-        name: getattr(prompt, name)
-        for name in ("point_coords", "point_labels", "box", "mask_input")
-    }
-    given = {
-        # Logits as text: a tenth of the size of nested lists.
-        name: _base64(array) if name == "mask_input" else array.tolist()
-        for name, array in arrays.items()
-        if array is not None
-    }
-    return {**given, "multimask_output": prompt.multimask_output}
-
-
-def _base64(logits: Float32Array) -> str:
-    return base64.b64encode(logits.astype("<f4").tobytes()).decode()
-
-
 def _png(pixels: RgbArray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 
-def _segment_result(answer: Mapping[str, Any]) -> SegmentResult:
-    size = (int(answer["height"]), int(answer["width"]))
-    return SegmentResult(
-        image_id=str(answer["image_id"]),
-        width=size[1],
-        height=size[0],
-        results=tuple(_prompt_result(r, size) for r in answer["results"]),
-        variant=str(answer["variant"]),
-        model=str(answer["model"]),
-        reason=str(answer["reason"]),
-        cache=CacheTier(answer["cache"]),
-        timings_ms=dict(answer["timings_ms"]),
-        text_engine=answer.get("text_engine"),
-        threshold=answer.get("threshold"),
-        expected_ms=answer.get("expected_ms"),
-        degraded=bool(answer.get("degraded", False)),
-        escalated=int(answer.get("escalated", 0)),
-    )
+def _segment_result(body: Mapping[str, Any], result: type[Any]) -> SegmentResult:
+    """The response, with results of the capability's type."""
+    found: SegmentResult = _adapter(SegmentResult).validate_python(body)
+    size = (found.height, found.width)
+    one_result = _adapter(cast(Hashable, result))
+    results = tuple(one_result.validate_python(one) for one in found.results)
+    if any(mask.rle.size != size for one in results for mask in getattr(one, "masks", ())):
+        raise ValueError("a mask is not of the image's size")
+    return replace(found, results=results)
 
 
-def _prompt_result(answer: Mapping[str, Any], size: tuple[int, int]) -> PromptResult:
-    return PromptResult(
-        masks=tuple(_mask(m, size) for m in answer["masks"]),
-        text=answer.get("text"),
-        present=answer.get("present"),
-        best_score=answer.get("best_score"),
-        variant=answer.get("variant"),
-    )
-
-
-def _mask(answer: Mapping[str, Any], size: tuple[int, int]) -> Mask:
-    logits = answer.get("low_res_logits")
-    points = answer.get("point_coords")
-    crop = answer.get("crop_box")
-    return Mask(
-        rle=parse_rle(size, answer["segmentation"]["counts"]),
-        score=float(answer["score"]),
-        stability_score=float(answer["stability_score"]),
-        bbox=_xywh(answer["bbox"]),
-        area=int(answer["area"]),
-        low_res_logits=None if logits is None else _logits(logits),
-        point_coords=None if points is None else (float(points[0][0]), float(points[0][1])),
-        crop_box=None if crop is None else _xywh(crop),
-        text_score=answer.get("text_score"),
-        label=answer.get("label"),
-    )
-
-
-def _xywh(box: Sequence[Any]) -> tuple[int, int, int, int]:
-    x, y, width, height = (int(v) for v in box)
-    return x, y, width, height
-
-
-def _logits(text: str) -> NDArray[np.float16]:
-    values = np.frombuffer(base64.b64decode(text), "<f2")
-    return values.astype(np.float16).reshape(LOW_RES, LOW_RES)
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)

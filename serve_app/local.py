@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from serve_app.capabilities import load_capabilities
 from serve_app.core.ports import DecoderEngine, EncoderEngine, ProposalsEngine, TextScoringEngine
 from serve_app.core.settings import GraphSettings, TextSettings, VariantSettings
 from serve_app.core.types import (
@@ -161,6 +162,7 @@ def build_local_service(
     ledger = load_ledger(settings, source.registry)
     predictors = {n: LocalPredictor(settings.variants[n], settings, source) for n in names}
     return SegmentationFlow(
+        capabilities=load_capabilities(settings.capabilities),
         images=ImageStore(settings.limits, settings.cache.image_bytes),
         variants=variant_infos(settings, names, source.registry, ledger),
         predictors=predictors,

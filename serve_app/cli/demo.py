@@ -11,16 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from serve_app.capabilities import Everything, Prompts, SegmentRequest, TextQuery
 from serve_app.client import HttpService
-from serve_app.core.types import (
-    Everything,
-    Mask,
-    Prompt,
-    SegmentRequest,
-    SegmentResult,
-    Task,
-    TextQuery,
-)
+from serve_app.core.request import Task
+from serve_app.core.types import Mask, Prompt, SegmentResult
 from serve_app.masks.overlay import draw_overlay, side_by_side
 
 # Photos that come with scikit-image, in its package.
@@ -51,13 +45,13 @@ def demo_cases() -> list[Case]:
     # 256 points and milder thresholds than ViT-H's find more objects with the small models.
     grid = Everything(points_per_side=16, pred_iou_thresh=0.8, stability_score_thresh=0.9)
     return [
-        Case("1-point", "cat", "point (172, 117)", (eye,), in_summary=True),
-        Case("2-point-again", "cat", "the same point again", (eye,)),
-        Case("3-box", "astronaut", "box", (face,), in_summary=True),
-        Case("4-box-and-points", "astronaut", "box and two points", (suit,)),
-        Case("5-text", "cat", "text 'cat'", TextQuery(texts=("cat",)), in_summary=True),
-        Case("6-text", "coffee", "text 'cup', 'spoon'", TextQuery(texts=("cup", "spoon"))),
-        Case("7-text-absent", "cat", "text 'giraffe'", TextQuery(texts=("giraffe",))),
+        Case("1-point", "cat", "point (172, 117)", Prompts(prompts=(eye,)), in_summary=True),
+        Case("2-point-again", "cat", "the same point again", Prompts(prompts=(eye,))),
+        Case("3-box", "astronaut", "box", Prompts(prompts=(face,)), in_summary=True),
+        Case("4-box-and-points", "astronaut", "box and two points", Prompts(prompts=(suit,))),
+        Case("5-text", "cat", "text 'cat'", TextQuery(text=("cat",)), in_summary=True),
+        Case("6-text", "coffee", "text 'cup', 'spoon'", TextQuery(text=("cup", "spoon"))),
+        Case("7-text-absent", "cat", "text 'giraffe'", TextQuery(text=("giraffe",))),
         Case("8-everything", "coffee", "everything", grid, in_summary=True),
     ]
 
@@ -90,7 +84,7 @@ async def run_demo(url: str, out: Path) -> None:
                     f"{elapsed:.0f}",
                 )
             )
-            prompts = () if isinstance(case.task, (TextQuery, Everything)) else case.task
+            prompts = case.task.prompts if isinstance(case.task, Prompts) else ()
             picture = draw_overlay(pixels, masks, f"{case.label}  {_score(result)}", prompts)
             picture.save(out / f"{case.name}.png")
             if case.in_summary:

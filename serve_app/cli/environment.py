@@ -12,8 +12,8 @@ import socket
 import sys
 from pathlib import Path
 
-from serve_app.edge.answers import REQUEST_ID_PATTERN
-from serve_app.edge.program import BINARY_VARIABLE, FrontError, find_haproxy
+from serve_app.edge.haproxy import BINARY_VARIABLE, EdgeError, find_haproxy
+from serve_app.edge.render import REQUEST_ID_PATTERN
 
 _TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
@@ -138,7 +138,7 @@ def _haproxy_on_loopback(folder: Path) -> dict[str, str]:
     """
     try:
         haproxy = find_haproxy()
-    except FrontError:
+    except EdgeError:
         return {}  # Ray will say so
     folder.mkdir(parents=True, exist_ok=True)
     program = folder / "ray-haproxy"

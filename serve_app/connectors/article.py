@@ -11,13 +11,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from serve_app.capabilities import Prompts
 from serve_app.core.errors import (
     DeadlineExceeded,
     ImageTooLarge,
@@ -33,35 +35,50 @@ from serve_app.core.errors import (
 )
 from serve_app.core.limits import Limits
 from serve_app.core.ports import SegmentationService
+from serve_app.core.request import SegmentRequest
 from serve_app.core.types import SegmentResult
-from serve_app.http.answers import ArticleAnswer, ArticleBatchAnswer, ArticleHealth
-from serve_app.http.body import (
-    FieldReader,
-    Form,
-    image_file,
-    json_field,
-    labels_field,
-    points_field,
-    read_form,
-    the_only,
-)
-from serve_app.http.convert import segment_request
-from serve_app.http.docs import article_body
+from serve_app.http.body import Form, json_field, read_form, the_only
+from serve_app.http.docs import plain_form
 from serve_app.http.errors import declared, error_response, logged, request_id_of
-from serve_app.http.formats import JSON_TYPE, finite, png_base64, to_json
-from serve_app.http.parsing import validated
-from serve_app.http.schemas import SegmentBody
+from serve_app.http.formats import JSON_TYPE, dumped, png_base64, to_json
+from serve_app.http.requests import image_file
 from serve_app.http.tally import tally_of
 
 MODEL_TYPES = ("fast", "accurate", "quantized")
 
 _STATUS = {InvalidRequest.status: HTTPStatus.BAD_REQUEST}
 _WORK = (Overloaded, ReplicaLost, WeightsUnavailable, DeadlineExceeded)
-_READERS: Mapping[str, FieldReader] = {
-    "point_coords": points_field,
-    "point_labels": labels_field,
-    "box": json_field,
+_PROMPT_FIELDS = {
+    "point_coords": "JSON text: [[x, y], …] or [x, y], in image pixels",
+    "point_labels": "JSON text: a label for each point, 1 (default) or 0",
+    "box": "JSON text: [x0, y0, x1, y1]",
 }
+_VARIANT_FIELD = {"model_type": "fast (default), accurate or quantized"}
+
+
+class ArticleModel(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ArticleHealth(ArticleModel):
+    status: Literal["healthy"]
+    version: str
+
+
+class ArticleResponse(ArticleModel):
+    """The article's response."""
+
+    masks: list[str] = Field(description="base64 of 0/255 gray PNGs")
+    scores: list[float]
+    model_used: str
+
+
+class ArticleFailure(ArticleModel):
+    error: str
+
+
+class ArticleBatchResponse(ArticleModel):
+    results: list[ArticleResponse | ArticleFailure]
 
 
 class ArticleRoute(APIRoute):
@@ -92,13 +109,13 @@ def article_router(service: SegmentationService, limits: Limits, version: str) -
     @router.post(
         "/segment",
         summary="Segment one image (the article's route)",
-        response_model=ArticleAnswer,
+        response_model=ArticleResponse,
         responses=declared(
             *(InvalidRequest, InvalidPrompt, TooManyPrompts, UnknownVariant),
             *(InvalidImage, ImageTooLarge, *_WORK),
             status=_STATUS,
         ),
-        openapi_extra=article_body("file", ["model_type", *_READERS]),
+        openapi_extra=plain_form("file", {**_VARIANT_FIELD, **_PROMPT_FIELDS}),
     )
     async def segment(request: Request) -> Response:
         """Prompts are JSON text in form or query fields; the form's win.  Three masks for points
@@ -108,26 +125,24 @@ def article_router(service: SegmentationService, limits: Limits, version: str) -
         fields = _fields(form, request)
         variant = _model_type(fields)
         file = _file(the_only(form.files.get("file", []), "file"))
-        prompt = {
-            name: read(fields[name], name, limits)
-            for name, read in _READERS.items()
+        given = {
+            name: json_field(fields[name], name, limits)
+            for name in _PROMPT_FIELDS
             if name in fields
         }
-        points = prompt.get("point_coords")
-        if isinstance(points, list):
-            prompt.setdefault("point_labels", [1] * len(points))
+        prompt = Prompts.complete_form(given, {})
         tally = tally_of(request)
         tally.work(images=1, prompts=1)
         result = await _segment(service, limits, file, variant, prompt)
         tally.variant = result.variant
-        return Response(to_json(await asyncio.to_thread(_answer, result)), media_type=JSON_TYPE)
+        return Response(to_json(await asyncio.to_thread(_response, result)), media_type=JSON_TYPE)
 
     @router.post(
         "/segment_batch",
         summary="Segment the centre of several images (the article's route)",
-        response_model=ArticleBatchAnswer,
+        response_model=ArticleBatchResponse,
         responses=declared(InvalidRequest, TooManyPrompts, UnknownVariant, status=_STATUS),
-        openapi_extra=article_body("files", ["model_type"]),
+        openapi_extra=plain_form("files", _VARIANT_FIELD),
     )
     async def segment_batch(request: Request) -> Response:
         """One answer for each of `files`, in their order; an image's error is its own."""
@@ -143,7 +158,7 @@ def article_router(service: SegmentationService, limits: Limits, version: str) -
             async with slots:
                 try:
                     result = await _segment(service, limits, _file(file), variant, {})
-                    return await asyncio.to_thread(_answer, result)
+                    return await asyncio.to_thread(_response, result)
                 except Exception as exc:
                     return {"error": logged(exc, request_id_of(request)).message}
 
@@ -187,24 +202,19 @@ async def _segment(
     try:
         if not prompt:
             known = await service.embed(file, variant)
-            members = {
-                "point_coords": [[known.width / 2, known.height / 2]],
-                "point_labels": [1],
-                "variant": variant,
-            }
-            return await service.segment(
-                segment_request(validated(SegmentBody, members, limits), file, limits)
-            )
-        body = validated(SegmentBody, {**prompt, "variant": variant}, limits)
-        return await service.segment(segment_request(body, file, limits))
+            center = [known.width / 2, known.height / 2]
+            prompt = {"point_coords": [center], "point_labels": [1]}
+        task = Prompts.from_members(prompt, limits)
+        request = SegmentRequest(image=file, task=task, variant=variant)
+        return await service.segment(request.within(limits))
     except UnknownVariant:
         raise UnknownVariant(f"{variant} is not deployed here", "model_type") from None
 
 
-def _answer(result: SegmentResult) -> dict[str, Any]:
+def _response(result: SegmentResult) -> dict[str, Any]:
     masks = [mask for one in result.results for mask in one.masks]
     return {
         "masks": [png_base64(mask) for mask in masks],
-        "scores": [finite(mask.score, "score") for mask in masks],
+        "scores": [dumped(mask, include={"score"})["score"] for mask in masks],
         "model_used": result.variant,
     }

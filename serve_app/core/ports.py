@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from serve_app.core.request import SegmentRequest
 from serve_app.core.types import (
     CacheTier,
     Candidate,
@@ -25,7 +26,6 @@ from serve_app.core.types import (
     ProposalSource,
     RgbArray,
     ScorerInfo,
-    SegmentRequest,
     SegmentResult,
     TextScores,
 )

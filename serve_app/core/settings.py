@@ -416,6 +416,9 @@ class GraphSettings(Strict):
     variants: dict[str, VariantSettings] = Field(
         default_factory=lambda: {"fast": VariantSettings(model="vit_t")}, min_length=1
     )
+    capabilities: tuple[str, ...] = Field(
+        (), description="modules of further capabilities, each with a `CAPABILITY`"
+    )
     quantized: QuantizedSettings = QuantizedSettings()
     router: RouterSettings = RouterSettings()
     ingress: IngressSettings = IngressSettings()

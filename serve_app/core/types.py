@@ -12,18 +12,27 @@ Frames and units, everywhere in this project:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import base64
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from math import inf, isfinite
-from numbers import Integral
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    WithJsonSchema,
+    model_validator,
+)
 
-from serve_app.core.errors import InvalidPrompt, InvalidRequest
-from serve_app.core.rle import Rle, decode_rle
+from serve_app.core.errors import InvalidPrompt
+from serve_app.core.rle import Rle, decode_rle, parse_rle
+from serve_app.core.wire import Array, AtMost, Base64Array, Point, Whole, Wire, fault
 
 Float32Array = NDArray[np.float32]
 Int32Array = NDArray[np.int32]
@@ -33,14 +42,21 @@ BoolArray = NDArray[np.bool_]
 LOW_RES = 256
 """Side of SAM's low-resolution masks, in cells."""
 
-_FAST_SHARE = 3 / 8
-"""Most points of a grid that the fast mode of "everything" asks at."""
-
-_FEW_POINTS = 256
-"""Of grids of up to so many points all may be asked at, if the image differs under all."""
-
-_LARGEST = 1e9
-"""Greatest number of a prompt: from some 1e30 on, finite input becomes NaN inside the model."""
+_POINTS = Array(Annotated[list[Point], Field(min_length=1, fail_fast=True)], np.float32, (None, 2))
+_LABELS = Array(
+    Annotated[list[Annotated[Whole, Field(ge=0, le=1)]], Field(fail_fast=True)], np.int32, (None,)
+)
+_BOX = Array(
+    Annotated[list[float], Field(min_length=4, max_length=4, fail_fast=True)], np.float32, (4,)
+)
+_FEW_POINTS = AtMost("max_points", "points in a prompt")
+_FEW_LABELS = AtMost("max_points", "labels in a prompt")
+_ROW = Annotated[list[float], Field(min_length=LOW_RES, max_length=LOW_RES, fail_fast=True)]
+_LOGITS = Base64Array(
+    str | Annotated[list[_ROW], Field(min_length=LOW_RES, max_length=LOW_RES, fail_fast=True)],
+    np.float32,
+    (LOW_RES, LOW_RES),
+)
 
 
 class CacheTier(StrEnum):
@@ -59,86 +75,73 @@ class ProposalSource(StrEnum):
     CONTOURS = "contours"
 
 
-class EverythingMode(StrEnum):
-    """How thoroughly `Everything` asks."""
-
-    FAST = "fast"
-    EXACT = "exact"
+def _default(value: Any) -> Any:
+    return True if value is None else value
 
 
-def _frozen(array: Any, dtype: Any, shape: tuple[int | None, ...], name: str) -> NDArray[Any]:
-    """``array`` as a read-only copy of ``dtype``, checked against ``shape`` (None: any)."""
-    try:
-        with np.errstate(invalid="ignore"):
-            value = np.array(array, dtype=np.float64)
-    except (TypeError, ValueError) as exc:
-        raise InvalidPrompt(f"{name} must hold numbers only", name) from exc
-    expected = " x ".join("N" if n is None else str(n) for n in shape)
-    if value.ndim != len(shape) or any(
-        n is not None and n != m for n, m in zip(shape, value.shape, strict=True)
-    ):
-        raise InvalidPrompt(f"{name} must have the shape {expected}", name)
-    if not np.isfinite(value).all():
-        raise InvalidPrompt(f"{name} must not hold NaN or infinite numbers", name)
-    if value.size and np.abs(value).max() > _LARGEST:
-        raise InvalidPrompt(f"{name} holds a number out of range", name)
-    result = value.astype(dtype)
-    result.flags.writeable = False
-    return result
+class Prompt(Wire):
+    """One object to segment: points, a box, the logits of an earlier mask, or several of them.
 
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Prompt:
-    """One object asked for, in SAM's own terms.
+    Coordinates are in pixels of the upright image.
 
     Attributes:
-        point_coords: ``(N, 2) float32``, ``(x, y)`` in image pixels.
+        point_coords: ``(N, 2) float32``, ``(x, y)``.
         point_labels: ``(N,) int32``, 1 on the object, 0 on the background.
-        box: ``(4,) float32``, ``(x0, y0, x1, y1)`` in image pixels.
-        mask_input: ``(256, 256) float32`` low-resolution logits of an earlier answer.
-        multimask_output: answer three masks from which to choose instead of one.
+        box: ``(4,) float32``, ``(x0, y0, x1, y1)``.
+        mask_input: ``(256, 256) float32`` low-resolution logits of an earlier mask.
+        multimask_output: return three masks from which to choose instead of one.
 
     Raises:
         InvalidPrompt: wrong shapes, labels that do not match, NaN, an empty box, no prompt.
     """
 
-    point_coords: Float32Array | None = None
-    point_labels: Int32Array | None = None
-    box: Float32Array | None = None
-    mask_input: Float32Array | None = None
-    multimask_output: bool = True
+    error = InvalidPrompt
 
-    def __post_init__(self) -> None:
-        put = object.__setattr__
-        if self.point_coords is not None:
-            coords = _frozen(self.point_coords, np.float32, (None, 2), "point_coords")
-            if len(coords) == 0:
-                raise InvalidPrompt("point_coords must hold at least one point", "point_coords")
-            if self.point_labels is None:
-                raise InvalidPrompt("point_coords need point_labels, one each", "point_labels")
-            labels = _frozen(self.point_labels, np.float64, (None,), "point_labels")
-            if len(labels) != len(coords):
-                raise InvalidPrompt(
-                    f"{len(coords)} point_coords but {len(labels)} point_labels", "point_labels"
-                )
-            if not np.isin(labels, (0, 1)).all():
-                raise InvalidPrompt(
-                    "point_labels must be 1 (on the object) or 0 (background)", "point_labels"
-                )
-            put(self, "point_coords", coords)
-            put(self, "point_labels", _frozen(labels, np.int32, (None,), "point_labels"))
-        elif self.point_labels is not None:
-            raise InvalidPrompt("point_labels come without point_coords", "point_labels")
-        if self.box is not None:
-            box = _frozen(self.box, np.float32, (4,), "box")
-            if not (box[0] < box[2] and box[1] < box[3]):
-                raise InvalidPrompt("box must be [x0, y0, x1, y1] with x0 < x1 and y0 < y1", "box")
-            put(self, "box", box)
-        if self.mask_input is not None:
-            mask = _frozen(self.mask_input, np.float32, (LOW_RES, LOW_RES), "mask_input")
-            put(self, "mask_input", mask)
-        if self.point_coords is None and self.box is None and self.mask_input is None:
-            raise InvalidPrompt("a prompt needs point_coords, a box or a mask_input")
+    point_coords: (
+        Annotated[Float32Array, _POINTS, AtMost("max_points", "points in a prompt")] | None
+    ) = Field(None, description="`[[x, y], …]` in image pixels", examples=[[[120, 80], [140, 95]]])
+    point_labels: (
+        Annotated[Int32Array, _LABELS, AtMost("max_points", "labels in a prompt")] | None
+    ) = Field(
+        None,
+        description="one for each point: 1 on the object, 0 on the background",
+        examples=[[1, 0]],
+    )
+    box: Annotated[Float32Array, _BOX] | None = Field(
+        None, description="`[x0, y0, x1, y1]` in image pixels", examples=[[10, 20, 200, 300]]
+    )
+    mask_input: Annotated[Float32Array, _LOGITS] | None = Field(
+        None,
+        description="low-resolution logits of an earlier mask: `low_res_logits` as it came, other "
+        "base64 of 256 x 256 little-endian float16 or float32, or nested lists",
+    )
+    multimask_output: Annotated[bool, BeforeValidator(_default)] = Field(
+        True, description="three masks to choose from, or one"
+    )
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        coords, labels, box = self.point_coords, self.point_labels, self.box
+        message, field = "", ""
+        if coords is None and labels is not None:
+            message, field = "point_labels require point_coords", "point_labels"
+        elif coords is not None and labels is None:
+            message, field = "point_coords require point_labels, one each", "point_labels"
+        elif coords is not None and labels is not None and len(coords) != len(labels):
+            message, field = (
+                f"{len(coords)} point_coords but {len(labels)} point_labels",
+                "point_labels",
+            )
+        elif box is not None and not (box[0] < box[2] and box[1] < box[3]):
+            message, field = "box must be [x0, y0, x1, y1] with x0 < x1 and y0 < y1", "box"
+        elif coords is None and box is None and self.mask_input is None:
+            message = "a prompt needs point_coords, a box or a mask_input"
+        if message:
+            raise fault(InvalidPrompt.code, message, field)
+        return self
 
     def check_inside(self, width: int, height: int) -> None:
         """Raise `InvalidPrompt` unless all points, and a part of the box, lie in the image.
@@ -159,166 +162,119 @@ class Prompt:
                 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextQuery:
-    """Find the objects that a text names; one `PromptResult` for each text.
-
-    Attributes:
-        texts: what to look for, each a word or a short description.
-        threshold: least calibrated score (0-1) of an answer; None: the engine's documented one.
-        max_masks: most masks answered for each text, best first.
-        proposals: where candidate regions come from (`ProposalSource`); None: the engine's own.
-        points_per_side: of the grid, where that is the source.
-    """
-
-    texts: tuple[str, ...]
-    threshold: float | None = None
-    max_masks: int = 16
-    proposals: ProposalSource | None = None
-    points_per_side: int = 16
-
-    def __post_init__(self) -> None:
-        if not self.texts or any(not t.strip() for t in self.texts):
-            raise InvalidRequest("text must hold at least one text, none of them empty", "text")
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise InvalidRequest("text_threshold must lie between 0 and 1", "text_threshold")
-        if self.max_masks < 1:
-            raise InvalidRequest("max_masks must be at least 1", "max_masks")
-        if self.points_per_side < 1:
-            raise InvalidRequest("points_per_side must be at least 1", "points_per_side")
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError("the model gave a number that is not finite")
+    return float(value)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Everything:
-    """Segment everything, with the parameter names of Meta's ``SamAutomaticMaskGenerator``.
-
-    ``points_per_batch`` bounds how many prompts are under way at once.  ``proposals`` and
-    ``mode`` add to Meta's:
-
-    * with ``detector`` or ``contours`` the candidates come from there and the grid and crop
-      parameters are not used;
-    * ``exact`` asks at every point of the grid and answers as Meta's generator does; ``fast``
-      leaves out points under which the image looks as under another one, which would give the
-      same masks again (`prompts_of_grid`).  All else is the same.
-    """
-
-    points_per_side: int = 32
-    points_per_batch: int = 64
-    pred_iou_thresh: float = 0.88
-    stability_score_thresh: float = 0.95
-    stability_score_offset: float = 1.0
-    box_nms_thresh: float = 0.7
-    crop_n_layers: int = 0
-    crop_nms_thresh: float = 0.7
-    crop_overlap_ratio: float = 512 / 1500
-    crop_n_points_downscale_factor: int = 1
-    min_mask_region_area: int = 0
-    proposals: ProposalSource = ProposalSource.GRID
-    mode: EverythingMode = EverythingMode.FAST
-
-    def __post_init__(self) -> None:
-        least = {
-            "points_per_side": 1,
-            "points_per_batch": 1,
-            "crop_n_layers": 0,
-            "crop_n_points_downscale_factor": 1,
-            "min_mask_region_area": 0,
-        }
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if not isinstance(value, Integral) or value < bound:
-                raise InvalidRequest(f"{name} must be a whole number of at least {bound}", name)
-        for name in (
-            "pred_iou_thresh",
-            "stability_score_thresh",
-            "box_nms_thresh",
-            "crop_nms_thresh",
-        ):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InvalidRequest(f"{name} must lie between 0 and 1", name)
-        if not 0 < self.stability_score_offset < float("inf"):
-            raise InvalidRequest("stability_score_offset must be above 0", "stability_score_offset")
-        if not 0 <= self.crop_overlap_ratio < 1:
-            raise InvalidRequest(
-                "crop_overlap_ratio must be at least 0 and below 1", "crop_overlap_ratio"
-            )
-        if self.mode not in set(EverythingMode):
-            raise InvalidRequest("mode must be fast or exact", "mode")
-
-    def prompts_of_grid(self, points_per_side: int) -> int:
-        """How many points of a grid are prompted for at most."""
-        points = points_per_side**2
-        if self.mode == EverythingMode.EXACT:
-            return points
-        return min(points, max(_FEW_POINTS, round(points * _FAST_SHARE)))
+def _whole_numbers(box: Iterable[int]) -> list[int]:
+    return [int(value) for value in box]
 
 
-Task = Sequence[Prompt] | TextQuery | Everything
+def _rounded(value: float) -> float:
+    return round(value, 1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class SegmentRequest:
-    """One request, the same for HTTP and for Python handles.
+def _rle_json(rle: Rle) -> dict[str, Any]:
+    return {"size": list(rle.size), "counts": rle.counts.decode("ascii")}
 
-    Attributes:
-        image: a file's bytes, an upright ``(H, W, 3) uint8`` RGB array, or the ``image_id`` of
-            an earlier answer.
-        task: a list of `Prompt`, a `TextQuery`, or `Everything`.
-        variant: ``auto`` or the name of a deployed variant.
-        return_logits: fill `Mask.low_res_logits`, to be sent back as a ``mask_input``.
-        max_latency_ms: choose a variant that is expected to answer within this time; refused
-            where none can.
-        min_quality: choose a variant with at least this mean IoU (0-1) on the ledger's data;
-            refused where there is none.
-        timeout_s: the caller goes away after this time: work for it then stops.
 
-    Raises:
-        InvalidRequest: a hint out of its range.
-    """
+def _rle_of_json(value: Any) -> Rle:
+    if isinstance(value, Rle):
+        return value
+    height, width = value["size"]
+    return parse_rle((height, width), value["counts"])
 
-    image: bytes | RgbArray | str
-    task: Task
-    variant: str = "auto"
-    return_logits: bool = False
-    max_latency_ms: float | None = None
-    min_quality: float | None = None
-    timeout_s: float | None = None
 
-    def __post_init__(self) -> None:
-        for name, most in (("max_latency_ms", inf), ("min_quality", 1.0), ("timeout_s", inf)):
-            value = getattr(self, name)
-            if value is not None and not (0 < value <= most and isfinite(value)):
-                bound = "" if most == inf else f" and at most {most:g}"
-                raise InvalidRequest(f"{name} must be above 0{bound}", name)
+def _logits_json(logits: NDArray[np.float16]) -> str:
+    return base64.b64encode(logits.astype("<f2").tobytes()).decode("ascii")
+
+
+def _logits_of_json(value: Any) -> NDArray[np.float16]:
+    if isinstance(value, np.ndarray):
+        return value
+    values = np.frombuffer(base64.b64decode(value), "<f2").astype(np.float16)
+    return values.reshape(LOW_RES, LOW_RES)
+
+
+_Number = Annotated[float, PlainSerializer(_finite, return_type=float)]
+_Xywh = Annotated[
+    tuple[int, int, int, int],
+    PlainSerializer(_whole_numbers, return_type=tuple[int, int, int, int]),
+]
+_Ring = list[tuple[float, float]]
+
+
+_RLE_SCHEMA = {
+    "type": "object",
+    "description": "COCO's compressed run lengths; `pycocotools.mask.decode` reads it",
+    "properties": {
+        "size": {"type": "array", "items": {"type": "integer"}, "description": "`[height, width]`"},
+        "counts": {"type": "string"},
+    },
+    "required": ["size", "counts"],
+    "additionalProperties": False,
+}
+_JsonRle = Annotated[dict[str, Any], WithJsonSchema(_RLE_SCHEMA)]
+_Segmentation = Annotated[
+    Rle,
+    PlainValidator(_rle_of_json, json_schema_input_type=_JsonRle),
+    PlainSerializer(_rle_json, return_type=_JsonRle | list[list[_Ring]] | str),
+]
+_Logits = Annotated[
+    NDArray[np.float16],
+    PlainValidator(_logits_of_json, json_schema_input_type=str),
+    PlainSerializer(_logits_json, return_type=str),
+]
+_Timings = Annotated[
+    Mapping[str, float],
+    PlainValidator(dict, json_schema_input_type=dict[str, float]),
+    PlainSerializer(dict, return_type=dict[str, float]),
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Mask:
     """One mask of the upright image.
 
+    In JSON ``rle`` is ``segmentation``, in the form that the request's ``format`` names.
+
     Attributes:
         rle: the mask itself; `array` decodes it.
-        score: the model's own estimate of the mask's IoU (``predicted_iou``).
-        stability_score: IoU of the mask cut at logits +1 and -1 (`Everything`'s offset).
-        bbox: ``(x, y, w, h)`` in pixels, the smallest box around the mask; zeros if empty.
-        area: number of pixels.
-        low_res_logits: ``(256, 256) float16``, when asked for.
-        point_coords: ``(x, y)`` of the grid point that gave it (`Everything` alone).
-        crop_box: ``(x, y, w, h)`` of the crop it was found in (`Everything` alone).
-        text_score: calibrated score against the text, 0-1 (`TextQuery` alone).
-        label: the detector's label, where a detector proposed it.
+        score: the model's own estimate of the mask's IoU, 0-1.
+        low_res_logits: ``(256, 256) float16``, on request.
+        text_score: calibrated, 0-1.
     """
 
-    rle: Rle
-    score: float
-    stability_score: float
-    bbox: tuple[int, int, int, int]
-    area: int
-    low_res_logits: NDArray[np.float16] | None = None
-    point_coords: tuple[float, float] | None = None
-    crop_box: tuple[int, int, int, int] | None = None
-    text_score: float | None = None
-    label: str | None = None
+    rle: Annotated[_Segmentation, Field(alias="segmentation")]
+    score: Annotated[_Number, Field(description="the model's own estimate of the mask's IoU")]
+    stability_score: Annotated[
+        _Number, Field(description="IoU of the mask thresholded at a higher and a lower logit")
+    ]
+    bbox: Annotated[_Xywh, Field(description="`[x, y, w, h]` in pixels; zeros if empty")]
+    area: Annotated[int, PlainSerializer(int, return_type=int), Field(description="pixels")]
+    predicted_iou: Annotated[
+        _Number | None, Field(description="Meta's name of `score` (everything)")
+    ] = None
+    low_res_logits: Annotated[
+        _Logits | None,
+        Field(description="base64 of 256 x 256 little-endian float16, to send as `mask_input`"),
+    ] = None
+    point_coords: Annotated[
+        tuple[tuple[float, float]] | None,
+        Field(description="`[[x, y]]`, the grid point that gave the mask (everything)"),
+    ] = None
+    crop_box: Annotated[
+        _Xywh | None,
+        Field(description="`[x, y, w, h]` of the crop it was found in (everything)"),
+    ] = None
+    text_score: Annotated[
+        _Number | None, Field(description="score against the text, 0-1 (text)")
+    ] = None
+    label: Annotated[
+        str | None, Field(description="the detector's label, where it proposed this")
+    ] = None
 
     @property
     def array(self) -> BoolArray:
@@ -328,69 +284,73 @@ class Mask:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PromptResult:
-    """The answer to one prompt, one text, or "everything".
+    """The masks of one prompt, of one text, or of everything.
 
     Attributes:
         masks: best first for text and "everything"; in the model's order for a prompt.
-        text: the text this answers.
-        present: False when no region reached the threshold (text alone).
-        best_score: the best calibrated score of any region, told even if absent (text alone).
-        variant: who gave the masks, where it is not the answer's `SegmentResult.variant`.
     """
 
     masks: tuple[Mask, ...]
     text: str | None = None
-    present: bool | None = None
-    best_score: float | None = None
-    variant: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class SegmentResult:
-    """The answer to a `SegmentRequest`.
-
-    Attributes:
-        image_id: names the image in later requests; content-addressed, not guessable.
-        width, height: of the upright image in pixels.
-        results: one for each prompt or text, in the request's order; one for "everything".
-        variant: the variant that answered; ``reason`` says why it was chosen.
-        model: the registry's name of the model behind it.
-        cache: the tier that held the embedding.
-        timings_ms: milliseconds by stage (``decode_image``, ``embed``, ``decode_masks``, ...).
-        text_engine: the scoring engine that was used (text alone).
-        threshold: the least calibrated score of an answer (text alone).
-        expected_ms: the router's estimate of the variant's time; None: not measured here.
-        degraded: load or time kept a better variant from (also) answering; see ``reason``.
-        escalated: how many prompts were asked again of the cascade's second variant.
-    """
-
-    image_id: str
-    width: int
-    height: int
-    results: tuple[PromptResult, ...]
-    variant: str
-    model: str
-    reason: str
-    cache: CacheTier
-    timings_ms: Mapping[str, float]
-    text_engine: str | None = None
-    threshold: float | None = None
-    expected_ms: float | None = None
-    degraded: bool = False
-    escalated: int = 0
+    present: Annotated[
+        bool | None, Field(description="false: no region reached the threshold (text)")
+    ] = None
+    best_score: Annotated[
+        _Number | None, Field(description="of any region, reported even below the threshold (text)")
+    ] = None
+    variant: Annotated[
+        str | None,
+        Field(description="the variant that produced the masks, if not the response's `variant`"),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class EmbedResult:
-    """The answer to an embed call: the image is known by ``image_id`` from now on."""
+    """The response to an embed call: the image is known by ``image_id`` from now on."""
 
-    image_id: str
-    width: int
-    height: int
-    variant: str
-    model: str
-    cache: CacheTier
-    timings_ms: Mapping[str, float]
+    image_id: Annotated[
+        str, Field(description="names the image in later requests; content-addressed")
+    ]
+    width: Annotated[int, Field(description="of the upright image, pixels")]
+    height: Annotated[int, Field(description="of the upright image, pixels")]
+    variant: Annotated[str, Field(description="the variant that produced the response")]
+    model: Annotated[str, Field(description="the registry's name of the model behind it")]
+    cache: Annotated[CacheTier, Field(description="where the embedding was")]
+    timings_ms: Annotated[
+        _Timings,
+        Field(
+            description="by stage; `parse` reads and checks the request, `predict` is all of the "
+            "variant's work with the round trip to it, `embed` and `decode_masks` its parts in the "
+            "replica, `model` the part of `decode_masks` in the decoder's passes, `format` makes "
+            "the masks' format, `total` is from the request's first byte to the formatted masks"
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SegmentResult(EmbedResult):
+    """The response to a `SegmentRequest`.
+
+    Attributes:
+        results: one for each prompt or text, in the request's order; one for "everything"; of
+            another type for capabilities that give no masks.
+    """
+
+    results: tuple[Any, ...]
+    reason: Annotated[str, Field(description="why this variant was chosen")]
+    text_engine: Annotated[str | None, Field(description="the engine that scored (text)")] = None
+    threshold: Annotated[_Number | None, Field(description="minimum score of a mask (text)")] = None
+    expected_ms: Annotated[
+        Annotated[float, PlainSerializer(_rounded, return_type=float)] | None,
+        Field(description="the router's estimate of the variant's time, where it was measured"),
+    ] = None
+    degraded: Annotated[
+        bool,
+        Field(description="a better variant was not used because of load or time; see `reason`"),
+    ] = False
+    escalated: Annotated[
+        int, Field(description="prompts that were also sent to the cascade's second variant")
+    ] = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

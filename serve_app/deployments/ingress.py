@@ -16,15 +16,10 @@ from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.cache.shared import shared_tier
+from serve_app.capabilities import SegmentRequest, load_capabilities
 from serve_app.core.exposure import exposure_warning
 from serve_app.core.settings import GraphSettings
-from serve_app.core.types import (
-    EmbedResult,
-    RgbArray,
-    SegmentRequest,
-    SegmentResult,
-    VariantInfo,
-)
+from serve_app.core.types import EmbedResult, RgbArray, SegmentResult, VariantInfo
 from serve_app.deployments.handles import (
     RemotePredictor,
     RemoteProposer,
@@ -74,7 +69,9 @@ class IngressReplica:
         predictors = {name: RemotePredictor(handle) for name, handle in decoders.items()}
         dispatcher = dispatcher_of(settings, ledger, predictors, awake=False)
         self._watch = ReplicaWatch(settings, dispatcher.board)
+        self._capabilities = load_capabilities(settings.capabilities)
         self._flow = SegmentationFlow(
+            capabilities=self._capabilities,
             images=ImageStore(
                 settings.limits, settings.cache.image_bytes, shared_tier(settings.cache)
             ),
@@ -119,6 +116,7 @@ class IngressReplica:
         return create_app(
             self._flow,
             self._limits,
+            capabilities=self._capabilities,
             metrics=cluster_metrics,
             version=version("sam-serve"),
             security=self._security,

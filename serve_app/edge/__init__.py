@@ -1,5 +1,6 @@
-"""The front: HAProxy, with a configuration of ours, between clients and Ray Serve.
+"""The edge: HAProxy between clients and Ray Serve.
 
-`settings` is what one may choose, `render` writes HAProxy's configuration from it, `program` finds
-and runs HAProxy.  docs/front.md says what the front does and what it leaves to the service.
+`settings` defines what an operator may choose, the template haproxy.cfg is HAProxy's configuration,
+`render` fills it in, and `haproxy` finds and runs HAProxy.  docs/front.md describes what the edge
+does and what it leaves to the service.
 """

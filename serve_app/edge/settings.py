@@ -1,39 +1,48 @@
-"""What a front may be told: ``configs/front.yaml``, read strictly.
+"""The settings of the edge (``configs/front.yaml``), strictly validated.
 
-Every text here ends up in HAProxy's configuration, so each has a pattern that leaves no room for
-a second directive.
+Every text here is inserted into HAProxy's configuration, so each has a pattern without spaces,
+quotes, line breaks or anything else that could start another argument or directive.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
+
+log = logging.getLogger(__name__)
 
 _ADDRESS = r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?):[0-9]{1,5}$"
+_NETWORK = r"^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$"  # without IPv6 zones ("%eth0"): any text is a zone
 
 
-def _has_a_port(address: str) -> str:
+def _check_port(address: str) -> str:
     if not 0 < int(address.rpartition(":")[2]) < 2**16:
         raise ValueError("a port is a number from 1 to 65535")
     return address
 
 
-def _is_network(text: str) -> str:
+def _normalize_network(text: str) -> str:
     return str(ip_network(text, strict=False))
 
 
-_NETWORK = r"^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$"  # no zone ("%eth0"), which may hold anything
+Address = Annotated[str, StringConstraints(pattern=_ADDRESS), AfterValidator(_check_port)]
+"""``host:port``; an IPv6 host is in brackets."""
 
-
-Address = Annotated[str, StringConstraints(pattern=_ADDRESS), AfterValidator(_has_a_port)]
-"""``host:port``; an IPv6 host stands in brackets."""
-
-Network = Annotated[str, StringConstraints(pattern=_NETWORK), AfterValidator(_is_network)]
-"""An address, or a network as 10.0.0.0/8."""
+Network = Annotated[str, StringConstraints(pattern=_NETWORK), AfterValidator(_normalize_network)]
+"""An IP address, or a network such as 10.0.0.0/8."""
 
 FilePath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_./@+-]+$")]
 UrlPath = Annotated[str, StringConstraints(pattern=r"^/[A-Za-z0-9_./~-]*$")]
@@ -42,92 +51,121 @@ UrlPath = Annotated[str, StringConstraints(pattern=r"^/[A-Za-z0-9_./~-]*$")]
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    renamed_keys: ClassVar[Mapping[str, str]] = {}
+    """Former names of keys, each with its present name; accepted with a warning for one version."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rename_keys(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        found = dict(values)
+        for old in cls.renamed_keys.keys() & found.keys():
+            new = cls.renamed_keys[old]
+            if new in found:
+                raise ValueError(f"{old} is the former name of {new}: give only {new}")
+            found[new] = found.pop(old)
+            log.warning("the settings key %s was renamed: use %s", old, new)
+        return found
+
 
 class TlsSettings(_Strict):
-    """How the front speaks TLS (1.2 with forward secrecy, or 1.3)."""
+    """TLS of the edge: 1.2 with forward secrecy, or 1.3."""
 
     certificate: FilePath = Field(
         description="PEM file with the certificate, its chain and the private key"
     )
     redirect_from: Address | None = Field(
-        None, description="where plain HTTP is answered with a redirect to https; null: nowhere"
+        None, description="plain HTTP on this address is redirected to https; null: no redirect"
     )
     hsts_s: int = Field(
         31_536_000, ge=0, description="seconds of strict-transport-security; 0: not sent"
     )
 
 
-class FrontSettings(_Strict):
-    """The front's own bounds.  How large a body may be is the service's `limits.max_body_bytes`."""
+class EdgeSettings(_Strict):
+    """Settings of the edge.  The largest request body is the service's `limits.max_body_bytes`."""
 
-    bind: Address = Field("127.0.0.1:8080", description="where clients connect")
+    renamed_keys: ClassVar[Mapping[str, str]] = {
+        "silence_timeout_s": "inactivity_timeout_s",
+        "answer_timeout_s": "response_timeout_s",
+    }
+
+    bind: Address = Field("127.0.0.1:8080", description="address on which clients connect")
     tls: TlsSettings | None = Field(None, description="null: plain HTTP")
     backends: tuple[Address, ...] = Field(
-        ("127.0.0.1:8000",), min_length=1, description="the service: Ray Serve's HTTP ports"
+        ("127.0.0.1:8000",), min_length=1, description="Ray Serve's HTTP addresses"
     )
-    threads: int = Field(1, ge=1, le=64, description="threads of HAProxy")
+    threads: int = Field(1, ge=1, le=64, description="HAProxy threads")
 
-    header_timeout_s: float = Field(5.0, gt=0, description="until all headers of a request are in")
+    header_timeout_s: float = Field(
+        5.0, gt=0, description="until all headers of a request have arrived"
+    )
     body_timeout_s: float = Field(
-        10.0, gt=0, description="from then until the body, or its first 15 KiB, is in"
+        10.0, gt=0, description="after the headers, until the body, or its first 15 KiB, is here"
     )
-    silence_timeout_s: float = Field(
-        15.0, gt=0, description="silence that ends a body under way, or an answer nobody reads"
+    inactivity_timeout_s: float = Field(
+        15.0,
+        gt=0,
+        description="a client that neither sends the rest of its body nor reads the response "
+        "for so long is disconnected",
     )
-    answer_timeout_s: float = Field(
-        300.0, gt=0, description="longest wait for the service; not less than its own limit"
+    response_timeout_s: float = Field(
+        300.0,
+        gt=0,
+        description="longest wait for the service; at least its own `ingress.request_timeout_s`",
     )
-    keep_alive_s: float = Field(30.0, gt=0, description="how long an idle connection is kept")
+    keep_alive_s: float = Field(30.0, gt=0, description="how long an idle connection stays open")
     drain_s: float = Field(
-        300.0, gt=0, description="time that requests under way have when the front stops"
+        300.0, gt=0, description="time for requests in flight to finish when the edge stops"
     )
 
-    max_connections: int = Field(2_048, ge=1, description="of all clients together")
+    max_connections: int = Field(2_048, ge=1, description="connections of all clients")
     max_connections_per_source: int = Field(
         128,
         ge=1,
-        description="connections of one address, in IPv6 of one /64 network; beyond it requests "
-        "get 429, beyond twice as many connections are not taken",
+        description="connections of one IPv4 address or IPv6 /64 network; above it requests get "
+        "429, above twice as many connections are rejected",
     )
     max_requests_per_backend: int = Field(
         256,
         ge=1,
-        description="requests in one backend; beyond it 503.  Less than the ingress replicas' "
-        "max_ongoing_requests and max_queued_requests together: then the service never sheds by "
-        "itself and its readiness probe always has a place",
+        description="requests in flight in one backend; above it 503.  Keep it below the ingress "
+        "replicas' max_ongoing_requests plus max_queued_requests: then the service never rejects "
+        "requests by itself, and its readiness probe always gets through",
     )
     max_large_bodies: int = Field(
         16,
         ge=1,
-        description="requests with a body over `large_body_bytes` under way at once; beyond it "
-        "503.  It bounds what uploads can take of the service's memory",
+        description="requests in flight with a body over `large_body_bytes`; above it 503.  It "
+        "limits the service's memory for uploads",
     )
     large_body_bytes: int = Field(
-        4 * 2**20, ge=0, lt=10**9, description="what counts as a large body"
+        4 * 2**20, ge=0, lt=10**9, description="size above which a body counts as large"
     )
 
     trusted_proxies: tuple[Network, ...] = Field(
-        (), description="load balancers before this front, whose x-forwarded-for is believed"
+        (), description="load balancers in front of the edge, whose x-forwarded-for is trusted"
     )
     trust_traces: bool = Field(
         False,
-        description="clients' traceparent, tracestate and baggage are passed on: for callers of "
-        "your own, who then decide what is traced",
+        description="forward clients' traceparent, tracestate and baggage; only for your own "
+        "callers, who then decide what is traced",
     )
     denied_paths: tuple[UrlPath, ...] = Field(
         ("/-/", "/metrics"),
-        description="answered with 404: all below a path that ends in a slash, else that path "
-        "under any route prefix",
+        description="paths that get 404: a path that ends in a slash with everything below it, "
+        "any other path under every route prefix",
     )
-    check_interval_s: float = Field(2.0, gt=0, description="between probes of a backend")
+    check_interval_s: float = Field(2.0, gt=0, description="time between health checks")
 
 
-def load_front_settings(path: Path) -> FrontSettings:
-    """The settings of a YAML file; an empty file is all defaults.
+def load_edge_settings(path: Path) -> EdgeSettings:
+    """Read the settings from a YAML file; an empty file means all defaults.
 
     Raises:
         OSError: the file cannot be read.
         yaml.YAMLError: it is not YAML.
-        pydantic.ValidationError: an unknown setting, or a value out of its bounds.
+        pydantic.ValidationError: an unknown setting or an invalid value.
     """
-    return FrontSettings.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    return EdgeSettings.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})

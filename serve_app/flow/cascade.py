@@ -1,16 +1,16 @@
-"""Step 5: prompts of which the first variant was unsure go to a second one."""
+"""The cascade: prompts of which the first variant was unsure go to a second one."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Protocol
 
+from serve_app.core.capability import Escalation, Masks
 from serve_app.core.deadline import time_limit
 from serve_app.core.errors import UnknownImage
-from serve_app.core.types import DecodeOptions, Mask, Prompt
-from serve_app.flow.session import Session
+from serve_app.core.types import DecodeOptions, Prompt
 from serve_app.images.store import OpenImage
 from serve_app.routing.cascade import second_is_better, worth_asking
 from serve_app.routing.dispatcher import Dispatcher
@@ -18,58 +18,51 @@ from serve_app.telemetry.catalogue import ESCALATIONS
 
 log = logging.getLogger(__name__)
 
-Answers = tuple[tuple[Mask, ...], ...]
+
+class Session(Protocol):
+    """Predictions by one variant."""
+
+    variant: str
+
+    async def predict(
+        self, image: OpenImage, prompts: Sequence[Prompt], options: DecodeOptions
+    ) -> Masks:
+        """Masks of each prompt."""
+        ...
 
 
-@dataclass(frozen=True, slots=True)
-class Cascaded:
-    """What came out.
+class Cascade:
+    """Improves masks of a first variant by those of a second.
 
-    Attributes:
-        answers: the masks of each prompt, of whoever answers it better.
-        kept: indices of those that are the second variant's.
-        asked: how many prompts the second variant was asked.
-        note: for the answer's reason; empty if the first variant was sure.
-        degraded: it was unsure, and load or time kept the second from answering.
+    Args:
+        dispatcher: which prompts are escalated, and what the second variant would take.
+        first: the variant that made the masks.
+        second: the session of the second variant.
     """
-
-    answers: Answers
-    kept: frozenset[int] = frozenset()
-    asked: int = 0
-    note: str = ""
-    degraded: bool = False
-
-
-class CascadeStep:
-    """Asks the second variant what is worth it, if there is time."""
 
     def __init__(self, dispatcher: Dispatcher, first: str, second: Session) -> None:
         self._dispatcher = dispatcher
         self._first = first
         self._second = second
 
-    async def run(
-        self,
-        image: OpenImage,
-        prompts: Sequence[Prompt],
-        answers: Answers,
-        until: float,
-    ) -> Cascaded:
-        """Improve ``answers`` to ``prompts``.
+    async def improve(
+        self, image: OpenImage, prompts: Sequence[Prompt], masks: Masks, respond_by: float
+    ) -> Escalation:
+        """Replace masks of unsure prompts where the second variant's are better.
 
         Args:
-            until: instant of ``time.monotonic`` at which the answer goes out.
+            respond_by: instant of ``time.monotonic`` at which the response must leave.
         """
         second = self._second.variant
         rules = self._dispatcher.escalation(self._first, second)
         router = self._dispatcher.router
         now = self._dispatcher.situation(second, image.id)
         picked = worth_asking(
-            prompts, answers, rules, share=router.cascade_share, resident=now.resident
+            prompts, masks, rules, share=router.cascade_share, resident=now.resident
         )
         if not picked:
-            return Cascaded(answers)
-        left_ms = (until - time.monotonic()) * 1e3
+            return Escalation(masks=masks)
+        left_ms = (respond_by - time.monotonic()) * 1e3
         unsure = f"unsure of {len(picked)} of {len(prompts)} prompts"
         needed_ms = self._dispatcher.expected_ms(second, image.id, len(picked))
         if needed_ms > left_ms:
@@ -77,9 +70,9 @@ class CascadeStep:
                 self._dispatcher.wake(second)
             ESCALATIONS.inc(outcome="no_time")
             note = f"{unsure}, but {second} would take {needed_ms:.0f} ms more"
-            return Cascaded(answers, note=note, degraded=True)
+            return Escalation(masks=masks, note=note, degraded=True)
         try:
-            # The first answer is there already: no fault or delay of the second may lose it.
+            # The first masks are there already: no error or delay of the second may lose them.
             async with time_limit(left_ms / 1e3):
                 again = await self._second.predict(
                     image, [prompts[i] for i in picked], DecodeOptions()
@@ -87,17 +80,22 @@ class CascadeStep:
         except UnknownImage:
             ESCALATIONS.inc(outcome="failed")
             note = f"{unsure}, but the image is no longer kept for {second}"
-            return Cascaded(answers, note=note)
+            return Escalation(masks=masks, note=note)
         except Exception:
             ESCALATIONS.inc(outcome="failed")
-            log.warning("the second variant did not answer", exc_info=True)
-            note = f"{unsure}, but {second} did not answer in time"
-            return Cascaded(answers, asked=len(picked), note=note, degraded=True)
+            log.warning("the cascade's second variant failed or timed out", exc_info=True)
+            note = f"{unsure}, but {second} did not respond in time"
+            return Escalation(masks=masks, asked=len(picked), note=note, degraded=True)
         ESCALATIONS.inc(outcome="answered")
-        merged, kept = list(answers), set()
-        for index, masks in zip(picked, again, strict=True):
-            if second_is_better(prompts[index], answers[index], masks, rules):
-                merged[index] = masks
-                kept.add(index)
-        note = f"{unsure}, {second} asked again, {len(kept)} of its answers kept"
-        return Cascaded(tuple(merged), frozenset(kept), len(picked), note)
+        merged, replaced = list(masks), set()
+        for index, of_second in zip(picked, again, strict=True):
+            if second_is_better(prompts[index], masks[index], of_second, rules):
+                merged[index] = of_second
+                replaced.add(index)
+        return Escalation(
+            masks=tuple(merged),
+            replaced=frozenset(replaced),
+            variant=second,
+            asked=len(picked),
+            note=f"{unsure}, escalated to {second}, {len(replaced)} of its masks kept",
+        )

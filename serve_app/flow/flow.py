@@ -1,98 +1,70 @@
 """Read this first: how a request becomes masks.
 
-    request ──1 open──▶ image ──2 route──▶ variant ──3 task──▶ prompts
-            ──4 predict──▶ masks ──5 cascade──▶ better masks ──▶ result
+    request ──1 validate──▶ task ──2 open──▶ image ──3 route──▶ variant
+            ──4 run the capability (`serve_app.capabilities`)──▶ results ──▶ response
 
 The flow runs in the ingress.  It decides and delegates: pixels are decoded by
-`serve_app.images.store`, candidate regions come from a `Proposer`, text scores from a
-`TextScorer`, masks from the `Predictor` of the chosen variant, which alone knows embeddings
-(`serve_app.embeddings.predictor`).  The `Dispatcher` chooses the variant, and the one that
-unsure prompts are sent to, from measurements, load and hints.
+`serve_app.images.store`, the `Dispatcher` chooses the variant from measurements, load and the
+request's hints, and the task's capability does the rest with a `RequestContext`: candidate
+regions from a `Proposer`, text scores from a `TextScorer`, masks from the `Predictor` of the
+chosen variant, which alone knows embeddings (`serve_app.embeddings.predictor`).
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from serve_app.capabilities.everything.run import EverythingStep
-from serve_app.capabilities.text.run import TextStep
+from serve_app.capabilities import CAPABILITIES
+from serve_app.core.capability import Capabilities, Capability, Outcome
 from serve_app.core.deadline import time_limit
-from serve_app.core.errors import (
-    DeadlineExceeded,
-    InvalidPrompt,
-    InvalidRequest,
-    Overloaded,
-    TextUnavailable,
-    WeightsUnavailable,
-)
+from serve_app.core.errors import DeadlineExceeded, Overloaded, WeightsUnavailable
 from serve_app.core.limits import Limits
 from serve_app.core.ports import Predictor, Proposer, TextScorer
+from serve_app.core.request import AUTO, SegmentRequest
 from serve_app.core.types import (
     CacheTier,
     DecodeOptions,
     EmbedResult,
-    Everything,
-    Prompt,
-    PromptResult,
-    ProposalSource,
     RgbArray,
-    SegmentRequest,
     SegmentResult,
-    Task,
-    TextQuery,
-    TextScores,
     VariantInfo,
 )
-from serve_app.flow.asks import ask_of
-from serve_app.flow.cascade import Cascaded, CascadeStep
-from serve_app.flow.limits import check_limits
+from serve_app.flow.cascade import Cascade
+from serve_app.flow.context import RequestContext, Timings, VariantSession
 from serve_app.flow.readiness import Part, Readiness
-from serve_app.flow.session import Session
-from serve_app.flow.timings import Timings
 from serve_app.images.store import ImageStore, OpenImage
 from serve_app.routing.dispatcher import Dispatcher
-from serve_app.routing.facts import AUTO, Ask
+from serve_app.routing.facts import Ask
 from serve_app.routing.router import Choice
 
-_WAY_S, _WAY_SHARE = 0.1, 0.2
+_MARGIN_S, _MARGIN_SHARE = 0.1, 0.2
 _USABLE = 0.9
-"""Share of the caller's time that a second answer may plan with."""
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Answered:
-    """What a variant made of a task, and where its embedding was."""
-
-    results: tuple[PromptResult, ...]
-    cache: CacheTier | None
-    scored: TextScores | None = None
-    cascaded: Cascaded = field(default_factory=lambda: Cascaded(()))
+"""Share of the caller's time that a second variant may plan with."""
 
 
 class SegmentationFlow:
     """The `SegmentationService` over the ports.
 
     Args:
+        capabilities: what can be asked of an image.
         images: opens and keeps images.
-        variants, predictors: the deployed variants by name, and who answers for each.
-        proposer, scorer: candidate regions, and text scores (None: no text here).
+        variants, predictors: the deployed variants by name, and the predictor of each.
+        proposer, scorer: candidate regions, and text scores (None: not deployed).
         dispatcher: chooses among the variants.
         limits: bounds on a request.
-        timeout_s: longest time for one request; None: no bound.
+        timeout_s: timeout of a request in seconds; None: no bound.
         parts: what must have loaded before the service is ready.
     """
 
     def __init__(
         self,
         *,
+        capabilities: Capabilities = CAPABILITIES,
         images: ImageStore,
         variants: Mapping[str, VariantInfo],
         predictors: Mapping[str, Predictor],
@@ -103,6 +75,7 @@ class SegmentationFlow:
         timeout_s: float | None = None,
         parts: Sequence[Part] = (),
     ) -> None:
+        self._capabilities = capabilities
         self._images = images
         self._variants = variants
         self._predictors = predictors
@@ -114,83 +87,88 @@ class SegmentationFlow:
         self._readiness = Readiness(parts)
 
     async def segment(self, request: SegmentRequest) -> SegmentResult:
-        """Answer one request; see `serve_app.core.ports.SegmentationService.segment`."""
+        """Handle one request; see `serve_app.core.ports.SegmentationService.segment`."""
         async with self._deadline(request.timeout_s):
             return await self._segment(request)
 
     async def _segment(self, request: SegmentRequest) -> SegmentResult:
         started = time.monotonic()
         timings = Timings()
-        check_limits(request.task, self._limits)
-        if request.return_logits and isinstance(request.task, Everything):
-            raise InvalidRequest("return_logits does not go with everything", "return_logits")
+        capability = self._capabilities.of(request.task)
+        request = request.within(self._limits)
         image = await self._open(request.image, timings)
-        source = await self._text_source(request.task)
-        ask = ask_of(request, image, source, (time.monotonic() - started) * 1e3)
-        choice = self._dispatcher.choose(ask, image.id)
+        query = await self._query(capability, request, image, started)
+        choice = self._dispatcher.choose(query, image.id)
         try:
-            done = await self._answer(request, image, choice, timings, started)
+            return await self._run(capability, request, image, choice, timings, started)
         except (Overloaded, WeightsUnavailable):
-            other = self._dispatcher.instead(ask, image.id, choice)
+            other = self._dispatcher.instead(query, image.id, choice)
             if other is None:
                 raise
-            choice = other
-            done = await self._answer(request, image, choice, timings, started)
-        timings.publish()
-        scored = done.scored
-        return SegmentResult(
-            image_id=image.id,
-            width=image.width,
-            height=image.height,
-            results=done.results,
-            variant=choice.variant,
-            model=self._variants[choice.variant].model,
-            reason="; ".join(filter(None, (choice.reason, done.cascaded.note))),
-            cache=done.cache or CacheTier.MISS,
-            timings_ms=timings.ms,
-            text_engine=scored.engine if scored else None,
-            threshold=scored.threshold if scored else None,
-            expected_ms=choice.expected_ms,
-            degraded=choice.degraded or done.cascaded.degraded,
-            escalated=done.cascaded.asked,
+        return await self._run(capability, request, image, other, timings, started)
+
+    async def _query(
+        self, capability: Capability, request: SegmentRequest, image: OpenImage, started: float
+    ) -> Ask:
+        """The request as the router sees it: its hints, and how much work it is."""
+        cost = await capability.cost(request.task, image, self._scorer)
+        return Ask(
+            variant=request.variant,
+            max_latency_ms=request.max_latency_ms,
+            min_quality=request.min_quality,
+            kind=cost.prompt_type,
+            mixed=cost.mixed,
+            prompts=sum(cost.prompts),
+            images=len(cost.prompts),
+            spent_ms=(time.monotonic() - started) * 1e3,
+            filtered=cost.filtered,
         )
 
-    async def _answer(
+    async def _run(
         self,
+        capability: Capability,
         request: SegmentRequest,
         image: OpenImage,
         choice: Choice,
         timings: Timings,
         started: float,
-    ) -> _Answered:
+    ) -> SegmentResult:
         """The request's task, by the chosen variant."""
         session = self._session(choice.variant, timings, request.return_logits)
-        task = request.task
-        results: tuple[PromptResult, ...]
-        if isinstance(task, Everything):
-            step = EverythingStep(self._proposer, timings)
-            results = (PromptResult(masks=await step.run(image, task, session)),)
-            return _Answered(results, session.cache)
-        if isinstance(task, TextQuery):
-            if self._scorer is None:
-                raise TextUnavailable("this graph is deployed without text scoring", "text")
-            text = TextStep(self._proposer, self._scorer, timings)
-            results, scored = await text.run(image, task, session)
-            return _Answered(results, session.cache, scored=scored)
-        _check_inside(task, image)
-        cascaded = Cascaded(await session.predict(image, task, DecodeOptions()))
-        second = self._second(request, choice)
-        if second is not None:
-            again = self._session(second, timings, request.return_logits)
-            patience_s = self._dispatcher.router.cascade_max_ms / 1e3
-            until = _latest(request, started, self._timeout_s, patience_s)
-            step_two = CascadeStep(self._dispatcher, choice.variant, again)
-            cascaded = await step_two.run(image, task, cascaded.answers, until)
-        results = tuple(
-            PromptResult(masks=of_prompt, variant=second if i in cascaded.kept else None)
-            for i, of_prompt in enumerate(cascaded.answers)
+        cascade = self._cascade(request, choice, timings)
+        context = RequestContext(
+            image,
+            session,
+            self._proposer,
+            self._scorer,
+            timings,
+            cascade,
+            partial(
+                _respond_by,
+                request,
+                started,
+                self._timeout_s,
+                self._dispatcher.router.cascade_max_ms / 1e3,
+            ),
         )
-        return _Answered(results, session.cache, cascaded=cascaded)
+        outcome: Outcome = await capability.run(request.task, context)
+        timings.publish()
+        return SegmentResult(
+            image_id=image.id,
+            width=image.width,
+            height=image.height,
+            results=outcome.results,
+            variant=choice.variant,
+            model=self._variants[choice.variant].model,
+            reason="; ".join(filter(None, (choice.reason, outcome.note))),
+            cache=session.cache or CacheTier.MISS,
+            timings_ms=timings.ms,
+            text_engine=outcome.text_engine,
+            threshold=outcome.threshold,
+            expected_ms=choice.expected_ms,
+            degraded=choice.degraded or outcome.degraded,
+            escalated=outcome.escalated,
+        )
 
     async def embed(self, image: bytes | RgbArray | str, variant: str) -> EmbedResult:
         """Embed an image, so that later prompts on its id need no encoder."""
@@ -246,74 +224,57 @@ class SegmentationFlow:
         return await self._readiness()
 
     @asynccontextmanager
-    async def _deadline(self, asked_s: float | None) -> AsyncIterator[None]:
-        """Ends a request, and what it waits for, at the service's time or the caller's."""
-        timeout_s = _sooner(self._timeout_s, _without_way(asked_s))
+    async def _deadline(self, caller_timeout_s: float | None) -> AsyncIterator[None]:
+        """Ends a request, and what it waits for, at the service's timeout or the caller's."""
+        timeout_s = _min_timeout(self._timeout_s, _minus_network_margin(caller_timeout_s))
         try:
             async with time_limit(timeout_s) as deadline:
                 yield
         except TimeoutError:
             if not deadline.expired():
                 raise
-            raise DeadlineExceeded(f"the answer was not ready within {timeout_s:.3g} s") from None
+            raise DeadlineExceeded(f"the request was not done within {timeout_s:.3g} s") from None
 
-    def _session(self, variant: str, timings: Timings, return_logits: bool = False) -> Session:
+    def _session(
+        self, variant: str, timings: Timings, return_logits: bool = False
+    ) -> VariantSession:
         predictor = self._predictors[variant]
-        return Session(variant, predictor, self._dispatcher.board, timings, return_logits)
+        return VariantSession(variant, predictor, self._dispatcher.board, timings, return_logits)
 
-    async def _text_source(self, task: Task) -> ProposalSource | None:
-        """Where a text's candidates will come from, which decides how much work it is."""
-        if not isinstance(task, TextQuery) or self._scorer is None:
-            return None
-        return task.proposals or (await self._scorer.info()).proposals
-
-    def _second(self, request: SegmentRequest, choice: Choice) -> str | None:
-        """Who is asked what the chosen variant is unsure of; None: nobody.
-
-        Whoever names a variant or a quality has said what suffices.
-        """
+    def _cascade(self, request: SegmentRequest, choice: Choice, timings: Timings) -> Cascade | None:
+        """For requests that name neither a variant nor a quality, which would be what suffices."""
         router = self._dispatcher.router
         free = request.variant == AUTO and request.min_quality is None
-        if free and choice.variant == router.default and router.cascade_to is not None:
-            return router.cascade_to
-        return None
+        if not free or choice.variant != router.default or router.cascade_to is None:
+            return None
+        second = self._session(router.cascade_to, timings, request.return_logits)
+        return Cascade(self._dispatcher, choice.variant, second)
 
     async def _open(self, image: bytes | RgbArray | str, timings: Timings) -> OpenImage:
         with timings.stage("open_image"):
             return await self._images.open(image)
 
 
-def _check_inside(prompts: Sequence[Prompt], image: OpenImage) -> None:
-    for i, prompt in enumerate(prompts):
-        try:
-            prompt.check_inside(image.width, image.height)
-        except InvalidPrompt as exc:
-            raise exc.at(f"prompts[{i}]") from None
+def _minus_network_margin(timeout_s: float | None) -> float | None:
+    """The caller's timeout minus a round-trip margin, so that it receives the timeout error."""
+    return None if timeout_s is None else timeout_s - min(_MARGIN_S, timeout_s * _MARGIN_SHARE)
 
 
-def _without_way(asked_s: float | None) -> float | None:
-    """The caller's time less the way here and back.
-
-    Its clock is ahead of ours by that: we stop a little sooner, so that it hears why.
-    """
-    return None if asked_s is None else asked_s - min(_WAY_S, asked_s * _WAY_SHARE)
-
-
-def _sooner(*seconds: float | None) -> float | None:
+def _min_timeout(*seconds: float | None) -> float | None:
     return min((s for s in seconds if s is not None), default=None)
 
 
-def _latest(
+def _respond_by(
     request: SegmentRequest, started: float, service_timeout_s: float | None, patience_s: float
 ) -> float:
-    """When an answer must go out, as an instant of ``time.monotonic``.
+    """When a response must leave, as an instant of ``time.monotonic``.
 
     Args:
         started: the instant at which the request came in.
-        patience_s: how long from now where the caller does not say.
+        patience_s: how long from now where the caller sets no time.
     """
     wanted_s = None if request.max_latency_ms is None else request.max_latency_ms / 1e3
-    said_s = _sooner(_without_way(request.timeout_s), wanted_s)
-    end_s = _sooner(service_timeout_s, said_s)
+    caller_s = _min_timeout(_minus_network_margin(request.timeout_s), wanted_s)
+    end_s = _min_timeout(service_timeout_s, caller_s)
     end = math.inf if end_s is None else started + end_s * _USABLE
-    return end if said_s is not None else min(end, time.monotonic() + patience_s)
+    return end if caller_s is not None else min(end, time.monotonic() + patience_s)

@@ -6,7 +6,9 @@ from collections.abc import Awaitable, Callable
 
 from fastapi import FastAPI
 
+from serve_app.capabilities import CAPABILITIES
 from serve_app.connectors.article import article_router
+from serve_app.core.capability import Capabilities
 from serve_app.core.limits import Limits
 from serve_app.core.ports import SegmentationService
 from serve_app.core.settings import SecuritySettings
@@ -43,6 +45,7 @@ def create_app(
     service: SegmentationService,
     limits: Limits,
     *,
+    capabilities: Capabilities = CAPABILITIES,
     metrics: Callable[[], Awaitable[bytes]],
     version: str,
     security: SecuritySettings | None = None,
@@ -53,6 +56,7 @@ def create_app(
     Args:
         service: who answers.
         limits: what a request may hold; refused here, before the service sees it.
+        capabilities: what the service can be asked for.
         metrics: gives the process' metrics in Prometheus' text format.
         version: of this service, for the documents.
         security: who may ask, and how much; None: everybody, without bound.
@@ -66,6 +70,7 @@ def create_app(
         openapi_tags=_TAGS,
         redirect_slashes=False,
         keys_needed=bool(security.api_keys),
+        capabilities=capabilities,
         # FastAPI's own would cut a request's trace in two, and has paths and bodies in it.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         responses={500: {"model": ErrorEnvelope, "description": "`internal_error`"}},
@@ -82,7 +87,7 @@ def create_app(
     app.add_middleware(Account, templates=app.templates)
     app.add_middleware(RequestIds)
     app.add_middleware(Lingering, seconds=limits.linger_seconds, most=limits.max_lingering_requests)
-    app.include_router(v1_router(service, limits))
+    app.include_router(v1_router(service, limits, capabilities))
     app.include_router(article_router(service, limits, version))
     app.include_router(service_router(service, metrics, work))
     return app

@@ -1,23 +1,26 @@
 """Reads a request's body: JSON, or a form, into JSON-like values and files.
 
-A form is the JSON body in other clothes: its field ``request`` may hold all of it, and plain
-fields hold single members, so that ``curl -F file=@dog.jpg -F text=dog`` is a request.
+A form stands for a JSON body: its field ``request`` may hold all of it, and plain fields hold
+single members, so that ``curl -F file=@dog.jpg -F text=dog`` is a request.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from typing import Any
 
+from pydantic import BaseModel
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from serve_app.core.errors import InvalidImage, InvalidRequest, TooManyPrompts
+from serve_app.core.capability import Capability
+from serve_app.core.errors import InvalidRequest, TooManyPrompts
 from serve_app.core.limits import Limits
 from serve_app.http.parsing import check_values, load_json
 
@@ -133,30 +136,9 @@ def the_only(values: list[Any], field: str) -> Any:
     return values[0]
 
 
-def image_file(content: bytes, field: str) -> bytes:
-    """``content``, which must not be empty."""
-    if not content:
-        raise InvalidImage("the file is empty", field)
-    return content
-
-
 def json_field(values: list[str], field: str, limits: Limits) -> Any:
     """A field with JSON text."""
     return load_json(the_only(values, field), limits, field)
-
-
-def points_field(values: list[str], field: str, limits: Limits) -> Any:
-    """Points as JSON text; a single ``[x, y]`` is one point."""
-    points = json_field(values, field, limits)
-    if isinstance(points, list) and points and not any(isinstance(p, list) for p in points):
-        return [points]
-    return points
-
-
-def labels_field(values: list[str], field: str, limits: Limits) -> Any:
-    """Labels as JSON text; a single number is one label."""
-    labels = json_field(values, field, limits)
-    return [labels] if isinstance(labels, int) else labels
 
 
 def _plain(values: list[str], field: str, limits: Limits) -> Any:
@@ -171,16 +153,14 @@ def _flag(values: list[str], field: str, limits: Limits) -> Any:
     return flag == "true"
 
 
-def _everything(values: list[str], field: str, limits: Limits) -> Any:
+def _flag_or_json(values: list[str], field: str, limits: Limits) -> Any:
     text = the_only(values, field)
-    return (
-        _flag(values, field, limits)
-        if text.strip().lower() in ("true", "false")
-        else load_json(text, limits, field)
-    )
+    if text.strip().lower() in ("true", "false"):
+        return _flag(values, field, limits)
+    return load_json(text, limits, field)
 
 
-def _text(values: list[str], field: str, limits: Limits) -> Any:
+def _texts(values: list[str], field: str, limits: Limits) -> Any:
     """A text, several fields with one each, or a JSON list."""
     if len(values) > 1:
         return values
@@ -189,31 +169,48 @@ def _text(values: list[str], field: str, limits: Limits) -> Any:
     return values[0]
 
 
-FORM_MEMBERS: Mapping[str, FieldReader] = {
-    "image_id": _plain,
-    "variant": _plain,
-    "format": _plain,
-    "proposals": _plain,
-    "text": _text,
-    "text_threshold": json_field,
-    "max_masks": json_field,
-    "points_per_side": json_field,
-    "point_coords": points_field,
-    "point_labels": labels_field,
-    "box": json_field,
-    "mask_input": _plain,
-    "prompts": json_field,
-    "everything": _everything,
-    "multimask_output": _flag,
-    "return_logits": _flag,
-    "max_latency_ms": json_field,
-    "min_quality": json_field,
-}
-"""Members of a segment request that a form may hold in a field of their own."""
+@cache
+def form_readers(body: type[BaseModel]) -> Mapping[str, FieldReader]:
+    """How the form field of each member of a JSON body is read, by the member's JSON type."""
+    schema = body.model_json_schema()
+    definitions = schema.get("$defs", {})
+    return {
+        name: _reader(_types(member, definitions))
+        for name, member in schema["properties"].items()
+        if name != "image"  # in a form the image is a file
+    }
 
 
-async def receive(request: Request, limits: Limits, file_field: str) -> Received:
+def _types(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> frozenset[str]:
+    if "$ref" in schema:
+        schema = definitions[schema["$ref"].rpartition("/")[2]]
+    inner = [_types(one, definitions) for one in schema.get("anyOf", ())]
+    own = {schema["type"]} if "type" in schema else {"string"} if "enum" in schema else set()
+    return frozenset(own).union(*inner) - {"null"}
+
+
+def _reader(types: frozenset[str]) -> FieldReader:
+    if types == {"string"}:
+        return _plain
+    if types == {"boolean"}:
+        return _flag
+    if "boolean" in types:
+        return _flag_or_json
+    return _texts if "string" in types else json_field
+
+
+async def receive(
+    request: Request,
+    limits: Limits,
+    file_field: str,
+    body: type[BaseModel],
+    capabilities: Sequence[Capability] = (),
+) -> Received:
     """Read a JSON body, or a form whose files come as ``file_field``.
+
+    Args:
+        body: the JSON body's model, whose members a form may hold in fields of their own.
+        capabilities: complete the members that a form leaves out.
 
     Raises:
         InvalidRequest: another content type, malformed JSON or form, an unknown form field.
@@ -227,11 +224,12 @@ async def receive(request: Request, limits: Limits, file_field: str) -> Received
     if kind != "multipart/form-data":
         raise InvalidRequest("send application/json or multipart/form-data as content-type")
     form = await read_form(request, limits)
+    readers = form_readers(body)
     known = {file_field, *_JSON_FILES}
-    if not (form.fields.keys() <= known | FORM_MEMBERS.keys() and form.files.keys() <= known):
+    if not (form.fields.keys() <= known | readers.keys() and form.files.keys() <= known):
         raise InvalidRequest(
             f"unknown form field; the image is the file {file_field!r}, the others are request, "
-            + ", ".join(FORM_MEMBERS)
+            + ", ".join(readers)
         )
     if file_field in form.fields:
         raise InvalidRequest(
@@ -244,9 +242,12 @@ async def receive(request: Request, limits: Limits, file_field: str) -> Received
     requests = _request_field(form, "requests", None, limits)
     if requests is not None and not isinstance(requests, list):
         raise InvalidRequest("requests must hold a JSON list", "requests")
-    members = {**members, **_plain_members(form.fields, members, limits)}
+    plain = _plain_members(form.fields, members, readers, limits)
+    for capability in capabilities:
+        plain = capability.task.complete_form(plain, members)
+    members = {**members, **plain}
     if requests is not None and members:
-        raise InvalidRequest("requests stands alone: give no request fields beside it", "requests")
+        raise InvalidRequest("requests cannot be combined with other fields", "requests")
     return Received(members, form.files.get(file_field, []), requests)
 
 
@@ -257,18 +258,17 @@ def _request_field(form: Form, name: str, default: Any, limits: Limits) -> Any:
 
 
 def _plain_members(
-    fields: Mapping[str, list[str]], members: Mapping[str, Any], limits: Limits
+    fields: Mapping[str, list[str]],
+    members: Mapping[str, Any],
+    readers: Mapping[str, FieldReader],
+    limits: Limits,
 ) -> dict[str, Any]:
     """The members that have form fields of their own."""
     plain: dict[str, Any] = {}
-    for name, read in FORM_MEMBERS.items():
+    for name, read in readers.items():
         if name not in fields:
             continue
         if name in members:
-            raise InvalidRequest(f"{name} is given twice, in request and beside it", name)
+            raise InvalidRequest(f"{name} is given both inside and outside `request`", name)
         plain[name] = read(fields[name], name, limits)
-    points = plain.get("point_coords")
-    if isinstance(points, list) and "point_labels" not in {*plain, *members}:
-        # By hand one clicks on the object; JSON, which programs write, asks for labels.
-        plain["point_labels"] = [1] * len(points)
     return plain

@@ -1,24 +1,31 @@
-"""The OpenAPI document's parts that FastAPI cannot see: `serve_app.http.body` reads bodies."""
+"""The parts of the OpenAPI document that FastAPI cannot see.
+
+Bodies are read by `serve_app.http.body` and results are written by `serve_app.http.formats`, from
+the models of the capabilities.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NotRequired
 
 from fastapi import FastAPI
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from pydantic.json_schema import models_json_schema
+from typing_extensions import TypedDict
 
-from serve_app.http.answers import BatchLine, FeatureCollectionAnswer
-from serve_app.http.body import FORM_MEMBERS
-from serve_app.http.formats import GEOJSON_TYPE, NPZ_TYPE
+from serve_app.core.capability import Capabilities
+from serve_app.core.types import EmbedResult, Mask, PromptResult, SegmentResult
+from serve_app.http.body import form_readers
+from serve_app.http.errors import ErrorBody
+from serve_app.http.formats import GEOJSON_TYPE, JSON_TYPE, NPZ_TYPE
 from serve_app.http.keys import KEY_HEADER
 from serve_app.http.parsing import TIMEOUT_HEADER
-from serve_app.http.schemas import BatchBody, EmbedBody, SegmentBody
+from serve_app.http.requests import BatchBody, EmbedFields, request_body
 from serve_app.http.tally import PROBES
 
 _REF = "#/components/schemas/{model}"
 _FILE = {"type": "string", "format": "binary", "description": "an image file"}
-_JSON_TEXT = "as JSON text, see the JSON body"
 
 SEGMENT_EXAMPLES: dict[str, Any] = {
     "a point": {
@@ -39,78 +46,121 @@ SEGMENT_EXAMPLES: dict[str, Any] = {
     "everything": {"value": {"image_id": "640x480-5d41…", "everything": {"points_per_side": 16}}},
 }
 
-
-def _ref(model: type[BaseModel]) -> dict[str, Any]:
-    return {"$ref": _REF.format(model=model.__name__)}
+Ring = list[tuple[float, float]]
 
 
-def _form(properties: dict[str, Any], required: list[str], *, more: bool = False) -> dict[str, Any]:
-    """A form's schema; ``more`` fields than these do no harm."""
+class Geometry(TypedDict):
+    """A GeoJSON geometry in image pixels: x to the right, y down."""
+
+    type: Literal["Polygon", "MultiPolygon"]
+    coordinates: list[Ring] | list[list[Ring]]
+
+
+class Feature(TypedDict):
+    """One mask; its geometry is null if it is empty.  ``properties`` is the mask's other members,
+    with ``result`` (index of the prompt or text), ``mask`` (its index there) and ``text``."""
+
+    type: Literal["Feature"]
+    geometry: Geometry | None
+    properties: dict[str, Any]
+
+
+class BatchLine(TypedDict):
+    """A line of a batch's response; lines come as they are ready."""
+
+    index: int
+    result: NotRequired[dict[str, Any]]
+    error: NotRequired[ErrorBody]
+
+
+class Status(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    status: str
+
+
+class Readiness(Status):
+    in_flight: int | None = Field(None, description="requests in flight (draining)")
+
+
+class Models(BaseModel):
+    """What is deployed."""
+
+    model_config = ConfigDict(extra="allow")
+
+    variants: Any = None
+
+
+def ref(name: str) -> dict[str, Any]:
+    """A reference to a component of the document."""
+    return {"$ref": _REF.format(model=name)}
+
+
+def _form(properties: dict[str, Any], required: Sequence[str], *, more: bool = False) -> Any:
+    """A form's schema; ``more``: other fields than these are ignored."""
     schema: dict[str, Any] = {"type": "object", "properties": properties}
     if not more:
         schema["additionalProperties"] = False
     if required:
-        schema["required"] = required
+        schema["required"] = list(required)
     return {"schema": schema}
 
 
-def _members(names: list[str]) -> dict[str, Any]:
+def _members(body: type[BaseModel], without: Sequence[str] = ()) -> dict[str, Any]:
     """Form fields that hold single members of the JSON body."""
-    return {name: {"type": "string", "description": f"`{name}` {_JSON_TEXT}"} for name in names}
+    return {
+        name: {"type": "string", "description": f"`{name}` as JSON text, see the JSON body"}
+        for name in form_readers(body)
+        if name not in without
+    }
 
 
-def _body(
-    json_model: type[BaseModel], form: dict[str, Any], examples: Any = None
-) -> dict[str, Any]:
-    json_part: dict[str, Any] = {"schema": _ref(json_model)}
+def _body(name: str, form: Any, examples: Any = None) -> dict[str, Any]:
+    json_part: dict[str, Any] = {"schema": ref(name)}
     if examples:
         json_part["examples"] = examples
     content = {"application/json": json_part, "multipart/form-data": form}
     return {"requestBody": {"required": True, "content": content}}
 
 
-def segment_body() -> dict[str, Any]:
-    """The body of ``/v1/segment``."""
-    request = {"type": "string", "description": "a segment request without image, as JSON text"}
-    form = _form({"file": _FILE, "request": request, **_members(list(FORM_MEMBERS))}, [])
-    return _body(SegmentBody, form, SEGMENT_EXAMPLES)
+def call_body(body: type[BaseModel]) -> dict[str, Any]:
+    """The body of a capability's route."""
+    request = {"type": "string", "description": "a request without image, as JSON text"}
+    form = _form({"file": _FILE, "request": request, **_members(body)}, [])
+    return _body(body.__name__, form, SEGMENT_EXAMPLES if body.__name__ == "SegmentBody" else None)
 
 
 def embed_body() -> dict[str, Any]:
     """The body of ``/v1/embed``."""
-    return _body(EmbedBody, _form({"file": _FILE, **_members(["variant"])}, ["file"]))
+    form = _form({"file": _FILE, **_members(EmbedFields, ["image_id"])}, ["file"])
+    return _body(EmbedFields.__name__, form)
 
 
-def batch_body() -> dict[str, Any]:
-    """The body of ``/v1/segment/batch``."""
+def batch_body(body: type[BaseModel]) -> dict[str, Any]:
+    """The body of the batch of a capability's route."""
     form = _form(
         {
             "files": {"type": "array", "items": _FILE, "minItems": 1},
-            "request": {"type": "string", "description": "a segment request for all files"},
+            "request": {"type": "string", "description": "a request for all files"},
             "requests": {"type": "string", "description": "a JSON list, a request for each file"},
-            **_members([name for name in FORM_MEMBERS if name != "image_id"]),
+            **_members(body, ["image_id"]),
         },
         ["files"],
     )
-    return _body(BatchBody, form)
+    return _body(BatchBody.__name__, form)
 
 
-def article_body(files: str, members: list[str]) -> dict[str, Any]:
-    """The body and query of the article's routes."""
-    file: dict[str, Any] = {"type": "array", "items": _FILE, "minItems": 1}
-    texts = {
-        "model_type": "fast (default), accurate or quantized",
-        "point_coords": "JSON text: [[x, y], …] or [x, y], in image pixels",
-        "point_labels": "JSON text: a label for each point, 1 (default) or 0",
-        "box": "JSON text: [x0, y0, x1, y1]",
-    }
-    fields = {name: {"type": "string", "description": texts[name]} for name in members}
-    form = _form({files: file if files == "files" else _FILE, **fields}, [files], more=True)
+def plain_form(file_field: str, fields: Mapping[str, str]) -> dict[str, Any]:
+    """A form of one image file, or of several ``files``, and of texts, also as query fields."""
+    several: dict[str, Any] = {"type": "array", "items": _FILE, "minItems": 1}
+    texts = {name: {"type": "string", "description": text} for name, text in fields.items()}
+    file = several if file_field == "files" else _FILE
+    form = _form({file_field: file, **texts}, [file_field], more=True)
     return {
         "requestBody": {"required": True, "content": {"multipart/form-data": form}},
         "parameters": [
             {"name": name, "in": "query", "required": False, "schema": {"type": "string"}}
-            for name in members
+            for name in fields
         ],
     }
 
@@ -120,14 +170,16 @@ TIMEOUT_PARAMETER: dict[str, Any] = {
     "in": "header",
     "required": False,
     "schema": {"type": "string"},
-    "description": "seconds after which the caller goes away: work for it stops and the answer is "
-    "`deadline_exceeded`; what is not a positive number does not count",
+    "description": "the caller's timeout in seconds: work for the request then stops with "
+    "`deadline_exceeded`; what is not a positive number is ignored",
 }
-SEGMENT_CONTENT: dict[str, Any] = {
-    GEOJSON_TYPE: {"schema": _ref(FeatureCollectionAnswer)},
+CALL_CONTENT: dict[str, Any] = {
+    JSON_TYPE: {"schema": ref(SegmentResult.__name__)},
+    GEOJSON_TYPE: {"schema": ref("FeatureCollection")},
     NPZ_TYPE: {"schema": {"type": "string", "format": "binary"}},
 }
-BATCH_CONTENT: dict[str, Any] = {"application/x-ndjson": {"schema": _ref(BatchLine)}}
+EMBED_CONTENT: dict[str, Any] = {JSON_TYPE: {"schema": ref(EmbedResult.__name__)}}
+BATCH_CONTENT: dict[str, Any] = {"application/x-ndjson": {"schema": ref(BatchLine.__name__)}}
 
 
 _SCHEMES: dict[str, Any] = {
@@ -140,13 +192,15 @@ class SamApi(FastAPI):
     """FastAPI whose document also has what middleware and routes do by themselves.
 
     Args:
-        keys_needed: all but the probes needs an API key.
+        keys_needed: every route but the probes needs an API key.
+        capabilities: whose requests and results are documented.
         more: FastAPI's own.
     """
 
-    def __init__(self, *, keys_needed: bool, **more: Any) -> None:
+    def __init__(self, *, keys_needed: bool, capabilities: Capabilities, **more: Any) -> None:
         super().__init__(**more)
         self._keys_needed = keys_needed
+        self._capabilities = capabilities
 
     def templates(self) -> list[str]:
         """The paths of all routes, with their parameters' names."""
@@ -157,7 +211,7 @@ class SamApi(FastAPI):
         if self.openapi_schema is None:
             document = super().openapi()
             components = document.setdefault("components", {})
-            self._add_bodies(components.setdefault("schemas", {}))
+            self._add_models(components.setdefault("schemas", {}))
             components["securitySchemes"] = _SCHEMES
             document["security"] = [{name: []} for name in _SCHEMES]
             if not self._keys_needed:
@@ -167,15 +221,47 @@ class SamApi(FastAPI):
                     operation["security"] = []
         return super().openapi()
 
-    def _add_bodies(self, schemas: dict[str, Any]) -> None:
-        """The schemas of bodies that routes read themselves."""
-        _, definitions = models_json_schema(
-            [
-                *((m, "validation") for m in (SegmentBody, EmbedBody, BatchBody)),
-                *((m, "serialization") for m in (FeatureCollectionAnswer, BatchLine)),
-            ],
+    def _add_models(self, schemas: dict[str, Any]) -> None:
+        """The schemas of requests and responses."""
+        routes = self._capabilities.routes()
+        bodies = [request_body(body_name(route), found) for route, found in routes.items()]
+        models: list[type[BaseModel]] = [*bodies, EmbedFields, BatchBody]
+        _, requests = models_json_schema(
+            [(model, "validation") for model in models],
             ref_template=_REF,
         )
-        schemas.update(definitions["$defs"])
+        results = list(dict.fromkeys(c.result for c in self._capabilities))
+        kinds = (SegmentResult, EmbedResult, Mask, PromptResult, Feature, BatchLine, *results)
+        _, responses = TypeAdapter.json_schemas(
+            [(kind, "serialization", TypeAdapter(kind)) for kind in dict.fromkeys(kinds)],
+            ref_template=_REF,
+        )
+        schemas.update(responses["$defs"])
+        schemas.update(requests["$defs"])
         # Items are checked one by one, so that a faulty one fails alone.
-        schemas["BatchBody"]["properties"]["items"]["items"] = _ref(SegmentBody)
+        schemas["BatchBody"]["properties"]["items"]["items"] = ref(bodies[0].__name__)
+        result = schemas[SegmentResult.__name__]
+        result["properties"]["results"] = {
+            "type": "array",
+            "items": {"anyOf": [ref(kind.__name__) for kind in results]},
+        }
+        for name in {SegmentResult.__name__, *(kind.__name__ for kind in (*results, Mask))}:
+            # What has its default is left out.
+            schemas[name]["additionalProperties"] = False
+        schemas["FeatureCollection"] = {
+            **result,
+            "title": "FeatureCollection",
+            "description": "All masks as GeoJSON, with the response's other members.",
+            "properties": {
+                **result["properties"],
+                "type": {"const": "FeatureCollection"},
+                "features": {"type": "array", "items": ref(Feature.__name__)},
+                "results": {"type": "array", "items": {"type": "object"}},
+            },
+            "required": ["type", "features", *result["required"]],
+        }
+
+
+def body_name(route: str) -> str:
+    """The name of a route's request in the document."""
+    return f"{''.join(part.capitalize() for part in route.split('/'))}Body"

@@ -1,20 +1,25 @@
-"""A result in the formats that clients ask for.  CPU work: in a thread, unless `is_quick`."""
+"""Responses in the formats that clients ask for.  CPU work: in a thread, unless `is_quick`.
+
+A new mask format is one function and one line in `_SEGMENTATIONS` (a form of each mask) or
+`_DOCUMENTS` (a form of the whole response).
+"""
 
 from __future__ import annotations
 
 import base64
-import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, cast
 
 import numpy as np
 import orjson
+from pydantic import TypeAdapter
+from pydantic_core import PydanticSerializationError
 
 from serve_app.core.errors import InternalError
 from serve_app.core.types import EmbedResult, Mask, PromptResult, SegmentResult
-from serve_app.http.schemas import MaskFormat
 from serve_app.masks.operations import geojson_coordinates, mask_png, mask_polygons, masks_npz
 
 JSON_TYPE = "application/json"
@@ -27,7 +32,7 @@ _QUICK = 2**18
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """Instants of ``time.perf_counter``: when a request began, and when it was understood."""
+    """Instants of ``time.perf_counter``: when a request began, and when it was parsed."""
 
     started: float
     parsed: float
@@ -57,66 +62,43 @@ def to_json(value: Any) -> bytes:
     return orjson.dumps(value, default=other, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def is_quick(result: SegmentResult, fmt: MaskFormat) -> bool:
+def is_quick(result: SegmentResult, fmt: str) -> bool:
     """Whether formatting takes less than handing it to a thread: run lengths stay as they are."""
-    masks = [mask for one in result.results for mask in one.masks]
+    masks = _masks(result)
     size = sum(len(mask.rle.counts) for mask in masks)
     return fmt == "rle" and size <= _QUICK and all(m.low_res_logits is None for m in masks)
 
 
-def segment_file(
-    result: SegmentResult, fmt: MaskFormat, everything: bool, clock: Clock
-) -> tuple[bytes, str]:
-    """The whole answer and its content type.
+def segment_file(result: SegmentResult, fmt: str, clock: Clock) -> tuple[bytes, str]:
+    """The whole response and its content type.
 
-    ``npz`` is a file for ``numpy.load``: `masks_npz`'s arrays, ``result_index (N,)`` (which
-    prompt or text each mask answers), ``low_res_logits (N, 256, 256) float16`` if they were
-    asked for, and ``answer``, a string with the answer's other members as JSON.
+    ``npz`` is a file for ``numpy.load``: `masks_npz`'s arrays, ``result_index (N,)`` (the prompt
+    or text of each mask), ``low_res_logits (N, 256, 256) float16`` if they were requested, and
+    ``answer``, a string with the response's other members as JSON.
     """
     if fmt == "npz":
         return _npz(result, clock), NPZ_TYPE
-    answer = segment_answer(result, fmt, everything, clock)
-    return to_json(answer), GEOJSON_TYPE if fmt == "geojson" else JSON_TYPE
+    body = segment_response(result, fmt, clock)
+    return to_json(body), GEOJSON_TYPE if fmt == "geojson" else JSON_TYPE
 
 
-def segment_answer(
-    result: SegmentResult, fmt: MaskFormat, everything: bool, clock: Clock
-) -> dict[str, Any]:
-    """The answer as a JSON-like object; ``npz`` becomes base64 beside the other members."""
+def segment_response(result: SegmentResult, fmt: str, clock: Clock) -> dict[str, Any]:
+    """The response as a JSON-like object; ``npz`` becomes base64 beside the other members."""
     formatting = time.perf_counter()
-    answer = _facts(result)
-    if fmt == "npz":
-        answer["results"] = [_text_facts(r) for r in result.results]
-        answer["npz"] = _base64(_npz(result, clock))
-    elif fmt == "geojson":
-        answer["type"] = "FeatureCollection"
-        answer["features"] = [
-            _feature(mask, everything, i, j, one.text)
-            for i, one in enumerate(result.results)
-            for j, mask in enumerate(one.masks)
-        ]
-        answer["results"] = [_text_facts(r) for r in result.results]
+    body = dumped(result, exclude={"results", "timings_ms"})
+    if fmt in _DOCUMENTS:
+        body.update(_DOCUMENTS[fmt](result, clock))
+        body["results"] = _results_without_masks(result)
     else:
-        answer["results"] = [
-            {
-                **_text_facts(one),
-                "masks": [
-                    {**_mask_facts(mask, everything), "segmentation": _segmentation(mask, fmt)}
-                    for mask in one.masks
-                ],
-            }
-            for one in result.results
-        ]
-    answer["timings_ms"] = clock.timings(result.timings_ms, formatting)
-    return answer
+        body["results"] = [_result(one, _SEGMENTATIONS[fmt]) for one in result.results]
+    body["timings_ms"] = clock.timings(result.timings_ms, formatting)
+    return body
 
 
-def embed_answer(result: EmbedResult, clock: Clock) -> dict[str, Any]:
-    """The answer to an embed call."""
-    return {
-        **_image_facts(result),
-        "timings_ms": clock.timings(result.timings_ms, None),
-    }
+def embed_response(result: EmbedResult, clock: Clock) -> dict[str, Any]:
+    """The response to an embed call."""
+    timings = clock.timings(result.timings_ms, None)
+    return {**dumped(result, exclude={"timings_ms"}), "timings_ms": timings}
 
 
 def png_base64(mask: Mask) -> str:
@@ -124,112 +106,112 @@ def png_base64(mask: Mask) -> str:
     return _base64(mask_png(mask.rle))
 
 
-def finite(value: float, name: str) -> float:
-    """``value``; `InternalError` if a model answered NaN, which JSON cannot say."""
-    if not math.isfinite(value):
-        raise InternalError(f"the model answered a {name} that is not a number")
-    return float(value)
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
-def _image_facts(result: SegmentResult | EmbedResult) -> dict[str, Any]:
-    names = ("image_id", "width", "height", "variant", "model", "cache")
-    return {name: getattr(result, name) for name in names}
+def dumped(value: Any, *, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+    """A result as a JSON-like object; members that have nothing to say are left out.
+
+    Raises:
+        InternalError: it holds a number that is not finite, which JSON cannot express.
+    """
+    try:
+        found: dict[str, Any] = _adapter(cast(Hashable, type(value))).dump_python(
+            value,
+            mode="json",
+            by_alias=True,
+            exclude_defaults=True,
+            include=include,
+            exclude=exclude,
+        )
+    except PydanticSerializationError as exc:
+        raise InternalError("the model gave a number that is not finite") from exc
+    return found
 
 
-def _facts(result: SegmentResult) -> dict[str, Any]:
-    return {
-        **_image_facts(result),
-        "reason": result.reason,
-        **_present(
-            text_engine=result.text_engine,
-            threshold=result.threshold,
-            expected_ms=None if result.expected_ms is None else round(result.expected_ms, 1),
-            degraded=result.degraded or None,
-            escalated=result.escalated or None,
-        ),
-    }
+def _result(one: Any, segmentation: Callable[[Mask], Any] | None) -> dict[str, Any]:
+    if segmentation is None or not isinstance(one, PromptResult):
+        return dumped(one)
+    body = dumped(one, exclude={"masks": {"__all__": {"rle"}}})
+    for mask, entry in zip(one.masks, body["masks"], strict=True):
+        entry["segmentation"] = segmentation(mask)
+    return body
 
 
-def _present(**members: Any) -> dict[str, Any]:
-    return {name: value for name, value in members.items() if value is not None}
+def _results_without_masks(result: SegmentResult) -> list[dict[str, Any]]:
+    return [dumped(one, exclude={"masks"}) for one in result.results]
 
 
-def _text_facts(result: PromptResult) -> dict[str, Any]:
-    best = result.best_score
-    return _present(
-        text=result.text,
-        present=result.present,
-        best_score=None if best is None else finite(best, "score"),
-        variant=result.variant,
-    )
+def _masks(result: SegmentResult) -> list[Mask]:
+    return [mask for one in result.results if isinstance(one, PromptResult) for mask in one.masks]
 
 
-def _mask_facts(mask: Mask, everything: bool) -> dict[str, Any]:
-    score = finite(mask.score, "score")
-    logits = mask.low_res_logits
-    return {
-        "score": score,
-        "stability_score": finite(mask.stability_score, "stability score"),
-        "bbox": [int(v) for v in mask.bbox],
-        "area": int(mask.area),
-        **_present(
-            predicted_iou=score if everything else None,
-            point_coords=[list(mask.point_coords)] if mask.point_coords else None,
-            crop_box=mask.crop_box,
-            text_score=None if mask.text_score is None else finite(mask.text_score, "score"),
-            label=mask.label,
-            low_res_logits=None if logits is None else _base64(logits.astype("<f2").tobytes()),
-        ),
-    }
+def _polygons(mask: Mask) -> list[list[list[list[float]]]]:
+    return [[ring.tolist() for ring in polygon] for polygon in mask_polygons(mask.array)]
 
 
-def _segmentation(mask: Mask, fmt: MaskFormat) -> Any:
-    if fmt == "polygon":
-        return [[ring.tolist() for ring in polygon] for polygon in mask_polygons(mask.array)]
-    if fmt == "png":
-        return png_base64(mask)
-    return {"size": list(mask.rle.size), "counts": mask.rle.counts.decode("ascii")}
+def _geojson(result: SegmentResult, clock: Clock) -> dict[str, Any]:
+    features = [
+        _feature(mask, i, j, one.text)
+        for i, one in enumerate(result.results)
+        for j, mask in enumerate(one.masks)
+    ]
+    return {"type": "FeatureCollection", "features": features}
 
 
-def _feature(
-    mask: Mask, everything: bool, result_index: int, mask_index: int, text: str | None
-) -> dict[str, Any]:
+def _feature(mask: Mask, result: int, index: int, text: str | None) -> dict[str, Any]:
     parts = geojson_coordinates(mask_polygons(mask.array))
     geometry: dict[str, Any] | None = None
     if len(parts) == 1:
         geometry = {"type": "Polygon", "coordinates": parts[0]}
     elif parts:
         geometry = {"type": "MultiPolygon", "coordinates": parts}
+    about: dict[str, Any] = {"result": result, "mask": index}
+    if text is not None:
+        about["text"] = text
     return {
         "type": "Feature",
         "geometry": geometry,
-        "properties": {
-            "result": result_index,
-            "mask": mask_index,
-            **_present(text=text),
-            **_mask_facts(mask, everything),
-        },
+        "properties": {**about, **dumped(mask, exclude={"rle"})},
     }
 
 
 def _npz(result: SegmentResult, clock: Clock) -> bytes:
-    masks = [mask for one in result.results for mask in one.masks]
+    masks = _masks(result)
     owners = [i for i, one in enumerate(result.results) for _ in one.masks]
     columns = {"result_index": np.array(owners, np.int64)}
     logits = [mask.low_res_logits for mask in masks if mask.low_res_logits is not None]
     if logits and len(logits) == len(masks):
         columns["low_res_logits"] = np.stack(logits).astype(np.float16)
     members = {
-        **_facts(result),
-        "results": [_text_facts(one) for one in result.results],
+        **dumped(result, exclude={"results", "timings_ms"}),
+        "results": _results_without_masks(result),
         "timings_ms": clock.timings(result.timings_ms, None),
     }
     for mask in masks:
-        finite(mask.score, "score")
+        dumped(mask, exclude={"rle"})  # a number that is not finite is an error here, too
     return masks_npz(
         masks, (result.height, result.width), **columns, answer=np.array(to_json(members).decode())
     )
 
 
+def _npz_member(result: SegmentResult, clock: Clock) -> dict[str, Any]:
+    return {"npz": _base64(_npz(result, clock))}
+
+
 def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
+
+
+_SEGMENTATIONS: Mapping[str, Callable[[Mask], Any] | None] = {
+    "rle": None,  # as results are written anyway
+    "polygon": _polygons,
+    "png": png_base64,
+}
+_DOCUMENTS: Mapping[str, Callable[[SegmentResult, Clock], dict[str, Any]]] = {
+    "geojson": _geojson,
+    "npz": _npz_member,
+}
+FORMATS = ("rle", "polygon", "png", "npz", "geojson")

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from serve_app.core.ports import SegmentationService
-from serve_app.http.answers import Readiness, Status
+from serve_app.http.docs import Readiness, Status
 from serve_app.http.errors import declared
 from serve_app.http.formats import JSON_TYPE, to_json
 from serve_app.http.work import Work

@@ -1,16 +1,19 @@
-"""The service's own routes: segment, embed, batch, models."""
+"""The service's own routes: one pair for each route of the capabilities, embed, and models."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
+from serve_app.core.capability import Capabilities, Capability
 from serve_app.core.errors import (
     DeadlineExceeded,
     HintsUnmet,
@@ -29,139 +32,79 @@ from serve_app.core.errors import (
 )
 from serve_app.core.limits import Limits
 from serve_app.core.ports import SegmentationService
-from serve_app.core.types import Everything, Task, TextQuery
-from serve_app.http.answers import EmbedAnswer, Models, SegmentAnswer
 from serve_app.http.body import Received, receive
-from serve_app.http.convert import image_of, segment_request
 from serve_app.http.docs import (
     BATCH_CONTENT,
-    SEGMENT_CONTENT,
+    CALL_CONTENT,
+    EMBED_CONTENT,
     TIMEOUT_PARAMETER,
+    Models,
     batch_body,
+    body_name,
+    call_body,
     embed_body,
-    segment_body,
 )
 from serve_app.http.errors import declared, logged, request_id_of
 from serve_app.http.formats import (
     JSON_TYPE,
     NPZ_TYPE,
     Clock,
-    embed_answer,
+    embed_response,
     is_quick,
-    segment_answer,
     segment_file,
+    segment_response,
     to_json,
 )
-from serve_app.http.parsing import timeout_of, validated
-from serve_app.http.schemas import BatchBody, EmbedBody, SegmentBody
+from serve_app.http.parsing import timeout_of
+from serve_app.http.requests import (
+    BatchBody,
+    EmbedFields,
+    check_totals,
+    parse_call,
+    parse_embed,
+    request_body,
+)
 from serve_app.http.stream import NdjsonResponse
 from serve_app.http.tally import tally_of
-from serve_app.http.totals import check_totals
 
 _WORK = (Overloaded, ReplicaLost, WeightsUnavailable, DeadlineExceeded)
 _IMAGE = (InvalidImage, ImageTooLarge, UnknownImage)
-_SEGMENT = (
+_CALL = (
     *(InvalidRequest, InvalidPrompt, TooManyPrompts, UnknownFormat, UnknownVariant),
     *(TextUnavailable, HintsUnmet),
 )
 
 
-def v1_router(service: SegmentationService, limits: Limits) -> APIRouter:
+def v1_router(
+    service: SegmentationService, limits: Limits, capabilities: Capabilities
+) -> APIRouter:
     """Routes under ``/v1``."""
     router = APIRouter(prefix="/v1")
-
-    @router.post(
-        "/segment",
-        tags=["segment"],
-        summary="Segment an image by prompts, text, or everything in it",
-        response_model=SegmentAnswer,
-        responses={
-            200: {"content": SEGMENT_CONTENT, "description": "masks, in the format asked for"},
-            **declared(*_SEGMENT, *_IMAGE, *_WORK),
-        },
-        openapi_extra={**segment_body(), "parameters": [TIMEOUT_PARAMETER]},
-    )
-    async def segment(request: Request) -> Response:
-        """The image comes as the file `file` of a form, as base64 in JSON, or as the `image_id`
-        of an earlier answer.  With curl:
-
-            curl -F file=@dog.jpg -F text=dog URL/v1/segment
-            curl -F file=@dog.jpg -F 'box=[10,20,200,300]' URL/v1/segment
-            curl -F file=@dog.jpg -F 'point_coords=[120,80]' -F format=polygon URL/v1/segment
-
-        A form holds the members of the JSON body as plain fields (`point_labels` are then 1 if
-        left out), or all of them as JSON in the field `request`.  `format: npz` answers with a
-        file for `numpy.load`, `geojson` with a FeatureCollection, the others with JSON.
-        """
-        started = time.perf_counter()
-        received = await receive(request, limits, "file")
-        _no_requests(received)
-        body = validated(SegmentBody, received.members, limits)
-        call = segment_request(body, _one_file(received), limits, timeout_of(request.headers))
-        tally = tally_of(request)
-        tally.work(images=1, prompts=_prompts_of(call.task))
-        clock = Clock(started, time.perf_counter())
-        result = await service.segment(call)
-        tally.variant = result.variant
-        formatted = partial(
-            segment_file, result, body.format, isinstance(call.task, Everything), clock
-        )
-        quick = is_quick(result, body.format)
-        content, media_type = formatted() if quick else await asyncio.to_thread(formatted)
-        headers = {}
-        if media_type == NPZ_TYPE:
-            headers["content-disposition"] = 'attachment; filename="masks.npz"'
-        return Response(content, media_type=media_type, headers=headers)
+    for route, found in capabilities.routes().items():
+        _add_capability(router, service, limits, route, found)
 
     @router.post(
         "/embed",
         tags=["segment"],
         summary="Make an image known, so that prompts on its image_id are quick",
-        response_model=EmbedAnswer,
-        responses=declared(InvalidRequest, UnknownVariant, *_IMAGE, *_WORK),
+        response_class=Response,
+        responses={
+            200: {"content": EMBED_CONTENT, "description": "the image is known"},
+            **declared(InvalidRequest, UnknownVariant, *_IMAGE, *_WORK),
+        },
         openapi_extra=embed_body(),
     )
     async def embed(request: Request) -> Response:
         started = time.perf_counter()
-        received = await receive(request, limits, "file")
+        received = await receive(request, limits, "file", EmbedFields)
         _no_requests(received)
-        body = validated(EmbedBody, received.members, limits)
-        image = image_of(body, _one_file(received))
+        image, variant = parse_embed(received.members, _one_file(received))
         tally = tally_of(request)
         tally.work(images=1, prompts=0)
         clock = Clock(started, time.perf_counter())
-        result = await service.embed(image, body.variant)
+        result = await service.embed(image, variant)
         tally.variant = result.variant
-        return Response(to_json(embed_answer(result, clock)), media_type=JSON_TYPE)
-
-    @router.post(
-        "/segment/batch",
-        tags=["segment"],
-        summary="Segment many images in one call",
-        response_class=Response,
-        responses={
-            200: {"content": BATCH_CONTENT, "description": "a line for each image, when ready"},
-            **declared(InvalidRequest, TooManyPrompts),
-        },
-        openapi_extra={**batch_body(), "parameters": [TIMEOUT_PARAMETER]},
-    )
-    async def segment_batch(request: Request) -> Response:
-        """A form with many `files` and one request for all of them (the field `request` or plain
-        fields, as at `/v1/segment`), or with `requests`, a JSON list with one for each; or JSON
-        with `items`.  The answer is NDJSON, a line for each image as soon as it is ready:
-        `{"index": 0, "result": {…}}` or `{"index": 0, "error": {…}}`.  An image's fault is its
-        own.  Closing the connection cancels what is left.
-        """
-        items = _batch_items(await receive(request, limits, "files"), limits)
-        prompts = check_totals((members for members, _ in items), limits)
-        tally_of(request).work(images=len(items), prompts=prompts)
-        request_id = request_id_of(request)
-        timeout_s = timeout_of(request.headers)
-        jobs = (
-            partial(_batch_line, service, limits, timeout_s, request_id, index, members, file)
-            for index, (members, file) in enumerate(items)
-        )
-        return NdjsonResponse(jobs, limits.batch_concurrency)
+        return Response(to_json(embed_response(result, clock)), media_type=JSON_TYPE)
 
     @router.get(
         "/models",
@@ -176,21 +119,147 @@ def v1_router(service: SegmentationService, limits: Limits) -> APIRouter:
     return router
 
 
-def _prompts_of(task: Task) -> int:
-    """Prompts, or texts; "everything" is one."""
-    if isinstance(task, Everything):
-        return 1
-    return len(task.texts) if isinstance(task, TextQuery) else len(task)
+def _add_capability(
+    router: APIRouter,
+    service: SegmentationService,
+    limits: Limits,
+    route: str,
+    capabilities: tuple[Capability, ...],
+) -> None:
+    """``POST /v1/{route}`` and ``/v1/{route}/batch``."""
+    body = request_body(body_name(route), capabilities)
+    names = ", ".join(capability.task.name for capability in capabilities)
+    calls = _Calls(service, limits, capabilities, body)
+    router.add_api_route(
+        f"/{route}",
+        calls.one,
+        methods=["POST"],
+        name=route,
+        tags=["segment"],
+        summary=f"One image: {names}",
+        response_class=Response,
+        responses={
+            200: {"content": CALL_CONTENT, "description": "results, in the requested format"},
+            **declared(*_CALL, *_IMAGE, *_WORK),
+        },
+        openapi_extra={**call_body(body), "parameters": [TIMEOUT_PARAMETER]},
+    )
+    router.add_api_route(
+        f"/{route}/batch",
+        calls.batch,
+        methods=["POST"],
+        name=f"{route}_batch",
+        tags=["segment"],
+        summary=f"Many images in one call: {names}",
+        response_class=Response,
+        responses={
+            200: {"content": BATCH_CONTENT, "description": "a line for each image, when ready"},
+            **declared(InvalidRequest, TooManyPrompts),
+        },
+        openapi_extra={**batch_body(body), "parameters": [TIMEOUT_PARAMETER]},
+    )
+
+
+class _Calls:
+    """The handlers of one route."""
+
+    def __init__(
+        self,
+        service: SegmentationService,
+        limits: Limits,
+        capabilities: Sequence[Capability],
+        body: type[BaseModel],
+    ) -> None:
+        self._service = service
+        self._limits = limits
+        self._capabilities = capabilities
+        self._body = body
+
+    async def one(self, request: Request) -> Response:
+        """The image comes as the file `file` of a form, as base64 in JSON, or as the `image_id`
+        of an earlier response.  With curl:
+
+            curl -F file=@dog.jpg -F text=dog URL/v1/segment
+            curl -F file=@dog.jpg -F 'box=[10,20,200,300]' URL/v1/segment
+            curl -F file=@dog.jpg -F 'point_coords=[120,80]' -F format=polygon URL/v1/segment
+
+        A form holds the members of the JSON body as plain fields (`point_labels` are then 1 if
+        left out), or all of them as JSON in the field `request`.  `format: npz` returns a file
+        for `numpy.load`, `geojson` a FeatureCollection, the others JSON.
+        """
+        started = time.perf_counter()
+        received = await self._received(request, "file")
+        _no_requests(received)
+        call = parse_call(
+            self._capabilities,
+            received.members,
+            _one_file(received),
+            self._limits,
+            timeout_of(request.headers),
+        )
+        tally = tally_of(request)
+        tally.work(images=1, prompts=call.request.task.size)
+        clock = Clock(started, time.perf_counter())
+        result = await self._service.segment(call.request)
+        tally.variant = result.variant
+        formatted = partial(segment_file, result, call.format, clock)
+        quick = is_quick(result, call.format)
+        content, media_type = formatted() if quick else await asyncio.to_thread(formatted)
+        headers = {}
+        if media_type == NPZ_TYPE:
+            headers["content-disposition"] = 'attachment; filename="masks.npz"'
+        return Response(content, media_type=media_type, headers=headers)
+
+    async def batch(self, request: Request) -> Response:
+        """A form with many `files` and one request for all of them (the field `request` or plain
+        fields, as for one image), or with `requests`, a JSON list with one for each; or JSON
+        with `items`.  The response is NDJSON, a line for each image as soon as it is ready:
+        `{"index": 0, "result": {…}}` or `{"index": 0, "error": {…}}`.  A faulty image fails
+        alone.  Closing the connection cancels the rest.
+        """
+        items = _batch_items(await self._received(request, "files"), self._limits)
+        prompts = check_totals(self._capabilities, (m for m, _ in items), self._limits)
+        tally_of(request).work(images=len(items), prompts=prompts)
+        request_id = request_id_of(request)
+        timeout_s = timeout_of(request.headers)
+        jobs = (
+            partial(self._line, timeout_s, request_id, index, members, file)
+            for index, (members, file) in enumerate(items)
+        )
+        return NdjsonResponse(jobs, self._limits.batch_concurrency)
+
+    async def _received(self, request: Request, file_field: str) -> Received:
+        return await receive(request, self._limits, file_field, self._body, self._capabilities)
+
+    async def _line(
+        self,
+        timeout_s: float | None,
+        request_id: str,
+        index: int,
+        members: Any,
+        file: bytes | None,
+    ) -> bytes:
+        """An item's line; an error of the item is reported in it."""
+        started = time.perf_counter()
+        try:
+            call = parse_call(self._capabilities, members, file, self._limits, timeout_s)
+            clock = Clock(started, time.perf_counter())
+            result = await self._service.segment(call.request)
+            body = await asyncio.to_thread(segment_response, result, call.format, clock)
+            return await asyncio.to_thread(to_json, {"index": index, "result": body})
+        except Exception as exc:
+            error = logged(exc, request_id)
+            return to_json({"index": index, "error": {**error.body(), "request_id": request_id}})
 
 
 def _no_requests(received: Received) -> None:
     if received.requests is not None:
-        raise InvalidRequest("requests is for /v1/segment/batch; use request here", "requests")
+        raise InvalidRequest("requests is for the batch route; use request here", "requests")
 
 
 def _one_file(received: Received) -> bytes | None:
     if len(received.files) > 1:
-        raise InvalidRequest("one file here; /v1/segment/batch takes many", "file")
+        raise InvalidRequest("one file here; the batch route takes many", "file")
     return received.files[0] if received.files else None
 
 
@@ -203,7 +272,7 @@ def _batch_items(received: Received, limits: Limits) -> list[tuple[Any, bytes | 
     if not received.files:
         if received.requests is not None:
             raise InvalidRequest("there are no files", "files")
-        return [(item, None) for item in validated(BatchBody, received.members, limits).items]
+        return [(item, None) for item in BatchBody.parse(received.members, limits).items]
     if len(received.files) > limits.max_batch_images:
         raise TooManyPrompts(f"at most {limits.max_batch_images} files", "files")
     if received.requests is None:
@@ -213,28 +282,3 @@ def _batch_items(received: Received, limits: Limits) -> list[tuple[Any, bytes | 
             f"{len(received.requests)} requests for {len(received.files)} files", "requests"
         )
     return list(zip(received.requests, received.files, strict=True))
-
-
-async def _batch_line(
-    service: SegmentationService,
-    limits: Limits,
-    timeout_s: float | None,
-    request_id: str,
-    index: int,
-    members: Any,
-    file: bytes | None,
-) -> bytes:
-    """An item's line; whatever goes wrong with the item is told in it."""
-    started = time.perf_counter()
-    try:
-        body = validated(SegmentBody, members, limits)
-        call = segment_request(body, file, limits, timeout_s)
-        clock = Clock(started, time.perf_counter())
-        result = await service.segment(call)
-        answer = await asyncio.to_thread(
-            segment_answer, result, body.format, isinstance(call.task, Everything), clock
-        )
-        return await asyncio.to_thread(to_json, {"index": index, "result": answer})
-    except Exception as exc:
-        error = logged(exc, request_id)
-        return to_json({"index": index, "error": {**error.body(), "request_id": request_id}})

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from itertools import islice
 
+from serve_app.capabilities import Everything, EverythingMode
 from serve_app.core.settings import GraphSettings
-from serve_app.core.types import Everything, EverythingMode
 from serve_tools.bench.rows import Row
 from serve_tools.evaluation.annotations import Dataset
 from serve_tools.evaluation.everything import (

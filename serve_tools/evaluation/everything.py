@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
+from serve_app.capabilities import Everything, SegmentRequest
 from serve_app.core.limits import Limits
 from serve_app.core.rle import Rle, encode_rle
 from serve_app.core.settings import GraphSettings
-from serve_app.core.types import Everything, RgbArray, SegmentRequest
+from serve_app.core.types import RgbArray
 from serve_app.images.decode import decode_image
 from serve_tools.evaluation.annotations import Dataset
 from serve_tools.evaluation.metrics import iou_matrix, match_greedily
@@ -131,7 +132,7 @@ def metas_generator(settings: GraphSettings, variant: str, task: Everything) -> 
     source = ModelSource.of(settings)
     apply_compute(chosen.decoder.compute)
     sam = source.load_original(chosen.model, chosen.decoder.compute.device)
-    parameters = {f.name: getattr(task, f.name) for f in fields(task) if f.name not in _OWN}
+    parameters = task.model_dump(exclude=set(_OWN))
     generator = SamAutomaticMaskGenerator(sam, **parameters, output_mode="coco_rle")
 
     def generate(pixels: RgbArray) -> list[Rle]:

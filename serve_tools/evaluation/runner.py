@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from serve_app.capabilities import Prompts, SegmentRequest, TextQuery
 from serve_app.core.errors import (
     SamServeError,
     TextUnavailable,
@@ -16,16 +17,9 @@ from serve_app.core.errors import (
     WeightsUnavailable,
 )
 from serve_app.core.ports import SegmentationService
+from serve_app.core.request import Task
 from serve_app.core.rle import decode_rle
-from serve_app.core.types import (
-    CacheTier,
-    Mask,
-    PromptResult,
-    SegmentRequest,
-    SegmentResult,
-    Task,
-    TextQuery,
-)
+from serve_app.core.types import CacheTier, Mask, PromptResult, SegmentResult
 from serve_app.routing.facts import AUTO
 from serve_tools.evaluation.annotations import AnnotatedImage, Dataset, GroundTruth, Problem
 from serve_tools.evaluation.kinds import Multimask, PromptKind
@@ -119,7 +113,7 @@ class _Session:
         several = multimask is not Multimask.SINGLE
         for chunk in _chunks(_drawn(self._image, plan), plan.chunk):
             prompts = [prompt_for(decode_rle(o.rle), kind, several) for o in chunk]
-            result = await self._ask(prompts, kind, len(prompts))
+            result = await self._ask(Prompts(prompts=tuple(prompts)), kind, len(prompts))
             for target, answer in zip(chunk, result.results, strict=True):
                 self._notes.objects.append(self._scored(target, answer, kind, multimask))
 
@@ -157,7 +151,7 @@ class _Session:
         most = max(sum(o.category == c for o in image.objects) for c in present)
         for chunk in _chunks(names, TEXTS_IN_REQUEST):
             # Room for every object and a few wrong masks, within what the interface takes.
-            query = TextQuery(texts=tuple(chunk), max_masks=min(most + 16, 1024))
+            query = TextQuery(text=tuple(chunk), max_masks=min(most + 16, 1024))
             result = await self._ask(query, PromptKind.TEXT, len(chunk))
             self._notes.text_engines.add(result.text_engine or "unknown")
             for name, answer in zip(chunk, result.results, strict=True):

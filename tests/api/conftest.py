@@ -10,19 +10,17 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 
+from serve_app.capabilities import Everything, SegmentRequest, TextQuery
 from serve_app.core.limits import Limits
 from serve_app.core.rle import encode_rle
 from serve_app.core.types import (
     BoolArray,
     CacheTier,
     EmbedResult,
-    Everything,
     Mask,
     PromptResult,
     RgbArray,
-    SegmentRequest,
     SegmentResult,
-    TextQuery,
 )
 from serve_app.http.app import create_app
 from serve_app.telemetry import instruments
@@ -104,10 +102,14 @@ class FakeService:
                     present=True,
                     best_score=0.8,
                 )
-                for t in task.texts
+                for t in task.text
             )
         elif isinstance(task, Everything):
-            more = {"point_coords": (4.0, 5.0), "crop_box": (0, 0, WIDTH, HEIGHT)}
+            more = {
+                "predicted_iou": self.score,
+                "point_coords": ((4.0, 5.0),),
+                "crop_box": (0, 0, WIDTH, HEIGHT),
+            }
             results = (PromptResult(masks=self._masks(2, request, **more)),)
         else:
             results = tuple(

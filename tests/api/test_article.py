@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from serve_app.connectors.article import ArticleBatchResponse, ArticleHealth, ArticleResponse
 from serve_app.core.errors import InvalidImage, Overloaded, UnknownVariant
-from serve_app.http.answers import ArticleAnswer, ArticleBatchAnswer, ArticleHealth
 
 JPEG = b"\xff\xd8 a photo"
 
@@ -65,7 +65,7 @@ async def test_fields_may_be_in_the_query(client, service):
         params={"model_type": "accurate", "point_coords": "[[5, 6]]", "box": ""},
         files={"file": ("x.jpg", JPEG)},
     )
-    ArticleAnswer.model_validate_json(answer.content)
+    ArticleResponse.model_validate_json(answer.content)
     assert answer.json()["model_used"] == "accurate"
     assert service.requests[0].task[0].point_labels.tolist() == [1]
     both = await client.post(
@@ -147,7 +147,7 @@ async def test_batch(client, service, caplog):
     with caplog.at_level(logging.ERROR):
         answer = await client.post("/segment_batch", files=files, data={"model_type": "fast"})
     assert answer.status_code == 200, answer.text
-    ArticleBatchAnswer.model_validate_json(answer.content)
+    ArticleBatchResponse.model_validate_json(answer.content)
     results = answer.json()["results"]
     assert [tuple(r) for r in results].count(("error",)) == 2
     assert {"error": "not an image"} in results

@@ -13,7 +13,6 @@ import orjson
 import pytest
 
 from serve_app.core.errors import InvalidImage
-from serve_app.http.answers import BatchLine
 from serve_app.http.stream import NdjsonResponse
 
 URL = "/v1/segment/batch"
@@ -23,9 +22,9 @@ def lines(answer: Any) -> dict[int, Any]:
     """The lines of an answer by index."""
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"] == "application/x-ndjson"
-    for line in answer.content.splitlines():
-        BatchLine.model_validate_json(line)
     told = [json.loads(line) for line in answer.content.splitlines()]
+    for line in told:
+        assert line.keys() in ({"index", "result"}, {"index", "error"})
     return {line["index"]: line for line in told}
 
 

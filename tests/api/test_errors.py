@@ -392,7 +392,7 @@ async def test_a_form_may_say_that_it_is_utf_8(client, service, charset):
     body = form((b"text", text.encode()))
     answer = await client.post("/v1/segment", content=body, headers=headers)
     assert answer.status_code == 200, answer.text
-    assert service.requests[0].task.texts == (text,)
+    assert service.requests[0].task.text == (text,)
 
 
 @pytest.mark.parametrize(
@@ -409,7 +409,7 @@ async def test_a_part_decides_nothing_of_how_it_is_read(client, service, headers
     body = form((b"text", "köter".encode()), headers=headers)
     answer = await client.post("/v1/segment", content=body, headers=kind)
     assert answer.status_code == 200, answer.text
-    assert service.requests[0].task.texts == ("köter",)
+    assert service.requests[0].task.text == ("köter",)
 
 
 async def test_a_field_decides_nothing_of_how_others_are_read(client, service):
@@ -423,7 +423,7 @@ async def test_json_is_utf_8_whatever_its_charset_says(client, service):
     headers = {"content-type": "application/json; charset=punycode"}
     body = json.dumps({"image_id": "a", "text": "köter"}, ensure_ascii=False).encode()
     assert (await client.post("/v1/segment", content=body, headers=headers)).status_code == 200
-    assert service.requests[0].task.texts == ("köter",)
+    assert service.requests[0].task.text == ("köter",)
 
 
 async def test_too_many_fields_and_files(client):

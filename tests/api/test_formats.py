@@ -15,7 +15,8 @@ from pycocotools import mask as coco
 
 from serve_app.core.types import BoolArray
 from serve_app.http import routes_v1
-from serve_app.http.answers import FeatureCollectionAnswer, SegmentAnswer
+
+from .schema import documented
 
 
 async def ask(client: Any, **members: Any) -> Any:
@@ -39,10 +40,12 @@ def filled(polygons: list[list[list[list[float]]]], shape: tuple[int, int]) -> B
 async def test_rle_is_the_default_and_is_cocos(client, service):
     answer = await ask(client, box=[1, 2, 3, 4])
     assert answer.headers["content-type"] == "application/json"
-    told = SegmentAnswer.model_validate_json(answer.content)
-    assert (told.width, told.height, told.variant, told.model) == (32, 24, "fast", "vit_t")
-    assert (told.cache, told.reason) == ("miss", "the default")
-    assert {"embed", "parse", "format", "total"} == told.timings_ms.keys()
+    body = await documented(client, "SegmentResult", answer.json())
+    assert [body[name] for name in ("width", "height", "variant", "model")] == [
+        *(32, 24, "fast", "vit_t")
+    ]
+    assert (body["cache"], body["reason"]) == ("miss", "the default")
+    assert {"embed", "parse", "format", "total"} == body["timings_ms"].keys()
     mask = answer.json()["results"][0]["masks"][0]
     np.testing.assert_array_equal(coco.decode(mask["segmentation"]), service.array)
     assert (mask["score"], mask["stability_score"]) == (0.9, 0.96)
@@ -53,7 +56,7 @@ async def test_rle_is_the_default_and_is_cocos(client, service):
 
 async def test_polygon_keeps_holes_and_parts(client, service):
     answer = await ask(client, box=[1, 2, 3, 4], format="polygon")
-    SegmentAnswer.model_validate_json(answer.content)
+    await documented(client, "SegmentResult", answer.json())
     polygons = answer.json()["results"][0]["masks"][0]["segmentation"]
     assert sorted(len(polygon) for polygon in polygons) == [1, 2]
     np.testing.assert_array_equal(filled(polygons, service.array.shape), service.array)
@@ -61,7 +64,7 @@ async def test_polygon_keeps_holes_and_parts(client, service):
 
 async def test_png(client, service):
     answer = await ask(client, box=[1, 2, 3, 4], format="png")
-    SegmentAnswer.model_validate_json(answer.content)
+    await documented(client, "SegmentResult", answer.json())
     png = base64.b64decode(answer.json()["results"][0]["masks"][0]["segmentation"])
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png))), service.array * 255)
 
@@ -83,7 +86,7 @@ async def test_npz_is_a_file(client, service):
 async def test_geojson(client, service):
     answer = await ask(client, text=["dog", "absent"], format="geojson")
     assert answer.headers["content-type"] == "application/geo+json"
-    FeatureCollectionAnswer.model_validate_json(answer.content)
+    await documented(client, "FeatureCollection", answer.json())
     told = answer.json()
     assert (told["type"], len(told["features"])) == ("FeatureCollection", 1)
     assert [r["present"] for r in told["results"]] == [True, False]
@@ -129,7 +132,7 @@ async def test_everything_has_metas_record_keys(client):
 async def test_a_text_that_is_absent_is_an_answer(client):
     answer = await ask(client, text=["dog", "absent"])
     told = answer.json()
-    SegmentAnswer.model_validate_json(answer.content)
+    await documented(client, "SegmentResult", answer.json())
     assert (told["text_engine"], told["threshold"]) == ("labels", 0.5)
     found, absent = told["results"]
     assert (found["present"], found["text"], found["masks"][0]["text_score"]) == (True, "dog", 0.8)
@@ -154,9 +157,8 @@ async def test_an_answer_tells_what_the_router_did(client, service, fmt):
         with np.load(io.BytesIO(answer.content), allow_pickle=False) as archive:
             told = json.loads(str(archive["answer"]))
     else:
-        model = FeatureCollectionAnswer if fmt == "geojson" else SegmentAnswer
-        model.model_validate_json(answer.content)
-        told = answer.json()
+        model = "FeatureCollection" if fmt == "geojson" else "SegmentResult"
+        told = await documented(client, model, answer.json())
     assert (told["expected_ms"], told["degraded"], told["escalated"]) == (12.3, True, 1)
     assert told["results"][0]["variant"] == "accurate"
 

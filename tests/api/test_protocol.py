@@ -12,10 +12,10 @@ from typing import Any
 import orjson
 import pytest
 
+from serve_app.capabilities import Prompts
 from serve_app.core.errors import TooManyPrompts
 from serve_app.core.limits import Limits
 from serve_app.core.types import Prompt
-from serve_app.flow.limits import check_limits
 from serve_app.http.app import create_app
 
 from .asgi import Exchange, Message
@@ -131,9 +131,9 @@ async def test_ten_thousand_and_one_points(app, service, prompts, status, field)
 
 def test_python_callers_have_the_same_bound():
     of_250 = Prompt(point_coords=[[1, 2]] * 250, point_labels=[1] * 250)
-    check_limits([of_250] * 40, Limits())
+    Prompts(prompts=(of_250,) * 40).within(Limits())
     with pytest.raises(TooManyPrompts) as caught:
-        check_limits([of_250] * 41, Limits())
+        Prompts(prompts=(of_250,) * 41).within(Limits())
     assert caught.value.field == "prompts"
 
 

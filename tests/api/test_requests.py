@@ -11,11 +11,13 @@ import httpx
 import numpy as np
 import pytest
 
+from serve_app.capabilities import Everything, SegmentRequest, TextQuery
 from serve_app.client import HttpService
 from serve_app.core.limits import Limits
-from serve_app.core.types import Everything, Prompt, ProposalSource, SegmentRequest, TextQuery
-from serve_app.http.answers import EmbedAnswer
+from serve_app.core.types import Prompt, ProposalSource
 from serve_app.http.app import create_app
+
+from .schema import documented
 
 FILE = b"\xff\xd8 not really a photo"
 BASE64 = base64.b64encode(FILE).decode()
@@ -28,7 +30,7 @@ async def form(client: httpx.AsyncClient, **fields: Any) -> httpx.Response:
 async def test_form_with_a_text(client, service):
     answer = await form(client, text="dog")
     assert answer.status_code == 200, answer.text
-    assert service.requests[0].task == TextQuery(texts=("dog",))
+    assert service.requests[0].task == TextQuery(text=("dog",))
     assert service.requests[0].image == FILE
 
 
@@ -54,7 +56,7 @@ async def test_form_points_are_on_the_object_unless_labelled(client, service, te
 async def test_form_with_several_texts(client, service):
     assert (await form(client, text=["dog", "cat"])).status_code == 200
     assert (await form(client, text='["dog", "cat"]')).status_code == 200
-    assert [r.task.texts for r in service.requests] == [("dog", "cat")] * 2
+    assert [r.task.text for r in service.requests] == [("dog", "cat")] * 2
 
 
 async def test_form_with_everything(client, service):
@@ -154,7 +156,7 @@ async def test_text_parameters(client, service):
     }
     assert (await client.post("/v1/segment", json=body)).status_code == 200
     assert service.requests[0].task == TextQuery(
-        texts=("dog",), threshold=0.3, max_masks=2, proposals=ProposalSource.DETECTOR
+        text=("dog",), text_threshold=0.3, max_masks=2, proposals=ProposalSource.DETECTOR
     )
 
 
@@ -229,7 +231,7 @@ async def test_a_batchs_deadline_and_hints_are_those_of_its_items(client, servic
     headers = {"x-request-timeout-seconds": "7"}
     answer = await client.post("/v1/segment/batch", json={"items": items}, headers=headers)
     assert answer.status_code == 200, answer.text
-    found = {r.task.texts[0]: (r.timeout_s, r.min_quality) for r in service.requests}
+    found = {r.task.text[0]: (r.timeout_s, r.min_quality) for r in service.requests}
     assert found == {"dog": (7, 0.5), "cat": (7, None)}
 
 
@@ -240,9 +242,9 @@ async def test_embed(client, service):
     by_json = await client.post("/v1/embed", json={"image": BASE64})
     assert service.embedded == [(FILE, "accurate"), (FILE, "auto")]
     for answer in (by_file, by_json):
-        told = EmbedAnswer.model_validate_json(answer.content)
-        assert (told.image_id, told.width, told.height) == ("32x24-abc", 32, 24)
-        assert {"embed", "parse", "total"} == told.timings_ms.keys()
+        body = await documented(client, "EmbedResult", answer.json())
+        assert (body["image_id"], body["width"], body["height"]) == ("32x24-abc", 32, 24)
+        assert {"embed", "parse", "total"} == body["timings_ms"].keys()
 
 
 async def test_the_projects_own_client(app, service):
@@ -251,11 +253,13 @@ async def test_the_projects_own_client(app, service):
         tasks = [
             (Prompt(point_coords=np.array([[1, 2]]), point_labels=np.array([1])),),
             (Prompt(box=np.array([1, 2, 3, 4]), mask_input=np.ones((256, 256))),),
-            TextQuery(texts=("dog", "absent"), proposals=ProposalSource.GRID),
+            TextQuery(text=("dog", "absent"), proposals=ProposalSource.GRID),
             Everything(points_per_side=4),
         ]
         for task in tasks:
-            result = await sam.segment(SegmentRequest(image=FILE, task=task, return_logits=True))
+            logits = not isinstance(task, Everything)
+            request = SegmentRequest(image=FILE, task=task, return_logits=logits)
+            result = await sam.segment(request)
             np.testing.assert_array_equal(result.results[0].masks[0].array, service.array)
         assert service.requests[2].task == tasks[2]
         assert service.requests[3].task == tasks[3]

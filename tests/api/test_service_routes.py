@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from fastapi.openapi.models import OpenAPI
 
+from serve_app.capabilities import Everything, SegmentRequest
 from serve_app.core.errors import InvalidRequest
-from serve_app.core.types import Everything, SegmentRequest
 
 ROUTES = {
     "/v1/segment": "post",
@@ -97,10 +97,9 @@ async def test_the_openapi_document(client):
         assert schemas["SegmentBody"]["properties"][hint]["description"]
         form = segment["requestBody"]["content"]["multipart/form-data"]["schema"]
         assert hint in form["properties"]
-    for answer in ("SegmentAnswer", "FeatureCollectionAnswer", "NpzLine"):
+    for answer in ("SegmentResult", "FeatureCollection"):
         assert {"expected_ms", "degraded", "escalated"} <= schemas[answer]["properties"].keys()
-    for result in ("ResultAnswer", "TextFacts"):
-        assert "variant" in schemas[result]["properties"]
+    assert "variant" in schemas["PromptResult"]["properties"]
     # The document is made once and stays the same.
     assert (await client.get("/openapi.json")).json() == document
 

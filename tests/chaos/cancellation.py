@@ -204,13 +204,15 @@ async def _run(report: Report, service: Service, waves: int) -> None:
     report.add(ITEM, "disconnects", waves * 10, f"{waves * 2} in each phase")
     worst = max(stopped)
     report.at_most(
-        ITEM, "all queues and slots free after the last one left, worst", worst, STOP_S, "s"
+        ITEM, "all queues and slots free after the last disconnect, worst", worst, STOP_S, "s"
     )
     report.add(ITEM, "the same, median", f"{sorted(stopped)[len(stopped) // 2]:.2f} s")
     judge(report, minus(after, before), waves * 2, amiss)
     failed = sum(o.status != 200 for o in ledger.all())
-    report.at_most(ITEM, "neighbours' answers other than 200", failed, 0)
-    report.at_most(ITEM, "neighbours' questions with two answers", ledger.contradictions(), 0)
+    report.at_most(ITEM, "neighbours' responses other than 200", failed, 0)
+    report.at_most(
+        ITEM, "neighbours' requests with two different results", ledger.contradictions(), 0
+    )
     report.note(f"\nCancellation, neighbours' ledger:\n\n{ledger.table()}\n")
 
 
@@ -222,13 +224,13 @@ def judge(report: Report, spent: Done, each: int, amiss: Sequence[str]) -> None:
         each: clients that left in each phase.
         amiss: what `leave` told.
     """
-    report.at_most(ITEM, "who left before or after the phase", len(amiss), 0)
+    report.at_most(ITEM, "disconnects before or after the phase", len(amiss), 0)
     for what, count in Counter(amiss).items():
         report.note(f"- {count} × {what}")
     for name, phase in PHASES.items():
         for role, what in ROLES.items():
             whole, found = each * phase.whole(role), spent[name][role]
-            told = f"while {name}: of {whole:,} {what} all the same"
+            told = f"while {name}: of {whole:,} {what} nevertheless"
             if name == "upload":
                 report.at_most(ITEM, told, found, 0)
             elif whole > each:
@@ -239,7 +241,7 @@ def judge(report: Report, spent: Done, each: int, amiss: Sequence[str]) -> None:
                 report.add(ITEM, told, found)
             # Of a single one who leaves within a pass it is not sure that it had begun.
             if role == phase.begun and (each > 1 or whole > 1):
-                report.at_least(ITEM, f"while {name}: {what}, so it had begun", found, 1)
+                report.at_least(ITEM, f"while {name}: {what}, so work had started", found, 1)
 
 
 _KNOWN = [(number, bmp(number)) for number in (new_number() for _ in range(NEIGHBOURS))]

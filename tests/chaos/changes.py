@@ -122,12 +122,12 @@ async def _run(report: Report, service: Service, changes: tuple[Change, ...]) ->
         ledger = client.ledger
     report.add(ITEM, "changes", len(took), f"each through within {max(took.values()):.0f} s")
     report.at_least(ITEM, "of them in effect", sum(effective.values()), len(changes))
-    report.at_least(ITEM, "wrong configurations refused whole", sum(whole.values()), len(WRONG))
-    report.add(ITEM, "requests meanwhile, at half load", len(outcomes), f"{rate:.1f}/s")
+    report.at_least(ITEM, "invalid configurations rejected whole", sum(whole.values()), len(WRONG))
+    report.add(ITEM, "requests during the test, at half load", len(outcomes), f"{rate:.1f}/s")
     failed = [o for o in outcomes if o.status != 200]
-    report.at_most(ITEM, "answers other than 200", len(failed), 0)
+    report.at_most(ITEM, "responses other than 200", len(failed), 0)
     report.at_most(ITEM, "ids without exactly one outcome", ledger.unanswered, 0)
-    report.at_most(ITEM, "questions with two answers", ledger.contradictions(), 0)
+    report.at_most(ITEM, "requests with two different results", ledger.contradictions(), 0)
     report.note(f"\nChanges, ledger:\n\n{ledger.table()}\n")
     without = [name for name, seen in effective.items() if not seen]
     if without:

@@ -73,9 +73,9 @@ async def _run(report: Report, url: str, process: subprocess.Popen[bytes]) -> No
         late_outcomes = await refused
         ended = await asyncio.to_thread(process.wait, 120)
     report.at_least(ITEM, "requests in flight at SIGTERM", under_way, IN_FLIGHT)
-    report.at_least(ITEM, "of them answered", sum(o.status == 200 for o in outcomes), IN_FLIGHT)
+    report.at_least(ITEM, "of them completed", sum(o.status == 200 for o in outcomes), IN_FLIGHT)
     report.at_most(
-        ITEM, "new ones not refused", sum(o.status not in (0, 429, 503) for o in late_outcomes), 0
+        ITEM, "new ones not rejected", sum(o.status not in (0, 429, 503) for o in late_outcomes), 0
     )
     report.add(ITEM, "the command ended after", f"{time.monotonic() - told:.1f} s, status {ended}")
     report.note(

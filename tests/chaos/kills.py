@@ -153,14 +153,14 @@ async def _children(report: Report, service: Service, times: int) -> None:
         await client.open_loop(mix, rate, 5.0)
     outcomes = ledger.all()
     report.add(ITEM, "kills of child replicas", len(kills), "", None)
-    report.add(ITEM, "requests meanwhile, at half load", len(outcomes), f"{rate:.1f}/s")
+    report.add(ITEM, "requests during the test, at half load", len(outcomes), f"{rate:.1f}/s")
     report.at_most(ITEM, "ids without exactly one outcome", ledger.unanswered, 0)
     lost = [o for o in outcomes if o.status != 200]
     report.at_most(ITEM, "accepted requests lost to them", len(lost), 0)
-    report.at_most(ITEM, "questions with two answers", ledger.contradictions(), 0)
+    report.at_most(ITEM, "requests with two different results", ledger.contradictions(), 0)
     again = await asyncio.to_thread(made_again, service)
     # Without any the kills hit nobody.
-    report.at_least(ITEM, "calls that the graph made again, answered", again.get("ok", 0.0), 1)
+    report.at_least(ITEM, "calls retried by the graph, successful", again.get("ok", 0.0), 1)
     worst = max(k.back_s for k in kills)
     report.add(ITEM, "slowest replacement of a replica", f"{worst:.1f} s")
     told = [
@@ -214,12 +214,12 @@ async def _ingress(report: Report, service: Service, times: int) -> None:
     outcomes = first.all()
     failed = [o for o in outcomes if o.status != 200]
     report.add(ITEM, "kills of the ingress", len(kills))
-    report.add(ITEM, "requests meanwhile, at half load", len(outcomes), f"{rate:.1f}/s")
+    report.add(ITEM, "requests during the test, at half load", len(outcomes), f"{rate:.1f}/s")
     judge_ingress(report, outcomes, kills)
     report.at_most(ITEM, "ids without exactly one outcome", first.unanswered, 0)
     unmet = sum(last.status != 200 for _, last, _ in again)
-    report.at_most(ITEM, "failed requests that a retry did not mend", unmet, 0)
-    report.at_most(ITEM, "questions with two answers, retries included", same, 0)
+    report.at_most(ITEM, "failed requests that a retry did not fix", unmet, 0)
+    report.at_most(ITEM, "requests with two different results, retries included", same, 0)
     report.add(ITEM, "most retries of a client", max((n for _, _, n in again), default=0))
     told = [f"{_ago(o, kills)}: {o.kind} {o.status} {o.code}" for o in failed]
     report.note(f"\nKills of the ingress, ledger:\n\n{first.table()}\n")
@@ -231,10 +231,10 @@ def judge_ingress(report: Report, outcomes: Sequence[Outcome], kills: Sequence[K
     """Only who was under way at a kill may have lost anything, and somebody was and had."""
     failed = [o for o in outcomes if o.status != 200]
     under_way = sum(any(k.within(o) for k in kills) for o in outcomes)
-    report.add(ITEM, "of them under way at a kill, on either ingress", under_way)
+    report.add(ITEM, "of them in flight at a kill, on either ingress", under_way)
     # Without any the kills hit nobody.
-    report.at_least(ITEM, "of those failed, and were made again by the client", len(failed), 1)
-    report.at_most(ITEM, "failures of others", len(strays(outcomes, kills)), 0)
+    report.at_least(ITEM, "of those failed, and were retried by the client", len(failed), 1)
+    report.at_most(ITEM, "failures of other requests", len(strays(outcomes, kills)), 0)
 
 
 def strays(outcomes: Iterable[Outcome], kills: Sequence[Kill]) -> list[Outcome]:

@@ -101,23 +101,23 @@ def _judge(
     refused = [o for o in outcomes if o.status in (429, 503)]
     others = len(outcomes) - len(good) - len(refused)
     report.add(ITEM, "requests sent", len(outcomes), f"{TIMES} C for {seconds:g} s")
-    report.at_most(ITEM, "answers other than 200, 429, 503", others, 0)
-    report.at_least(ITEM, "refusals", len(refused), len(outcomes) / 2)
+    report.at_most(ITEM, "responses other than 200, 429, 503", others, 0)
+    report.at_least(ITEM, "rejections", len(refused), len(outcomes) / 2)
     without = sum(o.retry_after is None for o in refused)
-    report.at_most(ITEM, "refusals without Retry-After", without, 0)
+    report.at_most(ITEM, "rejections without Retry-After", without, 0)
     in_time = sum(o.done_s <= began + seconds for o in good)
     report.at_least(ITEM, "goodput / C", in_time / seconds / capacity, 0.7)
     # By Little's law; else the queue below is not what the service has.
     working = sum(o.took_ms for o in good) / 1e3 / seconds
-    told = f"taken in at once, mean, of {ADMITTED}"
+    told = f"in flight, mean, of {ADMITTED}"
     report.add(ITEM, told, working, "± 25 %", abs(working / ADMITTED - 1) <= 0.25)
     # Of those in work some are being served; the others wait before one, in two rows.
     queue = (ADMITTED - ENCODERS) / ENCODERS
     bound = 2 * (queue + 1) * (ENCODE_MS + DECODE_MS)
     report.at_most(ITEM, "accepted, p99", quantile((o.took_ms for o in good), 0.99), bound, "ms")
     report.add(ITEM, "accepted, p50", f"{median(o.took_ms for o in good):.0f} ms")
-    report.at_most(ITEM, "refused, p99", quantile((o.took_ms for o in refused), 0.99), 250, "ms")
-    report.add(ITEM, "refused, p50", f"{median(o.took_ms for o in refused):.0f} ms")
+    report.at_most(ITEM, "rejected, p99", quantile((o.took_ms for o in refused), 0.99), 250, "ms")
+    report.add(ITEM, "rejected, p50", f"{median(o.took_ms for o in refused):.0f} ms")
     lag = quantile((o.lag_ms for o in outcomes), 0.99)
     report.at_most(ITEM, "the generator's own lag, p99 (contained above)", lag, 100, "ms")
 

@@ -66,7 +66,7 @@ async def _phases(report: Report, service: Service, redis: RedisServer, seconds:
             )
             _judge(report, name, ours, theirs)
 
-        await phase("absent since the start")
+        await phase("absent from the start")
         redis.start()
         await phase("started")
         redis.kill()
@@ -82,12 +82,12 @@ async def _phases(report: Report, service: Service, redis: RedisServer, seconds:
         await phase("thawed")
         ledger = client.ledger
     report.at_most(ITEM, "ids without exactly one outcome", ledger.unanswered, 0)
-    report.at_most(ITEM, "questions with two answers", ledger.contradictions(), 0)
+    report.at_most(ITEM, "requests with two different results", ledger.contradictions(), 0)
     report.note(f"\nRedis, ledger:\n\n{ledger.table()}\n")
 
 
 def _judge(report: Report, name: str, ours: list[Outcome], theirs: list[Outcome]) -> None:
-    report.at_most(ITEM, f"{name}: answers other than 200", sum(o.status != 200 for o in ours), 0)
+    report.at_most(ITEM, f"{name}: responses other than 200", sum(o.status != 200 for o in ours), 0)
     with_ms, without_ms = ([o.took_ms for o in found] for found in (ours, theirs))
     added = median(with_ms) - median(without_ms)
     report.at_most(ITEM, f"{name}: added at p50", added, 50, "ms")

@@ -22,7 +22,7 @@ import numpy as np
 
 from serve_app.cli.environment import free_ports
 
-from ..front.running import Raw, RunningFront, wait_until
+from ..front.running import RawClient, RunningEdge, wait_until
 from .report import Report
 
 MIB = 2**20
@@ -47,19 +47,19 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 def run(report: Report, quick: bool) -> None:
     """Compare others' times before, during and after an attack; watch HAProxy's memory."""
     seconds = 16.0 if quick else 40.0
-    with _service() as port, RunningFront([port]) as front:
-        wait_until(lambda: _get(front.port)[1] == 200, "the service is checked")
-        _others(front.port, 3.0)  # warm
-        before = _others(front.port, seconds)
-        memory = front.memory_bytes()
-        attack = _Attack(front)
+    with _service() as port, RunningEdge([port]) as edge:
+        wait_until(lambda: _get(edge.port)[1] == 200, "the service is checked")
+        _others(edge.port, 3.0)  # warm
+        before = _others(edge.port, seconds)
+        memory = edge.memory_bytes()
+        attack = _Attack(edge)
         attack.start()
-        during = _others(front.port, seconds)
+        during = _others(edge.port, seconds)
         growth = (attack.most_memory - memory) / MIB
         attack.end()
-        after = _others(front.port, seconds)
+        after = _others(edge.port, seconds)
         _report_drips(report, attack, before, during, after, growth)
-        _stuck_uploads(report, front)
+        _stuck_uploads(report, edge)
 
 
 def _report_drips(
@@ -67,7 +67,7 @@ def _report_drips(
 ) -> None:
     item = "9 slow clients"
     judge_drips(report, attack.drips)
-    report.at_most(item, "others' answers other than 200", during.failures, 0)
+    report.at_most(item, "others' responses other than 200", during.failures, 0)
     quiet = (before.p99 + after.p99) / 2
     report.add(
         item, "others' p99 without, before and after", f"{before.p99:.1f}, {after.p99:.1f} ms"
@@ -84,17 +84,19 @@ def judge_drips(report: Report, drips: Mapping[str, Drips]) -> None:
         told = f"{count} dripping {kind}"
         report.at_least(item, f"{told}: reaped so far, with 408", len(found.reaped), count)
         ages = found.reaped + found.living
-        report.at_most(item, f"{told}: oldest, dead or alive", max(ages, default=nan), LIFE_S, "s")
+        report.at_most(
+            item, f"{told}: oldest connection, open or closed", max(ages, default=nan), LIFE_S, "s"
+        )
         report.at_most(item, f"{told}: ended otherwise", found.otherwise, 0)
 
 
-def _stuck_uploads(report: Report, front: RunningFront) -> None:
+def _stuck_uploads(report: Report, edge: RunningEdge) -> None:
     """Bodies just below the service's limit, which it does not read: who holds them?"""
-    memory = front.memory_bytes()
+    memory = edge.memory_bytes()
     size = 60 * MIB
     head = b"POST /stuck HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size
     with ExitStack() as stack:
-        clients = [stack.enter_context(Raw(front.port)) for _ in range(UPLOADS)]
+        clients = [stack.enter_context(RawClient(edge.port)) for _ in range(UPLOADS)]
         for client in clients:
             client.send(head)
             client.socket.setblocking(False)
@@ -103,16 +105,16 @@ def _stuck_uploads(report: Report, front: RunningFront) -> None:
         while time.monotonic() < deadline:
             _, writable, _ = select.select([], [c.socket for c in clients], [], 0.2)
             sent += sum(found.send(block) for found in writable)
-        huge = {announced: _huge(front.port, announced) for announced in (True, False)}
-        growth = (front.memory_bytes() - memory) / MIB
-        others = _others(front.port, 3.0)
+        huge = {announced: _huge(edge.port, announced) for announced in (True, False)}
+        growth = (edge.memory_bytes() - memory) / MIB
+        others = _others(edge.port, 3.0)
     item = "4 stuck uploads"
     report.add(item, "300 MiB beside them, length announced", huge[True], "413", huge[True] == 413)
     report.add(item, "300 MiB beside them, in chunks", huge[False], "411", huge[False] == 411)
-    told = f"of {UPLOADS} uploads of 60 MiB nobody reads, taken (kernel buffers included)"
+    told = f"of {UPLOADS} unread uploads of 60 MiB, accepted (kernel buffers included)"
     report.add(item, told, f"{sent / MIB:.1f} MiB")
     report.at_most(item, "growth of the front's memory", growth, GROWTH_MIB, "MiB")
-    report.at_most(item, "others' answers other than 200", others.failures, 0)
+    report.at_most(item, "others' responses other than 200", others.failures, 0)
 
 
 class _Times:
@@ -156,12 +158,12 @@ def _huge(port: int, announced: bool) -> int:
     length = b"Content-Length: %d\r\n\r\n" % HUGE
     block = b"a" * MIB
     piece = block if announced else b"100000\r\n" + block + b"\r\n"
-    with Raw(port) as client:
+    with RawClient(port) as client:
         client.send(head + (length if announced else b"Transfer-Encoding: chunked\r\n\r\n"))
         for _ in range(HUGE // MIB):
             if select.select([client.socket], [], [], 0)[0] or not client.send(piece):
                 break
-        status, _, _ = client.answer()
+        status, _, _ = client.response()
         return status
 
 
@@ -191,8 +193,8 @@ class _Attack:
 
     HEAD = b"POST /v1/segment HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n"
 
-    def __init__(self, front: RunningFront) -> None:
-        self._front = front
+    def __init__(self, edge: RunningEdge) -> None:
+        self._edge = edge
         self.drips = {kind: Drips() for kind in KINDS}
         self.most_memory = 0
         self._done = threading.Event()
@@ -205,9 +207,9 @@ class _Attack:
         self._done.set()
         self._thread.join()
 
-    def _open(self, kind: str) -> tuple[Raw, str, float]:
+    def _open(self, kind: str) -> tuple[RawClient, str, float]:
         # Two addresses: one of them may not have so many connections.
-        client = Raw(self._front.port, "127.0.0.2" if kind == "headers" else "127.0.0.3")
+        client = RawClient(self._edge.port, "127.0.0.2" if kind == "headers" else "127.0.0.3")
         client.send(self.HEAD + (b"X-Drip: " if kind == "headers" else b"\r\n"))
         return client, kind, time.monotonic()
 
@@ -222,7 +224,7 @@ class _Attack:
                     dripping[place] = self._open(kind)
                 else:
                     client.send(b"a")
-            self.most_memory = max(self.most_memory, self._front.memory_bytes())
+            self.most_memory = max(self.most_memory, self._edge.memory_bytes())
         for client, kind, born in dripping:
             self.drips[kind].living.append(time.monotonic() - born)
             client.socket.close()

@@ -164,7 +164,7 @@ def judge_steady(report: Report, item: str, watch: Watch, since_s: float) -> Non
     )
     report.at_most(item, "memory, all replicas", watch.total(since_s), SLOPE_MIB, "MiB/min")
     whole = watch.total(since_s, watch.whole)
-    report.add(item, "the same with libraries, whoever else maps them", f"{whole:+.2f} MiB/min")
+    report.add(item, "the same including shared libraries", f"{whole:+.2f} MiB/min")
     moved = {who: watch.files_moved(who, since_s) for who in watch.pids}
     most = max(moved, key=lambda who: moved[who])
     report.at_most(item, f"files, most moved ({most.split()[0]})", moved[most], FILES)
@@ -225,5 +225,5 @@ async def _run(
                 report.note(client.ledger.table())
             failed += amiss
     report.add(item, "half load", f"{rate:.1f}/s for {long:g} min", f"{sent} requests")
-    report.at_most(item, "answers other than 200", failed, 0)
+    report.at_most(item, "responses other than 200", failed, 0)
     return watch

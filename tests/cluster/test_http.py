@@ -17,8 +17,9 @@ import pytest
 from PIL import Image
 from segment_anything.modeling import Sam
 
+from serve_app.capabilities import SegmentRequest
 from serve_app.client import HttpService
-from serve_app.core.types import Prompt, SegmentRequest
+from serve_app.core.types import Prompt
 from serve_app.engines.sam.model import load_sam
 
 from ..golden.cases import PHOTOS, cases_of, check_against, iou, photo, reference_answers

@@ -8,15 +8,9 @@ import numpy as np
 import pytest
 from ray import serve
 
+from serve_app.capabilities import SegmentRequest, TextQuery
 from serve_app.core.errors import InvalidImage, InvalidPrompt, SamServeError, UnknownVariant
-from serve_app.core.types import (
-    CacheTier,
-    EmbedResult,
-    Prompt,
-    SegmentRequest,
-    SegmentResult,
-    TextQuery,
-)
+from serve_app.core.types import CacheTier, EmbedResult, Prompt, SegmentResult
 
 from ..golden.cases import photo
 
@@ -49,7 +43,7 @@ def test_text_and_embed_are_there_too() -> None:
     handle = serve.get_app_handle("sam")
     embedded: EmbedResult = handle.embed.remote(photo("chelsea")).result(timeout_s=120)
     assert (embedded.width, embedded.height) == (451, 300)
-    found = call(SegmentRequest(image=embedded.image_id, task=TextQuery(texts=("cat",))))
+    found = call(SegmentRequest(image=embedded.image_id, task=TextQuery(text=("cat",))))
     assert found.results[0].present is True
     assert found.cache is CacheTier.MEMORY
 

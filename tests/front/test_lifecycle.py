@@ -1,4 +1,4 @@
-"""Starting, reloading and stopping lose nothing; TLS ends here; a wrong setting starts nothing."""
+"""Starting, reloading and stopping lose no request; TLS; invalid settings."""
 
 from __future__ import annotations
 
@@ -25,98 +25,107 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from serve_app.__main__ import main
-from serve_app.cli.environment import free_ports
 
-from .running import Backend, Raw, RunningFront, wait_until
-from .test_bounds import ask, gated, ready, statuses
+from ..ports import free_ports
+from .running import (
+    HANG_GUARD_S,
+    LONG_TIMEOUTS,
+    Backend,
+    RawClient,
+    RunningEdge,
+    get_from,
+    is_ready,
+    wait_until,
+)
+from .test_bounds import gated_edge, send_request, statuses_of
 
 
 def test_sigterm_drains() -> None:
-    with gated(command=True) as (gate, front), ExitStack() as stack:
-        client = ask(stack, front)
-        wait_until(lambda: gate.waiting == 1, "a request is inside")
-        front.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: not front.listens(), "new connections are refused")
-        assert front.process.poll() is None
-        gate.opened.set()
-        assert client.answer()[0] == 200
-        assert front.process.wait(30) == 0
+    with gated_edge(command=True) as (gate, edge), ExitStack() as stack:
+        client = send_request(stack, edge)
+        wait_until(lambda: gate.in_flight == 1, "a request is in flight")
+        edge.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: not edge.listens(), "new connections are rejected")
+        assert edge.process.poll() is None
+        gate.released.set()
+        assert client.response()[0] == 200
+        assert edge.process.wait(HANG_GUARD_S) == 0
 
 
-def test_a_second_signal_ends_it_at_once() -> None:
-    with gated(command=True) as (gate, front), ExitStack() as stack:
-        client = ask(stack, front)
-        wait_until(lambda: gate.waiting == 1, "a request is inside")
-        front.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: not front.listens(), "new connections are refused")
-        front.process.send_signal(signal.SIGTERM)
-        assert client.answer()[0] == 0
-        assert front.process.wait(30) == 0
+def test_a_second_signal_ends_the_edge_at_once() -> None:
+    with gated_edge(command=True) as (gate, edge), ExitStack() as stack:
+        client = send_request(stack, edge)
+        wait_until(lambda: gate.in_flight == 1, "a request is in flight")
+        edge.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: not edge.listens(), "new connections are rejected")
+        edge.process.send_signal(signal.SIGTERM)
+        assert client.response()[0] == 0
+        assert edge.process.wait(HANG_GUARD_S) == 0
 
 
-def test_draining_ends_after_its_time() -> None:
-    with gated(command=True, drain_s=0.5) as (gate, front), ExitStack() as stack:
-        ask(stack, front)
-        wait_until(lambda: gate.waiting == 1, "a request is inside")
-        front.process.send_signal(signal.SIGTERM)
-        assert front.process.wait(30) == 0
+def test_draining_ends_after_drain_s() -> None:
+    with gated_edge(command=True, drain_s=0.5) as (gate, edge), ExitStack() as stack:
+        send_request(stack, edge)
+        wait_until(lambda: gate.in_flight == 1, "a request is in flight")
+        edge.process.send_signal(signal.SIGTERM)
+        assert edge.process.wait(HANG_GUARD_S) == 0
 
 
-def test_reloading_takes_new_settings_and_loses_no_request() -> None:
-    with gated(command=True) as (gate, front), ExitStack() as stack:
-        client = ask(stack, front)
-        wait_until(lambda: gate.waiting == 1, "a request is inside")
-        (old,) = front.proxies()
-        front.settings["denied_paths"] = ["/healthz"]
-        front.write()
-        front.process.send_signal(signal.SIGHUP)
-        denied = f"{front.url}/healthz"
-        wait_until(lambda: len(front.proxies()) == 2, "the new one runs beside the old")
-        gate.opened.set()
-        assert client.answer()[0] == 200
-        wait_until(lambda: old not in front.proxies(), "the old one has ended")
+def test_a_reload_applies_new_settings_and_loses_no_request() -> None:
+    with gated_edge(command=True) as (gate, edge), ExitStack() as stack:
+        client = send_request(stack, edge)
+        wait_until(lambda: gate.in_flight == 1, "a request is in flight")
+        (old,) = edge.haproxy_pids()
+        edge.settings["denied_paths"] = ["/healthz"]
+        edge.write_settings()
+        edge.process.send_signal(signal.SIGHUP)
+        denied = f"{edge.url}/healthz"
+        wait_until(lambda: len(edge.haproxy_pids()) == 2, "the new process runs beside the old one")
+        gate.released.set()
+        assert client.response()[0] == 200
+        wait_until(lambda: old not in edge.haproxy_pids(), "the old process has exited")
         wait_until(
-            lambda: httpx.get(denied, trust_env=False, timeout=30).status_code == 404,
-            "the new setting holds",
+            lambda: httpx.get(denied, trust_env=False, timeout=HANG_GUARD_S).status_code == 404,
+            "the new setting is applied",
         )
 
 
-def test_a_wrong_setting_at_a_reload_changes_nothing() -> None:
-    with gated(command=True) as (_, front):
-        before = front.proxies()
-        front.settings["bind"] = "not an address"
-        front.write()
-        front.process.send_signal(signal.SIGHUP)
-        wait_until(lambda: "not reloaded" in front.log.read_text(), "it is told")
-        assert front.proxies() == before
-        assert ready(front)
+def test_a_reload_with_invalid_settings_changes_nothing() -> None:
+    with gated_edge(command=True) as (_, edge):
+        before = edge.haproxy_pids()
+        edge.settings["bind"] = "not an address"
+        edge.write_settings()
+        edge.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "not reloaded" in edge.log.read_text(), "the error is reported")
+        assert edge.haproxy_pids() == before
+        assert is_ready(edge)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux tells the child")
-def test_a_front_that_is_killed_leaves_no_haproxy() -> None:
-    with gated(command=True) as (_, front):
-        (proxy,) = front.proxies()
-        front.process.kill()
-        front.process.wait(30)
+@pytest.mark.skipif(sys.platform != "linux", reason="uses a feature of the Linux kernel")
+def test_haproxy_exits_when_the_command_is_killed() -> None:
+    with gated_edge(command=True) as (_, edge):
+        (proxy,) = edge.haproxy_pids()
+        edge.process.kill()
+        edge.process.wait(HANG_GUARD_S)
         try:
-            wait_until(lambda: not front.listens(), "HAProxy has ended, too")
+            wait_until(lambda: not edge.listens(), "HAProxy has exited, too")
         except TimeoutError:
             os.kill(proxy, signal.SIGKILL)
             raise
 
 
-def test_an_end_of_haproxy_is_the_end_of_the_command() -> None:
-    with gated(command=True) as (_, front):
-        os.kill(front.proxies()[0], signal.SIGKILL)
-        assert front.process.wait(30) not in (0, None)
+def test_the_command_fails_when_haproxy_dies() -> None:
+    with gated_edge(command=True) as (_, edge):
+        os.kill(edge.haproxy_pids()[0], signal.SIGKILL)
+        assert edge.process.wait(HANG_GUARD_S) not in (0, None)
 
 
 def _check(tmp_path: Path, settings: dict[str, Any]) -> tuple[int, str]:
-    """Exit status of ``front --check`` and what it says on standard error."""
+    """Exit status and standard error of ``front --check``."""
     config = tmp_path / "front.yaml"
     config.write_text(yaml.safe_dump(settings))
-    with contextlib.redirect_stderr(io.StringIO()) as told:
-        return main(["front", "--check", "--config", str(config)]), told.getvalue()
+    with contextlib.redirect_stderr(io.StringIO()) as stderr:
+        return main(["front", "--check", "--config", str(config)]), stderr.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -136,10 +145,10 @@ def _check(tmp_path: Path, settings: dict[str, Any]) -> tuple[int, str]:
         {"trusted_proxies": ["10.0.0.0/8 0.0.0.0/0"]},
     ],
 )
-def test_a_wrong_setting_starts_nothing(tmp_path: Path, settings: dict[str, Any]) -> None:
-    status, told = _check(tmp_path, settings)
+def test_an_invalid_setting_is_an_error(tmp_path: Path, settings: dict[str, Any]) -> None:
+    status, stderr = _check(tmp_path, settings)
     assert status == 1
-    assert told.startswith("error: the front's settings front.yaml: ")
+    assert stderr.startswith("error: the edge settings front.yaml: ")
 
 
 @pytest.mark.parametrize(
@@ -149,39 +158,41 @@ def test_a_wrong_setting_starts_nothing(tmp_path: Path, settings: dict[str, Any]
         ({"answer_timeout_s": 1e12}, "timer overflow"),
     ],
 )
-def test_what_haproxy_refuses_is_told_with_its_reason(
+def test_the_reason_why_haproxy_rejects_a_setting_is_reported(
     tmp_path: Path, settings: dict[str, Any], reason: str
 ) -> None:
-    status, told = _check(tmp_path, settings)
+    status, stderr = _check(tmp_path, settings)
     assert status == 1
-    assert told.startswith("error: HAProxy refuses the configuration:\n[ALERT]")
-    assert reason in told
+    assert stderr.startswith("error: HAProxy rejects the configuration:\n[ALERT]")
+    assert reason in stderr
 
 
 @pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o644, True)])
-def test_a_key_that_others_can_read_is_warned_of(
+def test_a_world_readable_private_key_gives_a_warning(
     tmp_path: Path, certificate: Path, mode: int, warned: bool
 ) -> None:
-    mine = tmp_path / "own.pem"
-    mine.write_bytes(certificate.read_bytes())
-    mine.chmod(mode)
-    status, told = _check(tmp_path, {"tls": {"certificate": str(mine)}})
+    copy = tmp_path / "copy.pem"
+    copy.write_bytes(certificate.read_bytes())
+    copy.chmod(mode)
+    status, stderr = _check(tmp_path, {"tls": {"certificate": str(copy)}})
     assert status == 0
-    assert ("warning: other users" in told) is warned
+    assert ("readable by all users" in stderr) is warned
 
 
 def test_the_shipped_settings_are_valid() -> None:
-    told = subprocess.run(
-        [sys.executable, "-m", "serve_app", "front", "--check"], capture_output=True, timeout=60
+    result = subprocess.run(
+        [sys.executable, "-m", "serve_app", "front", "--check"],
+        capture_output=True,
+        timeout=HANG_GUARD_S,
     )
-    assert told.returncode == 0, told.stderr
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Self-signed, for 127.0.0.1, with its key in the same file."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "front")])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "edge")])
     now = datetime.datetime.now(datetime.UTC)
     made = (
         x509.CertificateBuilder()
@@ -196,7 +207,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         .sign(key, hashes.SHA256())
     )
-    path = tmp_path_factory.mktemp("tls") / "front.pem"
+    path = tmp_path_factory.mktemp("tls") / "edge.pem"
     path.touch(mode=0o600)
     path.write_bytes(
         made.public_bytes(serialization.Encoding.PEM)
@@ -209,32 +220,34 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_tls_ends_at_the_front(certificate: Path, backend: Backend) -> None:
+def test_the_edge_terminates_tls(certificate: Path, backend: Backend) -> None:
     (plain,) = free_ports(1)
     tls = {"certificate": str(certificate), "redirect_from": f"127.0.0.1:{plain}"}
     context = ssl.create_default_context(cafile=str(certificate))
     with (
-        RunningFront([backend.port], {"tls": tls}) as front,
-        httpx.Client(verify=context, trust_env=False, timeout=30) as client,
+        RunningEdge([backend.port], LONG_TIMEOUTS | {"tls": tls}) as edge,
+        httpx.Client(verify=context, trust_env=False, timeout=HANG_GUARD_S) as client,
     ):
-        url = f"{front.url}/healthz"
-        wait_until(lambda: client.get(url).status_code == 200, "the backend is checked")
+        url = f"{edge.url}/healthz"
+        wait_until(lambda: client.get(url).status_code == 200, "the backend is healthy")
         assert backend.headers()["x-forwarded-proto"] == "https"
         assert client.get(url).headers["strict-transport-security"].startswith("max-age=31536000")
 
-        moved = httpx.get(f"http://127.0.0.1:{plain}/v1/models?a=b", trust_env=False, timeout=30)
+        moved = httpx.get(
+            f"http://127.0.0.1:{plain}/v1/models?a=b", trust_env=False, timeout=HANG_GUARD_S
+        )
         assert moved.status_code == 308
-        assert moved.headers["location"] == f"{front.url}/v1/models?a=b"
+        assert moved.headers["location"] == f"{edge.url}/v1/models?a=b"
 
-        with Raw(plain) as raw:
+        with RawClient(plain) as raw:
             raw.send(b"GET /a HTTP/1.1\r\nHost: a\r\nX-Request-Id: of-plain\r\n\r\n")
-            assert raw.answer()[1]["x-request-id"] == "of-plain"
-        with Raw(plain) as raw:
+            assert raw.response()[1]["x-request-id"] == "of-plain"
+        with RawClient(plain) as raw:
             raw.send(b"GET /a HTTP/1.1\r\n\r\n")
-            assert raw.answer()[0] == 400
+            assert raw.response()[0] == 400
 
         def row() -> dict[str, Any] | None:
-            rows = [row for row in front.logged() if row["request_id"] == "of-plain"]
+            rows = [row for row in edge.request_log() if row["request_id"] == "of-plain"]
             return rows[0] if rows else None
 
         wait_until(lambda: row() is not None, "the redirect is logged")
@@ -244,16 +257,16 @@ def test_tls_ends_at_the_front(certificate: Path, backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_2])
-def test_old_tls_is_refused(
+def test_tls_before_1_2_is_rejected(
     certificate: Path, backend: Backend, version: ssl.TLSVersion, recwarn: pytest.WarningsRecorder
 ) -> None:
-    """Up to 1.1 by the front; the client of this test would take it."""
+    """By the edge: the client of this test would accept it."""
     client = ssl.create_default_context(cafile=str(certificate))
     client.set_ciphers("ALL:@SECLEVEL=0")
     client.minimum_version = ssl.TLSVersion.TLSv1
     client.maximum_version = version
-    settings = {"tls": {"certificate": str(certificate)}}
-    with RunningFront([backend.port], settings) as front, Raw(front.port) as raw:
+    settings = LONG_TIMEOUTS | {"tls": {"certificate": str(certificate)}}
+    with RunningEdge([backend.port], settings) as edge, RawClient(edge.port) as raw:
         if version == ssl.TLSVersion.TLSv1_2:
             with client.wrap_socket(raw.socket, server_hostname="127.0.0.1") as made:
                 assert made.version() == "TLSv1.2"
@@ -262,30 +275,33 @@ def test_old_tls_is_refused(
                 client.wrap_socket(raw.socket, server_hostname="127.0.0.1")
 
 
-def test_the_redirect_takes_neither_more_of_one_address_nor_all_there_is(
+def test_the_redirect_port_is_limited_by_address_and_in_all(
     certificate: Path, backend: Backend
 ) -> None:
     (plain,) = free_ports(1)
     tls = {"certificate": str(certificate), "redirect_from": f"127.0.0.1:{plain}"}
     settings = {"tls": tls, "max_connections": 24, "max_connections_per_source": 2}
-    patient = dict.fromkeys(("header_timeout_s", "silence_timeout_s", "keep_alive_s"), 120)
     context = ssl.create_default_context(cafile=str(certificate))
     with (
-        RunningFront([backend.port], {**settings, **patient}) as front,
+        RunningEdge([backend.port], LONG_TIMEOUTS | settings) as edge,
         ExitStack() as stack,
     ):
 
-        def served() -> bool:
-            url = f"{front.url}/healthz"
-            return httpx.get(url, verify=context, trust_env=False, timeout=30).status_code == 200
+        def is_served(number: int) -> bool:
+            """Over a new connection, from another address than those before."""
+            return get_from(f"127.0.1.{number}", f"{edge.url}/healthz", verify=context) == 200
 
-        wait_until(served, "the backend is checked")
-        assert statuses(stack, plain, "127.0.0.2", 6) == [308] * 4 + [0] * 2
-        # Idle ones of many addresses, and not all of them are taken.
+        wait_until(lambda: is_served(1), "the backend is healthy")
+        found = statuses_of(stack, edge, plain, "127.0.0.2", accepted=4, rejected=2)
+        assert found == [308] * 4 + [0] * 2
+        # Idle connections of 40 addresses, more than this port accepts.
         for number in range(3, 43):
             idle = stack.enter_context(socket.socket())
-            idle.setblocking(False)  # beyond those that wait for their turn nothing is answered
+            idle.setblocking(False)  # those beyond the backlog never connect
             idle.bind((f"127.0.0.{number}", 0))
             idle.connect_ex(("127.0.0.1", plain))
-        # The first may have come before those were taken, the next ones not.
-        assert [served() for _ in range(3)] == [True] * 3
+        wait_until(
+            lambda: sum(n for key, n in edge.open_connections().items() if "127.0.0." in key) == 6,
+            "the redirect port has all the connections that it may have",
+        )
+        assert [is_served(number) for number in (2, 3, 4)] == [True] * 3

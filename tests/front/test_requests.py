@@ -1,56 +1,64 @@
-"""What reaches the service: one request each, with an id, under no false flag."""
+"""What reaches the service: one request each, with an id, without headers that mislead it."""
 
 from __future__ import annotations
 
 import httpx
 import pytest
 
-from serve_app.edge.answers import REQUEST_ID_PATTERN
+from serve_app.edge.render import REQUEST_ID_PATTERN
 from serve_app.http import middleware
 
-from .running import Backend, Raw, RunningFront, wait_until
+from .running import (
+    HANG_GUARD_S,
+    LONG_TIMEOUTS,
+    Backend,
+    RawClient,
+    RunningEdge,
+    is_ready,
+    wait_until,
+)
 
 HEAD = b"POST /v1/segment HTTP/1.1\r\nHost: a\r\n"
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
-def get(front: RunningFront, path: str, **headers: str) -> httpx.Response:
-    return httpx.get(front.url + path, headers=headers, trust_env=False, timeout=30)
+def get(edge: RunningEdge, path: str, **headers: str) -> httpx.Response:
+    return httpx.get(edge.url + path, headers=headers, trust_env=False, timeout=HANG_GUARD_S)
 
 
-def test_a_plain_request_id_is_kept(front: RunningFront, backend: Backend) -> None:
-    assert get(front, "/healthz", **{"x-request-id": "A-1.b:c_2"}).headers["x-request-id"] == (
+def test_a_valid_request_id_is_kept(edge: RunningEdge, backend: Backend) -> None:
+    assert get(edge, "/healthz", **{"x-request-id": "A-1.b:c_2"}).headers["x-request-id"] == (
         "A-1.b:c_2"
     )
     assert backend.headers()["x-request-id"] == "A-1.b:c_2"
 
 
 @pytest.mark.parametrize("sent", [None, "", "a b", "x" * 65, 'a"b', "a,b", "a%20b"])
-def test_a_missing_or_odd_request_id_is_replaced(
-    front: RunningFront, backend: Backend, sent: str | None
+def test_a_missing_or_invalid_request_id_is_replaced(
+    edge: RunningEdge, backend: Backend, sent: str | None
 ) -> None:
-    answer = get(front, "/healthz", **({} if sent is None else {"x-request-id": sent}))
-    given = answer.headers["x-request-id"]
+    response = get(edge, "/healthz", **({} if sent is None else {"x-request-id": sent}))
+    given = response.headers["x-request-id"]
     assert given not in ("", sent)
     assert middleware._REQUEST_ID.fullmatch(given)
     assert backend.headers()["x-request-id"] == given
 
 
-def test_two_request_ids_are_replaced_by_one(front: RunningFront, backend: Backend) -> None:
-    with Raw(front.port) as client:
+def test_two_request_ids_are_replaced(edge: RunningEdge, backend: Backend) -> None:
+    with RawClient(edge.port) as client:
         client.send(
             b"GET /healthz HTTP/1.1\r\nHost: a\r\nX-Request-Id: a\r\nX-Request-Id: b\r\n\r\n"
         )
-        _, headers, _ = client.answer()
+        _, headers, _ = client.response()
     assert headers["x-request-id"] == backend.headers()["x-request-id"] not in ("a", "b", "a,b")
 
 
-def test_the_rule_for_ids_is_that_of_the_service() -> None:
+def test_edge_and_service_accept_the_same_request_ids() -> None:
     assert f"^{middleware._REQUEST_ID.pattern}$" == REQUEST_ID_PATTERN
 
 
-def test_headers_that_ray_serve_obeys_and_false_origins_do_not_pass(
-    front: RunningFront, backend: Backend
+def test_headers_that_ray_serve_obeys_and_false_origins_are_removed(
+    edge: RunningEdge, backend: Backend
 ) -> None:
     forbidden = [
         "X-Request-Disconnect-Disabled: ?1", "Serve-Multiplexed-Model-Id: m", "X-Session-Id: s",
@@ -64,11 +72,11 @@ def test_headers_that_ray_serve_obeys_and_false_origins_do_not_pass(
         "X-Forwarded-Proto: https",
         "X-Harmless: 1",
     ]
-    with Raw(front.port) as client:
+    with RawClient(edge.port) as client:
         client.send(
             b"GET /healthz HTTP/1.1\r\nHost: a\r\n" + "\r\n".join(sent).encode() + b"\r\n\r\n"
         )
-        assert client.answer()[0] == 200
+        assert client.response()[0] == 200
     arrived = backend.headers()
     assert not {line.partition(":")[0].lower() for line in forbidden} & arrived.keys()
     assert arrived["x-harmless"] == "1"
@@ -81,40 +89,40 @@ def test_headers_that_ray_serve_obeys_and_false_origins_do_not_pass(
     ["/metrics", "/METRICS", "/clicks/metrics", "/%6detrics", "/metrics?a=b", "/-/healthz",
      "/-/routes", "/%2D/routes", "/-%2froutes"],
 )  # fmt: skip
-def test_internal_routes_are_denied(front: RunningFront, backend: Backend, path: str) -> None:
-    before = len(backend.seen)
-    answer = get(front, path)
-    assert answer.status_code == 404
-    error = answer.json()["error"]
+def test_internal_routes_are_denied(edge: RunningEdge, backend: Backend, path: str) -> None:
+    before = len(backend.received)
+    response = get(edge, path)
+    assert response.status_code == 404
+    error = response.json()["error"]
     assert error["code"] == "not_found"
-    assert error["request_id"] == answer.headers["x-request-id"]
-    assert len(backend.seen) == before
+    assert error["request_id"] == response.headers["x-request-id"]
+    assert len(backend.received) == before
 
 
-def test_an_internal_route_in_absolute_form_is_denied(front: RunningFront) -> None:
-    with Raw(front.port) as client:
+def test_an_internal_route_in_absolute_form_is_denied(edge: RunningEdge) -> None:
+    with RawClient(edge.port) as client:
         client.send(b"GET http://a/metrics HTTP/1.1\r\nHost: a\r\n\r\n")
-        assert client.answer()[0] == 404
+        assert client.response()[0] == 404
 
 
 @pytest.mark.parametrize("line", [b"TRACE / HTTP/1.1", b"CONNECT a:80 HTTP/1.1"])
-def test_methods_of_proxies_are_refused(front: RunningFront, line: bytes) -> None:
-    with Raw(front.port) as client:
+def test_trace_and_connect_are_rejected(edge: RunningEdge, line: bytes) -> None:
+    with RawClient(edge.port) as client:
         client.send(line + b"\r\nHost: a:80\r\n\r\n")
-        status, _, body = client.answer()
+        status, _, body = client.response()
     assert (status, body["error"]["code"]) == (405, "method_not_allowed")
 
 
-def test_an_upgrade_is_served_as_the_plain_request_that_it_is(front: RunningFront) -> None:
-    with Raw(front.port) as client:
+def test_an_upgrade_is_served_as_a_plain_request(edge: RunningEdge) -> None:
+    with RawClient(edge.port) as client:
         client.send(
             b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
             b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
         )
-        assert client.answer()[0] == 200
+        assert client.response()[0] == 200
 
 
-REFUSED = {
+AMBIGUOUS = {
     "two lengths": HEAD + b"Content-Length: 4\r\nContent-Length: 40\r\n\r\nabcd" + SMUGGLED,
     "a list of lengths": HEAD + b"Content-Length: 4, 40\r\n\r\nabcd" + SMUGGLED,
     "a signed length": HEAD + b"Content-Length: +4\r\n\r\nabcd" + SMUGGLED,
@@ -138,21 +146,21 @@ REFUSED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("shape", REFUSED)
-def test_a_request_that_two_servers_could_read_differently_is_refused(
-    front: RunningFront, backend: Backend, shape: str
+@pytest.mark.parametrize("shape", AMBIGUOUS)
+def test_a_request_that_two_servers_could_read_differently_is_rejected(
+    edge: RunningEdge, backend: Backend, shape: str
 ) -> None:
-    before = len(backend.seen)
-    with Raw(front.port) as client:
-        client.send(REFUSED[shape])
+    before = len(backend.received)
+    with RawClient(edge.port) as client:
+        client.send(AMBIGUOUS[shape])
         received = client.read_all()
     assert received.startswith((b"HTTP/1.1 400", b"HTTP/1.0 400")), received[:100]
-    assert len(backend.seen) == before
+    assert len(backend.received) == before
 
 
 UNSAFE_TRAILERS = (
     b"X-Forwarded-For: 6.6.6.6\r\nX-Request-Disconnect-Disabled: ?1\r\nX-Session-Id: s\r\n"
-    b"X-Request-Id: of-a-trailer\r\nAuthorization: Bearer key\r\n"
+    b"X-Request-Id: from-a-trailer\r\nAuthorization: Bearer key\r\n"
 )
 CHUNKED = {
     "beside a length": b"Content-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
@@ -164,16 +172,16 @@ CHUNKED = {
 
 
 @pytest.mark.parametrize("shape", CHUNKED)
-def test_chunks_are_refused_and_what_follows_them_is_no_request(
-    front: RunningFront, backend: Backend, shape: str
+def test_chunked_bodies_are_rejected_and_data_after_them_is_not_a_request(
+    edge: RunningEdge, backend: Backend, shape: str
 ) -> None:
-    before = len(backend.seen)
-    with Raw(front.port) as client:
+    before = len(backend.received)
+    with RawClient(edge.port) as client:
         client.send(HEAD + CHUNKED[shape] + SMUGGLED)
         received = client.read_all()
     assert received.startswith(b"HTTP/1.1 411")
     assert received.count(b"HTTP/1.1 ") == 1
-    assert len(backend.seen) == before
+    assert len(backend.received) == before
 
 
 @pytest.mark.parametrize(
@@ -181,39 +189,39 @@ def test_chunks_are_refused_and_what_follows_them_is_no_request(
     [b"/metrics%0a", b"/metrics%0A", b"http://a/metrics%0a", b"/metrics%0d%0a", b"/metrics%00",
      b"/metrics%1f", b"/metrics%7f", b"/metrics%7F", b"/-/routes%0a", b"/healthz%0a"],
 )  # fmt: skip
-def test_a_control_character_in_the_path_is_refused(
-    front: RunningFront, backend: Backend, target: bytes
+def test_a_control_character_in_the_path_is_rejected(
+    edge: RunningEdge, backend: Backend, target: bytes
 ) -> None:
-    """A router whose patterns end in ``$`` takes a line's end for nothing."""
-    before = len(backend.seen)
-    with Raw(front.port) as client:
+    """A router whose patterns end in ``$`` ignores a line break at the end."""
+    before = len(backend.received)
+    with RawClient(edge.port) as client:
         client.send(b"GET " + target + b" HTTP/1.1\r\nHost: a\r\n\r\n")
-        status, _, body = client.answer()
+        status, _, body = client.response()
     assert (status, body["error"]["code"]) == (400, "malformed_request")
-    assert len(backend.seen) == before
+    assert len(backend.received) == before
 
 
 @pytest.mark.parametrize("target", [b"/healthz?a=%0a", b"/no%20route%2f"])
-def test_other_escapes_pass(front: RunningFront, backend: Backend, target: bytes) -> None:
-    before = len(backend.seen)
-    with Raw(front.port) as client:
+def test_other_escapes_are_forwarded(edge: RunningEdge, backend: Backend, target: bytes) -> None:
+    before = len(backend.received)
+    with RawClient(edge.port) as client:
         client.send(b"GET " + target + b" HTTP/1.1\r\nHost: a\r\n\r\n")
-        assert client.answer()[0] in (200, 404)
-    assert len(backend.seen) == before + 1
+        assert client.response()[0] in (200, 404)
+    assert len(backend.received) == before + 1
 
 
 @pytest.mark.parametrize("sent", ["2", "0.5", "120.25", "007"])
-def test_a_plain_time_limit_passes(front: RunningFront, backend: Backend, sent: str) -> None:
-    assert get(front, "/healthz", **{"x-request-timeout-seconds": sent}).status_code == 200
+def test_a_valid_timeout_is_forwarded(edge: RunningEdge, backend: Backend, sent: str) -> None:
+    assert get(edge, "/healthz", **{"x-request-timeout-seconds": sent}).status_code == 200
     assert backend.headers()["x-request-timeout-seconds"] == sent
 
 
 @pytest.mark.parametrize(
     "sent", ["0", "-1", "0.0", "inf", "nan", "1e9", "1,2", "1_0", "2x", ".", ""]
 )
-def test_an_odd_time_limit_is_dropped(front: RunningFront, backend: Backend, sent: str) -> None:
-    """Serve takes one that is not positive for "no limit"."""
-    assert get(front, "/healthz", **{"x-request-timeout-seconds": sent}).status_code == 200
+def test_an_invalid_timeout_is_removed(edge: RunningEdge, backend: Backend, sent: str) -> None:
+    """Ray Serve takes one that is not positive for "no limit"."""
+    assert get(edge, "/healthz", **{"x-request-timeout-seconds": sent}).status_code == 200
     assert "x-request-timeout-seconds" not in backend.headers()
 
 
@@ -221,46 +229,46 @@ TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 TRACE_HEADERS = {"traceparent": TRACE, "tracestate": "a=b", "baggage": "c=d"}
 
 
-def test_strangers_do_not_decide_what_is_traced(front: RunningFront, backend: Backend) -> None:
-    assert get(front, "/healthz", **TRACE_HEADERS).status_code == 200
+def test_trace_headers_are_removed(edge: RunningEdge, backend: Backend) -> None:
+    assert get(edge, "/healthz", **TRACE_HEADERS).status_code == 200
     assert not TRACE_HEADERS.keys() & backend.headers().keys()
 
 
-def test_traces_of_ones_own_callers_go_on_where_a_setting_says_so(backend: Backend) -> None:
-    with RunningFront([backend.port], {"trust_traces": True}) as front:
-        wait_until(lambda: get(front, "/healthz").status_code == 200, "the backend is checked")
-        get(front, "/healthz", **TRACE_HEADERS)
+def test_trace_headers_are_forwarded_with_trust_traces(backend: Backend) -> None:
+    with RunningEdge([backend.port], LONG_TIMEOUTS | {"trust_traces": True}) as edge:
+        wait_until(lambda: is_ready(edge), "the backend is healthy")
+        get(edge, "/healthz", **TRACE_HEADERS)
         assert TRACE_HEADERS.items() <= backend.headers().items()
 
 
-def test_a_folded_header_arrives_as_one_line(front: RunningFront, backend: Backend) -> None:
-    with Raw(front.port) as client:
+def test_a_folded_header_arrives_as_one_line(edge: RunningEdge, backend: Backend) -> None:
+    with RawClient(edge.port) as client:
         client.send(b"GET /healthz HTTP/1.1\r\nHost: a\r\nX-A: b\r\n Content-Length: 5\r\n\r\n")
-        assert client.answer()[0] == 200
+        assert client.response()[0] == 200
     assert "content-length" not in backend.headers()
     assert backend.headers()["x-a"].split() == ["b", "Content-Length:", "5"]
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "logged"),
     [
         ('/no"route', '/no"route'),
         ("/" + "a" * 3_000, "/" + "a" * 3_000),
-        ('/"' * 6_000, "-"),  # in JSON larger than HAProxy's buffer
+        ('/"' * 6_000, "-"),  # as JSON larger than HAProxy's buffer
     ],
     ids=["quote", "long", "all quotes"],
 )
-def test_the_log_has_each_request_as_json(front: RunningFront, path: str, told: str) -> None:
-    name = f"of-the-log-{len(path)}"
-    with Raw(front.port) as client:
+def test_the_log_has_each_request_as_json(edge: RunningEdge, path: str, logged: str) -> None:
+    name = f"log-test-{len(path)}"
+    with RawClient(edge.port) as client:
         line = f"GET {path} HTTP/1.1\r\nHost: a\r\nX-Request-Id: {name}\r\n\r\n"
         client.send(line.encode())
-        assert client.answer()[0] == 404
+        assert client.response()[0] == 404
 
     def rows() -> list[dict[str, object]]:
-        return [row for row in front.logged() if row["request_id"] == name]
+        return [row for row in edge.request_log() if row["request_id"] == name]
 
     wait_until(lambda: bool(rows()), "the request is logged")
     (row,) = rows()
-    assert (row["method"], row["path"], row["status"]) == ("GET", told, 404)
+    assert (row["method"], row["path"], row["status"]) == ("GET", logged, 404)
     assert row["client"] == "127.0.0.1"

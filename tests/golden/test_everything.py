@@ -13,15 +13,9 @@ import torch
 from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import Sam
 
+from serve_app.capabilities import Everything, EverythingMode, SegmentRequest
 from serve_app.core.settings import GraphSettings
-from serve_app.core.types import (
-    DecodeJob,
-    Everything,
-    EverythingMode,
-    Mask,
-    RgbArray,
-    SegmentRequest,
-)
+from serve_app.core.types import DecodeJob, Mask, RgbArray
 from serve_app.engines.sam.decoder import SamDecoder
 from serve_app.engines.sam.model import load_sam
 from serve_app.flow.flow import SegmentationFlow

@@ -16,9 +16,10 @@ import yaml
 from segment_anything import sam_model_registry
 from segment_anything.modeling import Sam
 
+from serve_app.capabilities import SegmentRequest
 from serve_app.core.errors import WeightsUnavailable
 from serve_app.core.settings import GraphSettings
-from serve_app.core.types import CacheTier, SegmentRequest
+from serve_app.core.types import CacheTier
 from serve_app.local import build_local_service
 from serve_app.models.factory import ModelSource
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from segment_anything.modeling import Sam
 
+from serve_app.capabilities import SegmentRequest
 from serve_app.core.ports import DecoderEngine
 from serve_app.core.settings import GraphSettings
 from serve_app.core.types import (
@@ -19,7 +20,6 @@ from serve_app.core.types import (
     Embedding,
     Mask,
     Prompt,
-    SegmentRequest,
     SegmentResult,
 )
 from serve_app.engines.sam.model import load_sam

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from serve_app.capabilities import SegmentRequest, TextQuery
 from serve_app.core.rle import encode_rle
 from serve_app.core.settings import (
     Compute,
@@ -16,7 +17,6 @@ from serve_app.core.settings import (
     TextSettings,
     VariantSettings,
 )
-from serve_app.core.types import SegmentRequest, TextQuery
 from serve_app.local import build_local_service
 from serve_tools.evaluation.metrics import iou_matrix
 from serve_tools.synthetic.scenes import all_captions, draw_scene
@@ -41,7 +41,7 @@ async def test_open_clip_finds_the_named_object_among_segmented_candidates() -> 
     service = build_local_service(GraphSettings(variants={"fast": fast}, text=text))
     scene = draw_scene(SEED)
     absent = next(c for c in all_captions() if c not in scene.captions)
-    query = TextQuery(texts=(*scene.captions, absent), points_per_side=12)
+    query = TextQuery(text=(*scene.captions, absent), points_per_side=12)
 
     result = await service.segment(SegmentRequest(image=scene.pixels, task=query))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from serve_app.capabilities import SegmentRequest, TextQuery
 from serve_app.core.errors import UnknownImage
 from serve_app.core.geometry import tight_box
 from serve_app.core.rle import encode_rle
@@ -20,9 +21,7 @@ from serve_app.core.types import (
     Prompt,
     PromptResult,
     RgbArray,
-    SegmentRequest,
     SegmentResult,
-    TextQuery,
 )
 from serve_tools.evaluation.annotations import (
     Dataset,
@@ -95,7 +94,7 @@ class FakeService:
             raise self.fails[name]
         if isinstance(request.task, TextQuery):
             assert self.text is not None
-            results = [self.text(name, text) for text in request.task.texts]
+            results = [self.text(name, text) for text in request.task.text]
         else:
             assert isinstance(request.task, Sequence)
             results = [self._prompted(name, p, request.variant) for p in request.task]

@@ -257,11 +257,14 @@ def test_slow_clients_of_each_kind_are_reaped() -> None:
     assert drips(headers, bodies) == []
     # Bodies are never reaped; header drips enough for both.
     endless = Drips([], [40.0] * KINDS["bodies"])
-    assert drips(headers, endless) == ["reaped so far, with 408", "oldest, dead or alive"]
+    assert drips(headers, endless) == [
+        "reaped so far, with 408",
+        "oldest connection, open or closed",
+    ]
     old = replace(bodies, living=[40.0])
-    assert drips(headers, old) == ["oldest, dead or alive"]
+    assert drips(headers, old) == ["oldest connection, open or closed"]
     assert drips(headers, Drips([], [], 50)) == [
-        "reaped so far, with 408", "oldest, dead or alive", "ended otherwise",
+        "reaped so far, with 408", "oldest connection, open or closed", "ended otherwise",
     ]  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from serve_app import client
+from serve_app.capabilities import Everything, SegmentRequest, TextQuery
 from serve_app.client import HttpService, UnexpectedAnswer, Unreachable
 from serve_app.core.errors import InternalError, Overloaded, SamServeError, UnknownImage
 from serve_app.core.limits import Limits
@@ -20,15 +21,12 @@ from serve_app.core.rle import encode_rle
 from serve_app.core.types import (
     CacheTier,
     EmbedResult,
-    Everything,
     Mask,
     Prompt,
     PromptResult,
     ProposalSource,
     RgbArray,
-    SegmentRequest,
     SegmentResult,
-    TextQuery,
 )
 from serve_app.http.app import create_app
 
@@ -152,10 +150,10 @@ async def test_prompts_arrive_as_they_were(sam: HttpService, recorder: Recorder)
 @pytest.mark.parametrize(
     "task",
     [
-        TextQuery(texts=("dog",)),
+        TextQuery(text=("dog",)),
         TextQuery(
-            texts=("a dog", "Hündin"),
-            threshold=0.0,
+            text=("a dog", "Hündin"),
+            text_threshold=0.0,
             max_masks=3,
             proposals=ProposalSource.CONTOURS,
         ),
@@ -174,14 +172,14 @@ async def test_other_tasks_arrive_as_they_were(
 async def test_pixels_arrive_without_loss(sam: HttpService, recorder: Recorder) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
     arrived = await asked(
-        sam, recorder, SegmentRequest(image=pixels, task=TextQuery(texts=("dog",)))
+        sam, recorder, SegmentRequest(image=pixels, task=TextQuery(text=("dog",)))
     )
     assert isinstance(arrived.image, bytes)
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(arrived.image))), pixels)
 
 
 async def test_answer_comes_back_whole(sam: HttpService) -> None:
-    request = SegmentRequest(image=b"file", task=TextQuery(texts=("dog",)))
+    request = SegmentRequest(image=b"file", task=TextQuery(text=("dog",)))
     result = await sam.segment(request)
     assert (result.image_id, result.width, result.height) == ("9-7-abc", 9, 7)
     assert (result.variant, result.model, result.reason) == ("fast", "vit_t", "asked for")
@@ -211,7 +209,7 @@ async def test_hints_and_deadline_arrive_as_they_were(
 
 
 async def test_what_the_router_did_comes_back(sam: HttpService, recorder: Recorder) -> None:
-    request = SegmentRequest(image=b"file", task=TextQuery(texts=("dog",)))
+    request = SegmentRequest(image=b"file", task=TextQuery(text=("dog",)))
     result = await sam.segment(request)
     assert (result.expected_ms, result.degraded, result.escalated) == (None, False, 0)
     assert result.results[0].variant is None

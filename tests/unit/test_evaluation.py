@@ -10,13 +10,9 @@ import numpy as np
 import pytest
 
 from serve_app import client
+from serve_app.capabilities import TextQuery
 from serve_app.core.errors import InternalError, InvalidImage, UnknownImage, UnknownVariant
-from serve_app.core.types import (
-    BoolArray,
-    Prompt,
-    PromptResult,
-    TextQuery,
-)
+from serve_app.core.types import BoolArray, Prompt, PromptResult
 from serve_tools.cli.evaluate import add_parser
 from serve_tools.evaluation.annotations import (
     Dataset,
@@ -304,7 +300,7 @@ class TestText:
         dataset = load(tmp_path, SCENE, names=names)
         service = FakeService(SCENE, text=lambda _, query: PromptResult(masks=(), present=False))
         await evaluate(service, dataset, plan(PromptKind.TEXT, absent_texts=39))
-        sizes = [len(r.task.texts) for r in service.requests if isinstance(r.task, TextQuery)]
+        sizes = [len(r.task.text) for r in service.requests if isinstance(r.task, TextQuery)]
         assert sizes == [16, 16, 8] * 2
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from serve_app.capabilities import Everything, EverythingMode, SegmentRequest, TextQuery
 from serve_app.core.deadline import time_left_s
 from serve_app.core.errors import (
     DeadlineExceeded,
@@ -30,14 +31,13 @@ from serve_app.core.errors import (
 from serve_app.core.image_id import image_id
 from serve_app.core.limits import Limits
 from serve_app.core.measurements import Additive, Escalation, Point, Profile, Steps
+from serve_app.core.request import Task
 from serve_app.core.rle import encode_rle
 from serve_app.core.settings import RouterSettings
 from serve_app.core.types import (
     CacheTier,
     Candidate,
     DecodeOptions,
-    Everything,
-    EverythingMode,
     Mask,
     Prediction,
     Prompt,
@@ -45,13 +45,10 @@ from serve_app.core.types import (
     ProposalSource,
     RgbArray,
     ScorerInfo,
-    SegmentRequest,
-    Task,
-    TextQuery,
     TextScores,
     VariantInfo,
 )
-from serve_app.flow.flow import SegmentationFlow, _latest, _without_way
+from serve_app.flow.flow import SegmentationFlow, _minus_network_margin, _respond_by
 from serve_app.images.store import ImageStore
 from serve_app.routing.board import Capacity
 from serve_app.routing.dispatcher import Dispatcher, Knowledge
@@ -341,11 +338,15 @@ LIMITS = Limits(
             TooManyPrompts,
             "prompts[1].point_coords",
         ),
-        (TextQuery(texts=("a", "b", "c")), TooManyPrompts, "text"),
-        (TextQuery(texts=("a", "b" * 6), points_per_side=4), InvalidRequest, "text"),
-        (TextQuery(texts=("a",)), InvalidRequest, "points_per_side"),  # 16 by default
-        (Everything(points_per_side=5), InvalidRequest, "points_per_side"),
-        (Everything(points_per_side=4, crop_n_layers=2), InvalidRequest, "crop_n_layers"),
+        (TextQuery(text=("a", "b", "c")), TooManyPrompts, "text"),
+        (TextQuery(text=("a", "b" * 6), points_per_side=4), TooManyPrompts, "text"),
+        (TextQuery(text=("a",), points_per_side=5), TooManyPrompts, "points_per_side"),
+        (Everything(points_per_side=5), TooManyPrompts, "everything.points_per_side"),
+        (
+            Everything(points_per_side=4, crop_n_layers=2),
+            TooManyPrompts,
+            "everything.crop_n_layers",
+        ),
     ],
 )
 async def test_tasks_beyond_the_limits_are_refused_before_the_image_is_read(
@@ -360,7 +361,7 @@ async def test_tasks_at_the_limits_pass() -> None:
     graph = Graph(FakeScorer(needs_masks=False), LIMITS)
     for task in (
         [POINT, Prompt(point_coords=[[1, 1]] * 3, point_labels=[1] * 3)],
-        TextQuery(texts=("a", "b" * 5), points_per_side=4),
+        TextQuery(text=("a", "b" * 5), points_per_side=4),
         Everything(points_per_side=4, crop_n_layers=1),
     ):
         await graph.flow.segment(SegmentRequest(image=PIXELS, task=task))
@@ -368,7 +369,7 @@ async def test_tasks_at_the_limits_pass() -> None:
 
 async def test_text_scored_before_it_is_segmented() -> None:
     graph = Graph(FakeScorer(needs_masks=False))
-    query = TextQuery(texts=("dog", "cat", "horse", "all"), max_masks=2)
+    query = TextQuery(text=("dog", "cat", "horse", "all"), max_masks=2)
     result = await graph.flow.segment(SegmentRequest(image=PIXELS, task=query))
     assert graph.proposer.asked == [(ProposalSource.DETECTOR, 16)]
     dog, cat, horse, everything = result.results
@@ -387,7 +388,7 @@ async def test_text_scored_before_it_is_segmented() -> None:
 async def test_text_segmented_before_it_is_scored() -> None:
     scorer = FakeScorer(needs_masks=True)
     graph = Graph(scorer)
-    query = TextQuery(texts=("at 30", "horse"), points_per_side=8)
+    query = TextQuery(text=("at 30", "horse"), points_per_side=8)
     result = await graph.flow.segment(SegmentRequest(image=PIXELS, task=query))
     assert graph.proposer.asked == [(ProposalSource.GRID, 8)]
     found, absent = result.results
@@ -401,7 +402,7 @@ async def test_text_segmented_before_it_is_scored() -> None:
 
 async def test_the_callers_threshold_and_source_count() -> None:
     graph = Graph(FakeScorer(needs_masks=False))
-    query = TextQuery(texts=("dog",), threshold=0.2, proposals=ProposalSource.CONTOURS)
+    query = TextQuery(text=("dog",), text_threshold=0.2, proposals=ProposalSource.CONTOURS)
     result = await graph.flow.segment(SegmentRequest(image=PIXELS, task=query))
     assert len(result.results[0].masks) == 3
     assert result.threshold == 0.2
@@ -410,7 +411,7 @@ async def test_the_callers_threshold_and_source_count() -> None:
 
 async def test_an_absent_text_still_makes_the_image_known() -> None:
     graph = Graph(FakeScorer(needs_masks=False))
-    query = TextQuery(texts=("horse",))
+    query = TextQuery(text=("horse",))
     result = await graph.flow.segment(SegmentRequest(image=PIXELS, task=query))
     assert (result.results[0].present, result.cache) == (False, CacheTier.MISS)
     assert image_id(PIXELS) in graph.fast.known
@@ -420,12 +421,12 @@ async def test_a_match_whose_mask_is_empty_is_not_present() -> None:
     graph = Graph(FakeScorer(needs_masks=False))
     empty = _mask((HEIGHT, WIDTH), (0, 0, 0, 0))
     graph.fast._answer = lambda prompt, size: (empty,)  # type: ignore[method-assign]
-    result = await graph.flow.segment(SegmentRequest(image=PIXELS, task=TextQuery(texts=("dog",))))
+    result = await graph.flow.segment(SegmentRequest(image=PIXELS, task=TextQuery(text=("dog",))))
     assert (result.results[0].present, result.results[0].masks) == (False, ())
 
 
 async def test_without_a_scorer_text_is_unavailable() -> None:
-    error = await _error(Graph(), TextQuery(texts=("dog",)))
+    error = await _error(Graph(), TextQuery(text=("dog",)))
     assert isinstance(error, TextUnavailable)
     assert error.field == "text"
 
@@ -743,22 +744,22 @@ async def test_a_second_variant_that_hangs_loses_nothing(
 
 @pytest.mark.parametrize("seconds", [0.01, 0.5, 1.0, 60.0])
 def test_a_second_answer_must_come_before_the_request_ends(seconds: float) -> None:
-    end = _without_way(seconds)
+    end = _minus_network_margin(seconds)
     assert end is not None
     assert end < seconds
     now = time.monotonic()
-    by_caller = _latest(_request(timeout_s=seconds), now, None, 1.0)
-    by_service = _latest(_request(), now, seconds, 900.0)
-    by_hint = _latest(_request(max_latency_ms=seconds * 1e3, timeout_s=90.0), now, 90.0, 1.0)
+    by_caller = _respond_by(_request(timeout_s=seconds), now, None, 1.0)
+    by_service = _respond_by(_request(), now, seconds, 900.0)
+    by_hint = _respond_by(_request(max_latency_ms=seconds * 1e3, timeout_s=90.0), now, 90.0, 1.0)
     assert by_caller - now <= 0.95 * end
     assert by_service == by_hint == pytest.approx(now + 0.9 * seconds)
 
 
 def test_who_says_nothing_waits_for_a_second_answer_as_long_as_configured() -> None:
     started = time.monotonic() - 5.0  # the first answer took that long
-    assert _latest(_request(), started, None, 2.0) == pytest.approx(started + 7.0, abs=0.5)
+    assert _respond_by(_request(), started, None, 2.0) == pytest.approx(started + 7.0, abs=0.5)
     # Who allows more has it.
-    assert _latest(_request(max_latency_ms=60_000), started, None, 2.0) == started + 54.0
+    assert _respond_by(_request(max_latency_ms=60_000), started, None, 2.0) == started + 54.0
 
 
 @pytest.mark.parametrize("failure", [Overloaded("full"), WeightsUnavailable("none")])

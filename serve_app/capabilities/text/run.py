@@ -1,4 +1,4 @@
-"""Step 3, text: candidate regions, scored against each text, segmented where they match."""
+"""A text query: candidate regions, scored against each text, segmented where they match."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from serve_app.capabilities.everything.run import merge, propose
-from serve_app.core.ports import Proposer, TextScorer
+from serve_app.capabilities.text.wire import TextQuery
+from serve_app.core.capability import Capability, Context, Cost, Image, Outcome
+from serve_app.core.errors import TextUnavailable
+from serve_app.core.geometry import mask_nms
+from serve_app.core.ports import TextScorer
 from serve_app.core.types import (
     Candidate,
     DecodeOptions,
@@ -16,103 +19,116 @@ from serve_app.core.types import (
     Mask,
     PromptResult,
     Proposal,
-    ScorerInfo,
-    TextQuery,
+    ProposalSource,
     TextScores,
 )
-from serve_app.flow.session import Session
-from serve_app.flow.timings import Timings
-from serve_app.images.store import OpenImage
 
 _DUPLICATES = 0.7
 """Box IoU from which two candidates are one object."""
 
-# Milder than Meta's defaults for "everything": a poor candidate is rejected by its text score.
+_DETECTIONS = 10
+"""Boxes that a detector usually proposes; the number is known only after it has run."""
+
+# Lower than Meta's defaults for "everything": a poor candidate is rejected by its text score.
 _CANDIDATES = DecodeOptions(pred_iou_thresh=0.7, stability_score_thresh=0.85)
 
 
-class TextStep:
-    """Runs one `TextQuery`."""
+async def cost(query: TextQuery, image: Image, scorer: TextScorer | None) -> Cost:
+    """As many prompts as the source of candidates proposes."""
+    source = query.proposals
+    if source is None and scorer is not None:
+        source = (await scorer.info()).proposals
+    if source is ProposalSource.GRID:
+        return Cost(prompts=(query.points_per_side**2,), prompt_type="point")
+    return Cost(prompts=(_DETECTIONS,), prompt_type="box")
 
-    def __init__(self, proposer: Proposer, scorer: TextScorer, timings: Timings) -> None:
-        self._proposer = proposer
+
+async def run(query: TextQuery, context: Context) -> Outcome:
+    """One result for each text.
+
+    Raises:
+        TextUnavailable: the graph has no text scoring.
+    """
+    scorer = context.scorer
+    if scorer is None:
+        raise TextUnavailable("this graph is deployed without text scoring", "text")
+    info = await scorer.info()
+    with context.stage("propose"):
+        proposals = await context.propose(
+            context.image, query.proposals or info.proposals, query.points_per_side
+        )
+    search = _Search(query, context, scorer)
+    if info.needs_masks:
+        results, scored = await search.segment_then_score(proposals)
+    else:
+        results, scored = await search.score_then_segment(proposals)
+    return Outcome(results=results, text_engine=scored.engine, threshold=scored.threshold)
+
+
+class _Search:
+    """One query at work."""
+
+    def __init__(self, query: TextQuery, context: Context, scorer: TextScorer) -> None:
+        self._query = query
+        self._context = context
         self._scorer = scorer
-        self._timings = timings
 
-    async def run(
-        self, image: OpenImage, query: TextQuery, session: Session
-    ) -> tuple[tuple[PromptResult, ...], TextScores]:
-        """One result for each text, and the scores with their engine and threshold."""
-        info = await self._scorer.info()
-        with self._timings.stage("propose"):
-            source = query.proposals or info.proposals
-            proposals = await propose(self._proposer, image, source, query.points_per_side)
-        if info.needs_masks:
-            return await self._segment_then_score(image, query, session, proposals)
-        return await self._score_then_segment(image, query, session, proposals, info)
-
-    async def _score(
-        self, image: OpenImage, candidates: Sequence[Candidate], query: TextQuery
-    ) -> TextScores:
-        with self._timings.stage("score_text"):
-            scored = await self._scorer.score(await image.pixels(), candidates, query.texts)
-        if query.threshold is not None:
-            scored = replace(scored, threshold=query.threshold)
+    async def _score(self, candidates: Sequence[Candidate]) -> TextScores:
+        with self._context.stage("score_text"):
+            pixels = await self._context.image.pixels()
+            scored = await self._scorer.score(pixels, candidates, self._query.text)
+        if self._query.text_threshold is not None:
+            scored = replace(scored, threshold=self._query.text_threshold)
         return scored
 
-    async def _segment_then_score(
-        self,
-        image: OpenImage,
-        query: TextQuery,
-        session: Session,
-        proposals: Sequence[Proposal],
+    async def segment_then_score(
+        self, proposals: Sequence[Proposal]
     ) -> tuple[tuple[PromptResult, ...], TextScores]:
-        answers = await session.predict(image, [p.prompt for p in proposals], _CANDIDATES)
-        masks = merge(
-            [
-                replace(mask, label=proposal.label)
-                for proposal, of_prompt in zip(proposals, answers, strict=True)
-                for mask in of_prompt
-                if mask.area
-            ],
-            _DUPLICATES,
-        )
+        """For engines that look at the masked regions."""
+        context, query = self._context, self._query
+        by_prompt = await context.predict(context.image, [p.prompt for p in proposals], _CANDIDATES)
+        found = [
+            replace(mask, label=proposal.label)
+            for proposal, of_prompt in zip(proposals, by_prompt, strict=True)
+            for mask in of_prompt
+            if mask.area
+        ]
+        masks = [found[i] for i in mask_nms(found, _DUPLICATES)]
         candidates = [Candidate(bbox=m.bbox, mask=m.rle, label=m.label) for m in masks]
-        scored = await self._score(image, candidates, query)
+        scored = await self._score(candidates)
         results = []
-        for text, row in zip(query.texts, scored.scores, strict=True):
+        for text, row in zip(query.text, scored.scores, strict=True):
             picked = _best(row, scored.threshold, query.max_masks)
             results.append(
                 _result(text, row, [replace(masks[i], text_score=float(row[i])) for i in picked])
             )
         return tuple(results), scored
 
-    async def _score_then_segment(
-        self,
-        image: OpenImage,
-        query: TextQuery,
-        session: Session,
-        proposals: Sequence[Proposal],
-        info: ScorerInfo,
+    async def score_then_segment(
+        self, proposals: Sequence[Proposal]
     ) -> tuple[tuple[PromptResult, ...], TextScores]:
+        """For engines that score boxes and their labels: only matches are segmented."""
+        context, query = self._context, self._query
         candidates = [
             Candidate(bbox=_bbox(p), label=p.label, objectness=p.objectness) for p in proposals
         ]
-        scored = await self._score(image, candidates, query)
+        scored = await self._score(candidates)
         picked = [_best(row, scored.threshold, query.max_masks) for row in scored.scores]
         wanted = sorted({i for of_text in picked for i in of_text})
-        prompts = [replace(proposals[i].prompt, multimask_output=False) for i in wanted]
-        # With no candidate left the image is embedded all the same: the next prompt is quick.
-        answers = await session.predict(image, prompts, DecodeOptions())
+        prompts = [
+            proposals[i].prompt.model_copy(update={"multimask_output": False}) for i in wanted
+        ]
+        # Without candidates the image is embedded all the same: the next prompt is quick.
+        by_prompt = await context.predict(context.image, prompts, DecodeOptions())
         masks: dict[int, Mask] = {
-            i: replace(answer[0], label=proposals[i].label)
-            for i, answer in zip(wanted, answers, strict=True)
-            if answer and answer[0].area
+            i: replace(of_prompt[0], label=proposals[i].label)
+            for i, of_prompt in zip(wanted, by_prompt, strict=True)
+            if of_prompt and of_prompt[0].area
         }
         results = []
-        for text, row, of_text in zip(query.texts, scored.scores, picked, strict=True):
+        for text, row, of_text in zip(query.text, scored.scores, picked, strict=True):
             found = [replace(masks[i], text_score=float(row[i])) for i in of_text if i in masks]
-            # A region that SAM finds nothing in is not present, whatever the text says to it.
+            # A region in which SAM finds nothing is not present, whatever its text score.
             row = np.where([i in of_text and i not in masks for i in range(len(row))], 0.0, row)
             results.append(_result(text, row, found))
         return tuple(results), scored
@@ -140,3 +156,6 @@ def _bbox(proposal: Proposal) -> tuple[int, int, int, int]:
         x0 = y0 = x1 = y1 = 0.0
     left, top = int(x0), int(y0)
     return left, top, max(1, round(x1) - left), max(1, round(y1) - top)
+
+
+CAPABILITY = Capability(task=TextQuery, run=run, cost=cost)

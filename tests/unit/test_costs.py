@@ -1,22 +1,17 @@
-"""What a request asks of the router: its hints, and how much work it is."""
+"""How much work a task is, for the router."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
 
+from serve_app.capabilities import CAPABILITIES, Everything, SegmentRequest, TextQuery
+from serve_app.core.capability import Cost
 from serve_app.core.limits import Limits
-from serve_app.core.types import (
-    Everything,
-    Prompt,
-    ProposalSource,
-    SegmentRequest,
-    Task,
-    TextQuery,
-)
-from serve_app.flow.asks import ask_of
+from serve_app.core.types import Prompt, ProposalSource
 from serve_app.images.store import ImageStore, OpenImage
-from serve_app.routing.facts import Ask
 
 BOX = Prompt(box=[1, 1, 9, 9])
 POINT = Prompt(point_coords=[[5, 5]], point_labels=[1])
@@ -38,9 +33,9 @@ async def image() -> OpenImage:
         ([BOX, POINT, POINT], "point", 3, 1),
         ([BOTH], "box", 1, 1),
         ([Prompt(mask_input=np.zeros((256, 256)))], "point", 1, 1),
-        (TextQuery(texts=("a", "b"), proposals=GRID, points_per_side=8), "point", 64, 1),
-        (TextQuery(texts=("a",), proposals=DETECTOR), "box", 10, 1),
-        (TextQuery(texts=("a",)), "box", 10, 1),
+        (TextQuery(text=("a", "b"), proposals=GRID, points_per_side=8), "point", 64, 1),
+        (TextQuery(text=("a",), proposals=DETECTOR), "box", 10, 1),
+        (TextQuery(text=("a",)), "box", 10, 1),
         (Everything(points_per_side=8), "point", 64, 1),
         (Everything(proposals=DETECTOR, crop_n_layers=1), "box", 10, 1),
         # The whole image, and four crops.
@@ -59,26 +54,25 @@ async def image() -> OpenImage:
         ),
     ],
 )
-async def test_the_kind_and_number_of_prompts(
-    image: OpenImage, task: Task, kind: str, prompts: int, images: int
+async def test_the_type_and_number_of_prompts(
+    image: OpenImage, task: Any, kind: str, prompts: int, images: int
 ) -> None:
-    ask = ask_of(SegmentRequest(image="x", task=task), image)
-    mixed = task in ([BOX, POINT], [BOX, POINT, POINT])
-    filtered = isinstance(task, Everything)
-    wanted = Ask(
-        kind=kind,  # type: ignore[arg-type]
-        mixed=mixed,
-        prompts=prompts,
-        images=images,
-        filtered=filtered,
-    )
-    assert ask == wanted
+    task = SegmentRequest(image="x", task=task).task
+    cost = await CAPABILITIES.of(task).cost(task, image, None)
+    assert cost.prompt_type == kind
+    assert (sum(cost.prompts), len(cost.prompts)) == (prompts, images)
+    assert cost.filtered == isinstance(task, Everything)
 
 
-async def test_hints_are_handed_on(image: OpenImage) -> None:
-    request = SegmentRequest(
-        image="x", task=[BOX], variant="fast", max_latency_ms=150.5, min_quality=0.75
-    )
-    assert ask_of(request, image) == Ask(
-        variant="fast", max_latency_ms=150.5, min_quality=0.75, kind="box", prompts=1
-    )
+@pytest.mark.parametrize(
+    ("prompts", "mixed"), [([BOX], False), ([POINT], False), ([BOX, POINT], True)]
+)
+async def test_prompts_of_both_types_are_mixed(
+    image: OpenImage, prompts: list[Prompt], mixed: bool
+) -> None:
+    task = SegmentRequest(image="x", task=prompts).task
+    assert (await CAPABILITIES.of(task).cost(task, image, None)).mixed is mixed
+
+
+def test_a_cost_is_no_work_unless_it_is_said() -> None:
+    assert (sum(Cost().prompts), len(Cost().prompts)) == (0, 1)

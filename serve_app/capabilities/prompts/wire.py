@@ -1,0 +1,111 @@
+"""The request model: a list of prompts, or the members of a single one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field
+from pydantic.fields import FieldInfo
+
+from serve_app.core.errors import InvalidPrompt, InvalidRequest, TooManyPrompts
+from serve_app.core.limits import Limits
+from serve_app.core.request import Members, Task
+from serve_app.core.types import Prompt
+from serve_app.core.wire import AtMost, as_tuple
+
+_SINGLE = ("point_coords", "point_labels", "box", "mask_input")
+
+
+class Prompts(Task):
+    """Objects to segment, each given by points, a box or an earlier mask; each has its result."""
+
+    name = "prompts"
+    flat = True
+    error = InvalidPrompt
+
+    prompts: Annotated[
+        tuple[Prompt, ...],
+        Field(min_length=1),
+        AtMost("max_prompts", "prompts"),
+        BeforeValidator(as_tuple),
+    ] = Field(description="objects to segment; each has its own result")
+
+    @property
+    def size(self) -> int:
+        return len(self.prompts)
+
+    @classmethod
+    def members(cls) -> dict[str, tuple[Any, FieldInfo]]:
+        """``prompts``, or a single prompt's members; ``multimask_output`` is their default."""
+        single = {name: (f.annotation, f) for name, f in Prompt.model_fields.items()}
+        default: Any = Field(
+            None, description="default of all prompts: three masks (`true`) or one"
+        )
+        return {**super().members(), **single, "multimask_output": (bool | None, default)}
+
+    @classmethod
+    def requested_by(cls, members: Members) -> bool:
+        return any(name in members for name in ("prompts", *_SINGLE))
+
+    @classmethod
+    def from_members(cls, members: Members, limits: Limits) -> Self:
+        multimask = members.get("multimask_output")
+        if multimask is not None and not isinstance(multimask, bool):
+            raise InvalidRequest("multimask_output must be true or false", "multimask_output")
+        given = [name for name in _SINGLE if name in members]
+        if "prompts" not in members:
+            single = {"multimask_output": multimask, **{name: members[name] for name in given}}
+            return cls(prompts=(Prompt.parse(single, limits),))
+        if given:
+            raise InvalidRequest("give either prompts or a single prompt's members")
+        items = members["prompts"]
+        if isinstance(items, list) and multimask is not None:
+            items = [_with_default(item, multimask) for item in items]
+        return cls.parse({"prompts": items}, limits)
+
+    @classmethod
+    def complete_form(cls, plain: dict[str, Any], members: Members) -> dict[str, Any]:
+        """``[x, y]`` is one point, a number one label, and points without labels are positive."""
+        completed = dict(plain)
+        points, labels = plain.get("point_coords"), plain.get("point_labels")
+        if isinstance(points, list) and points and not any(isinstance(p, list) for p in points):
+            points = completed["point_coords"] = [points]
+        if isinstance(labels, int):
+            completed["point_labels"] = [labels]
+        elif isinstance(points, list) and "point_labels" not in {*plain, *members}:
+            completed["point_labels"] = [1] * len(points)
+        return completed
+
+    @classmethod
+    def count(cls, members: Members) -> tuple[int, int]:
+        prompts = members.get("prompts")
+        if not isinstance(prompts, list):
+            return 1, _points(members)
+        return len(prompts), sum(map(_points, prompts))
+
+    @classmethod
+    def coerce(cls, value: Any) -> Self | None:
+        """A list of `Prompt`."""
+        if isinstance(value, list | tuple):
+            return cls(prompts=tuple(value))
+        return super().coerce(value)
+
+    def within(self, limits: Limits) -> Self:
+        within = super().within(limits)
+        points = sum(len(p.point_coords) for p in self.prompts if p.point_coords is not None)
+        if points > limits.max_total_points:
+            raise TooManyPrompts(
+                f"{points} points, but the limit is {limits.max_total_points}", "prompts"
+            )
+        return within
+
+
+def _with_default(prompt: Any, multimask: bool) -> Any:
+    if isinstance(prompt, dict) and prompt.get("multimask_output") is None:
+        return {**prompt, "multimask_output": multimask}
+    return prompt
+
+
+def _points(prompt: Any) -> int:
+    coords = prompt.get("point_coords") if isinstance(prompt, dict) else None
+    return len(coords) if isinstance(coords, list) else 0

@@ -1,0 +1,227 @@
+"""What a capability is: a request model, a result model, a cost for the router, and a run.
+
+A capability is one folder under `serve_app.capabilities` and one line of its registry.  Routes,
+form fields, the OpenAPI document, the client, limits, deadlines, metrics and the audit log come
+from what is declared here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from serve_app.core.errors import InvalidRequest
+from serve_app.core.ports import TextScorer
+from serve_app.core.request import Members, Task
+from serve_app.core.types import (
+    DecodeOptions,
+    Mask,
+    Prompt,
+    PromptResult,
+    Proposal,
+    ProposalSource,
+    RgbArray,
+)
+
+PromptType = Literal["point", "box"]
+Masks = tuple[tuple[Mask, ...], ...]
+"""The masks of each prompt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """How much work a task is, for the router.
+
+    Attributes:
+        prompts: how many there will be, for the image and for each crop that is embedded too.
+        prompt_type: of most of the prompts: the column of measured quality that applies.
+        mixed: there are prompts of both types.
+        filtered: low scores are dropped, so that the default variant's thresholds apply.
+    """
+
+    prompts: Sequence[int] = (0,)
+    prompt_type: PromptType = "point"
+    mixed: bool = False
+    filtered: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a run gives.
+
+    Attributes:
+        results: of the capability's ``result`` type, in the request's order.
+        text_engine, threshold, escalated, degraded: see `SegmentResult`.
+        note: added to the response's ``reason``.
+    """
+
+    results: tuple[Any, ...]
+    text_engine: str | None = None
+    threshold: float | None = None
+    escalated: int = 0
+    degraded: bool = False
+    note: str = ""
+
+
+class Image(Protocol):
+    """The image of a request: named and measured, decoded when its pixels are needed."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+
+    async def pixels(self) -> RgbArray:
+        """The upright ``(H, W, 3) uint8`` RGB pixels."""
+        ...
+
+    async def crop(self, x: int, y: int, width: int, height: int) -> Image:
+        """A part of the image, in pixels, as an image of its own."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Escalation:
+    """What the cascade made of the masks of a variant.
+
+    Attributes:
+        masks: of each prompt, from whichever variant is better.
+        replaced: indices of the prompts whose masks are the second variant's.
+        variant: the second variant.
+        asked: prompts that were sent to it.
+        note: for the response's ``reason``; empty if the first variant was confident.
+        degraded: load or time kept the second variant from responding.
+    """
+
+    masks: Masks
+    replaced: frozenset[int] = frozenset()
+    variant: str | None = None
+    asked: int = 0
+    note: str = ""
+    degraded: bool = False
+
+
+class Context(Protocol):
+    """What a run works with: the image, the chosen variant, and the other deployments.
+
+    Attributes:
+        image: of the request.
+        scorer: text scores; None: not deployed here.
+    """
+
+    @property
+    def image(self) -> Image: ...
+    @property
+    def scorer(self) -> TextScorer | None: ...
+
+    def stage(self, name: str) -> AbstractContextManager[None]:
+        """Time a block as a stage of the response's ``timings_ms``, and as a span."""
+        ...
+
+    async def predict(
+        self, image: Image, prompts: Sequence[Prompt], options: DecodeOptions
+    ) -> Masks:
+        """Masks of each prompt by the chosen variant; without prompts the image is embedded."""
+        ...
+
+    async def propose(
+        self, image: Image, source: ProposalSource, points_per_side: int
+    ) -> tuple[Proposal, ...]:
+        """Candidate regions of the image."""
+        ...
+
+    async def escalate(self, prompts: Sequence[Prompt], masks: Masks) -> Escalation:
+        """Send prompts with unsure masks to the cascade's second variant, if there is time."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capability:
+    """One thing that the service can do with an image.
+
+    Attributes:
+        task: the request model.
+        run: does the task.
+        cost: how much work a task is; it may ask the text scorer (None: not deployed).
+        result: the model of one result, a dataclass or pydantic model.
+        route: served at ``POST /v1/{route}`` and ``/v1/{route}/batch``, with the other
+            capabilities of the same route.
+    """
+
+    task: type[Task]
+    run: Callable[[Any, Context], Awaitable[Outcome]]
+    cost: Callable[[Any, Image, TextScorer | None], Awaitable[Cost]] = field(
+        default=lambda *_: _no_cost()
+    )
+    result: type[Any] = PromptResult
+    route: str = "segment"
+
+
+async def _no_cost() -> Cost:
+    return Cost()
+
+
+class Capabilities:
+    """The registry of capabilities."""
+
+    def __init__(self, capabilities: Iterable[Capability] = ()) -> None:
+        self._by_task: dict[type[Task], Capability] = {}
+        for capability in capabilities:
+            self.register(capability)
+
+    def register(self, capability: Capability) -> None:
+        """Add a capability.
+
+        Raises:
+            ValueError: another one has the same name or member of a request.
+        """
+        if capability.task in self._by_task:
+            return
+        taken = {name: c.task.name for c in self for name in c.task.members()}
+        for name in (capability.task.name, *capability.task.members()):
+            if name in taken:
+                raise ValueError(f"{capability.task.name}: {taken[name]} has the member {name}")
+        self._by_task[capability.task] = capability
+
+    def __iter__(self) -> Iterator[Capability]:
+        return iter(self._by_task.values())
+
+    def of(self, task: Task) -> Capability:
+        """The capability of a task.
+
+        Raises:
+            InvalidRequest: it is not registered here.
+        """
+        capability = self._by_task.get(type(task))
+        if capability is None:
+            raise InvalidRequest(f"this service has no capability {task.name}")
+        return capability
+
+    def routes(self) -> dict[str, tuple[Capability, ...]]:
+        """The capabilities of each route."""
+        found: dict[str, tuple[Capability, ...]] = {}
+        for capability in self:
+            found[capability.route] = (*found.get(capability.route, ()), capability)
+        return found
+
+
+def requested(capabilities: Iterable[Capability], members: Members) -> Capability:
+    """The one capability whose task the members of a request hold.
+
+    Raises:
+        InvalidRequest: none or several, or members of another one's task.
+    """
+    known = list(capabilities)
+    found = [c for c in known if c.task.requested_by(members)]
+    if len(found) != 1:
+        raise InvalidRequest(f"give exactly one of {' | '.join(c.task.name for c in known)}")
+    own = found[0].task.members()
+    for other in known:
+        for name in other.task.members():
+            if name in members and name not in own and members[name] is not False:
+                raise InvalidRequest(f"{name} requires {other.task.name}", name)
+    return found[0]

@@ -1,0 +1,173 @@
+"""A request: an image, one task on it, and how it is to be answered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Self
+
+import numpy as np
+from pydantic import Field, PlainValidator
+from pydantic.fields import FieldInfo
+
+from serve_app.core.errors import InvalidRequest
+from serve_app.core.limits import Limits
+from serve_app.core.types import RgbArray
+from serve_app.core.wire import Wire, fault
+
+AUTO = "auto"
+_TASKS: list[type[Task]] = []
+
+Members = Mapping[str, Any]
+"""The members of a request's JSON object, parsed and not yet checked."""
+
+
+class Task(Wire):
+    """What is asked of an image.  Each capability has one subclass, which is its request model.
+
+    In a request's JSON the task stands as the member ``name``, an object with the task's fields;
+    a `flat` task's fields are members of the request itself.
+
+    Attributes:
+        name: of the capability, in plural requests, metrics and documents.
+        flat: see above.
+        gives_logits: whether ``return_logits`` may be set.
+    """
+
+    name: ClassVar[str]
+    flat: ClassVar[bool] = False
+    gives_logits: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" in cls.__dict__:
+            _TASKS.append(cls)
+            cls.prefix = "" if cls.flat else cls.name
+
+    @property
+    def size(self) -> int:
+        """How many prompts, texts or the like it holds."""
+        return 1
+
+    @classmethod
+    def members(cls) -> dict[str, tuple[Any, FieldInfo]]:
+        """Type and description of the task's members in a request."""
+        if cls.flat:
+            return {name: (f.annotation, f) for name, f in cls.model_fields.items()}
+        about = (cls.__doc__ or "").splitlines()[0]
+        field: Any = Field(None, description=f"`true`, or: {about}")
+        return {cls.name: (bool | cls | None, field)}
+
+    @classmethod
+    def requested_by(cls, members: Members) -> bool:
+        """Whether a request's members hold this task."""
+        if not cls.flat:
+            return members.get(cls.name) is not False and cls.name in members
+        needed = [name for name, field in cls.model_fields.items() if field.is_required()]
+        return any(name in members for name in needed)
+
+    @classmethod
+    def from_members(cls, members: Members, limits: Limits) -> Self:
+        """The task from its members of a request.
+
+        Raises:
+            SamServeError: as the constructor.
+        """
+        if cls.flat:
+            return cls.parse(dict(members), limits)
+        value = members[cls.name]
+        return cls.parse({} if value is True else value, limits)
+
+    def to_members(self) -> dict[str, Any]:
+        """The members of a request with this task, as JSON-like values."""
+        fields = self.model_dump(mode="json", exclude_unset=True)
+        return fields if self.flat else {self.name: fields}
+
+    @classmethod
+    def complete_form(cls, plain: dict[str, Any], members: Members) -> dict[str, Any]:
+        """A form's plain fields with what a person leaves out; programs send JSON.
+
+        Args:
+            plain: members that have fields of their own.
+            members: those inside of the field ``request``.
+        """
+        return plain
+
+    @classmethod
+    def count(cls, members: Members) -> tuple[int, int]:
+        """Prompts and points of members that were not checked yet."""
+        return 1, 0
+
+    @classmethod
+    def coerce(cls, value: Any) -> Self | None:
+        """The task that a Python caller means by a plain ``value``; None: another type's."""
+        return value if isinstance(value, cls) else None
+
+
+def _task(value: Any) -> Task:
+    for kind in _TASKS:
+        if (task := kind.coerce(value)) is not None:
+            return task
+    raise fault("invalid_request", "task must be a Task, such as a list of Prompt or a TextQuery")
+
+
+def _image(value: Any) -> bytes | RgbArray | str:
+    if isinstance(value, bytes | str | np.ndarray):
+        return value
+    raise fault("invalid_request", "image must be bytes, an RGB array or an image_id")
+
+
+class Options(Wire):
+    """How a request is to be answered, whatever its task."""
+
+    variant: Annotated[str, Field(min_length=1, max_length=32)] = Field(
+        AUTO, description="`auto` or a variant of `GET /v1/models`"
+    )
+    return_logits: bool = Field(
+        False, description="add `low_res_logits`, base64 of 256 x 256 little-endian float16"
+    )
+    max_latency_ms: Annotated[float, Field(gt=0, le=1e9)] | None = Field(
+        None,
+        description="choose a variant that is expected to respond within this time; "
+        "`hints_unmet` if none could, `overloaded` if none can at present",
+    )
+    min_quality: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None,
+        description="choose a variant that has reached at least this mean IoU (see "
+        "`GET /v1/models`); `hints_unmet` if there is none",
+    )
+
+
+class SegmentRequest(Options):
+    """One request, the same for HTTP and for Python handles.
+
+    Attributes:
+        image: a file's bytes, an upright ``(H, W, 3) uint8`` RGB array, or the ``image_id`` of
+            an earlier response.
+        task: a `Task`; a list of `Prompt` is one, too.
+        timeout_s: the caller's timeout in seconds: work for the request stops then.
+
+    Raises:
+        InvalidRequest: an option out of its range, or no task.
+    """
+
+    unconverted = frozenset({"image", "task"})
+
+    image: Annotated[bytes | RgbArray | str, PlainValidator(_image)]
+    task: Annotated[Task, PlainValidator(_task)]
+    timeout_s: Annotated[float, Field(gt=0)] | None = None
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def within(self, limits: Limits) -> Self:
+        """This request, its task within the limits.
+
+        Raises:
+            TooManyPrompts: the task is above a limit.
+            InvalidRequest: the task gives no logits, which were requested.
+        """
+        if self.return_logits and not self.task.gives_logits:
+            raise InvalidRequest(
+                f"return_logits cannot be combined with {self.task.name}", "return_logits"
+            )
+        return self.model_copy(update={"task": self.task.within(limits)})

@@ -1,0 +1,359 @@
+"""The base of all request types: one model is the Python type, the JSON, its checks and its limits.
+
+A `Wire` is built from Python values (``Prompt(box=[1, 2, 3, 4])``) or from parsed JSON
+(`Wire.parse`) by the same validators, so that HTTP, handles and the client accept and refuse the
+same values, with the same error code at the same field.  Deployment limits are declared on the
+fields (`AtMost`) and applied by `Wire.within`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, ClassVar, Self, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    ValidationError,
+    ValidationInfo,
+)
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from serve_app.core.errors import (
+    InvalidPrompt,
+    InvalidRequest,
+    SamServeError,
+    TextUnavailable,
+    TooManyPrompts,
+    UnknownFormat,
+)
+from serve_app.core.limits import Limits
+
+_LARGEST = 1e9
+"""Largest magnitude of a coordinate or logit: from about 1e30 on, finite input becomes NaN inside
+the model."""
+
+_SMALL_ARRAY = 4096
+"""Arrays up to this size are checked number by number, as JSON lists are."""
+
+_ERRORS: Mapping[str, type[SamServeError]] = {
+    kind.code: kind
+    for kind in (InvalidRequest, InvalidPrompt, TooManyPrompts, UnknownFormat, TextUnavailable)
+}
+_FIELD_NAMES: set[str] = set()
+
+
+def fault(code: str, message: str, field: str = "") -> PydanticCustomError:
+    """An error to raise in a validator.
+
+    Args:
+        code: that of a `SamServeError`.
+        field: the field at fault, inside of what is validated.
+    """
+    about = {"message": message, "field": field}
+    return PydanticCustomError(code, "{message}", about)
+
+
+class Wire(BaseModel):
+    """A part of a request: frozen, strict (nothing is coerced), unknown fields are refused.
+
+    Attributes:
+        error: the error that a fault of this type is reported as.
+        prefix: where the type stands in a request, for the field named in an error.
+        unconverted: fields whose Python values are checked as they are.
+
+    Raises:
+        SamServeError: of the kind ``error``, with the field at fault.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    error: ClassVar[type[SamServeError]] = InvalidRequest
+    prefix: ClassVar[str] = ""
+    unconverted: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, /, **values: Any) -> None:
+        keep = self.unconverted
+        given = {k: v if k in keep else _as_json(v) for k, v in values.items()}
+        try:
+            self.__pydantic_validator__.validate_python(given, self_instance=self)
+        except ValidationError as exc:
+            raise type(self).typed_error(exc) from None
+
+    # Nested models are validated in one pass by pydantic, not through this constructor.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        _FIELD_NAMES.update(cls.model_fields)
+
+    @classmethod
+    def parse(cls, value: Any, limits: Limits | None = None) -> Self:
+        """Build from parsed JSON; with ``limits``, long lists are refused before their items.
+
+        Raises:
+            SamServeError: as the constructor.
+        """
+        try:
+            return cls.model_validate(value, context=limits)
+        except ValidationError as exc:
+            raise cls.typed_error(exc) from None
+
+    def within(self, limits: Limits) -> Self:
+        """This value if it is within the limits; a default above a limit is lowered to it.
+
+        Raises:
+            TooManyPrompts: a list or number is above its limit.
+        """
+        lowered: dict[str, Any] = {}
+        for name, bound in _bounds(type(self)):
+            value = getattr(self, name)
+            if (message := bound.exceeded(value, limits, name)) is None:
+                continue
+            if name in self.model_fields_set:
+                raise TooManyPrompts(message, self._field(name))
+            lowered[name] = getattr(limits, bound.limit)
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, Wire):
+                value.within(limits)
+            elif isinstance(value, tuple):
+                for index, item in enumerate(value):
+                    if isinstance(item, Wire):
+                        _within_item(item, limits, f"{self._field(name)}[{index}]")
+        return self.model_copy(update=lowered) if lowered else self
+
+    @classmethod
+    def _field(cls, name: str) -> str:
+        return f"{cls.prefix}.{name}" if cls.prefix else name
+
+    @classmethod
+    def typed_error(cls, exc: ValidationError) -> SamServeError:
+        """The first fault as an error of ours; it holds nothing of the input."""
+        faults = exc.errors(include_url=False, include_input=False)
+        # A union has faults of each branch: the best is of the right type and deepest.
+        found = max(faults, key=lambda f: (not f["type"].endswith("_type"), len(_known(f["loc"]))))
+        loc = _known(found["loc"])
+        if kind := _ERRORS.get(found["type"]):
+            loc += filter(None, [found["ctx"]["field"]])
+        steps = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
+        field = f"{cls.prefix}{steps}".removeprefix(".")
+        if kind is not None:
+            return kind(found["msg"], field or None)
+        where = field or "the request"
+        if found["type"] == "extra_forbidden":
+            text = "the request has an unknown field; see /docs for the known ones"
+        elif found["type"] in ("model_type", "model_attributes_type", "dict_type"):
+            text = f"{where} must be a JSON object"
+        else:
+            text = f"{where}: {found['msg'][:1].lower()}{found['msg'][1:]}"
+        return cls.error(text, field or None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Pydantic's own state is several times as large and slow; prompts travel by the thousand.
+        return _restored, (type(self), self.__dict__, self.model_fields_set)
+
+
+def _restored(cls: type[Wire], values: dict[str, Any], given: set[str]) -> Wire:
+    """A pickled value as it was; it was validated when it was built."""
+    value = cls.__new__(cls)
+    object.__setattr__(value, "__dict__", values)
+    for name, state in (("extra", None), ("private", None), ("fields_set", given)):
+        object.__setattr__(value, f"__pydantic_{name}__", state)
+    return value
+
+
+def _within_item(item: Wire, limits: Limits, field: str) -> None:
+    try:
+        item.within(limits)
+    except SamServeError as exc:
+        raise exc.at(field) from None
+
+
+def _known(loc: tuple[int | str, ...]) -> list[int | str]:
+    """``loc`` without names that the caller invented and those of types in unions."""
+    return [part for part in loc if isinstance(part, int) or part in _FIELD_NAMES]
+
+
+def _as_json(value: Any) -> Any:
+    """Python and NumPy values in the form that JSON has; large arrays stay as they are."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist() if value.size <= _SMALL_ARRAY else value
+    if isinstance(value, list | tuple):
+        return [_as_json(item) for item in value]
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class AtMost:
+    """Metadata of a field: one of `Limits` bounds its length, or its value if it is a number.
+
+    Attributes:
+        limit: the limit's name.
+        what: what is counted; empty: the field is a number.
+        each: the length of each item is bounded, not that of the list.
+    """
+
+    limit: str
+    what: str = ""
+    each: bool = False
+
+    def exceeded(self, value: Any, limits: Limits, name: str | None) -> str | None:
+        """The message if ``value`` is above the limit."""
+        most: int = getattr(limits, self.limit)
+        if isinstance(value, bool | float) or value is None:
+            return None
+        if isinstance(value, int):
+            size = value
+        elif self.each:
+            size = max((len(item) for item in value if isinstance(item, str)), default=0)
+        else:
+            size = len(value)
+        if size <= most:
+            return None
+        return f"at most {most} {self.what}" if self.what else f"{name} is at most {most} here"
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        def check(value: Any, info: ValidationInfo) -> Any:
+            limits = info.context
+            if isinstance(limits, Limits) and isinstance(value, list | tuple | int):
+                message = self.exceeded(value, limits, info.field_name)
+                if message is not None:
+                    raise fault(TooManyPrompts.code, message)
+            return value
+
+        return core_schema.with_info_before_validator_function(check, handler(source))
+
+
+@cache
+def _bounds(cls: type[Wire]) -> tuple[tuple[str, AtMost], ...]:
+    """The limits of a type's fields, by the field's name."""
+    return tuple(
+        (name, item)
+        for name, field in cls.model_fields.items()
+        for item in [*field.metadata, *_metadata(field.annotation)]
+        if isinstance(item, AtMost)
+    )
+
+
+def _metadata(annotation: Any) -> list[Any]:
+    """Metadata inside ``Annotated[...] | None``."""
+    return [item for part in get_args(annotation) for item in getattr(part, "__metadata__", ())]
+
+
+@dataclass(frozen=True)
+class Array:
+    """Metadata of a NumPy field: read-only, of one shape and dtype, given as lists or an array.
+
+    Attributes:
+        json: the type of its JSON form.
+        dtype: of the array.
+        shape: of the array; None: any length.
+    """
+
+    json: Any
+    dtype: Any
+    shape: tuple[int | None, ...]
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        def validate(value: Any, inner: Callable[[Any], Any], info: ValidationInfo) -> Any:
+            value = self.read(value)
+            if not isinstance(value, np.ndarray):
+                value = inner(value)
+            return self._array(value, info.field_name or "the array")
+
+        return core_schema.with_info_wrap_validator_function(
+            validate,
+            handler.generate_schema(self.json),
+            serialization=core_schema.plain_serializer_function_ser_schema(self.write),
+        )
+
+    def read(self, value: Any) -> Any:
+        """``value`` before it is validated."""
+        return value
+
+    def write(self, array: NDArray[Any]) -> Any:
+        """The JSON form."""
+        return array.tolist()
+
+    def _array(self, value: Any, name: str) -> NDArray[Any]:
+        if isinstance(value, np.ndarray) and value.dtype.kind not in "iuf":
+            raise fault("invalid_prompt", f"{name} must hold numbers only")
+        array = np.array(value, dtype=np.float64)
+        if array.ndim != len(self.shape) or any(
+            n is not None and n != m for n, m in zip(self.shape, array.shape, strict=True)
+        ):
+            shape = " x ".join("N" if n is None else str(n) for n in self.shape)
+            raise fault("invalid_prompt", f"{name} must have the shape {shape}")
+        if not np.isfinite(array).all():
+            raise fault("invalid_prompt", f"{name} must not hold NaN or infinite numbers")
+        if array.size and np.abs(array).max() > _LARGEST:
+            raise fault("invalid_prompt", f"{name} holds a number out of range")
+        array = array.astype(self.dtype)
+        array.flags.writeable = False
+        return array
+
+
+@dataclass(frozen=True)
+class Base64Array(Array):
+    """An `Array` whose JSON form may also be base64 of little-endian float16 or float32."""
+
+    def read(self, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        sides = [n or 0 for n in self.shape]
+        raw = decoded_base64(value)
+        cells = int(np.prod(sides))
+        dtype = {cells * 2: "<f2", cells * 4: "<f4"}.get(len(raw))
+        if dtype is None:
+            shape = " x ".join(map(str, sides))
+            raise fault("invalid_prompt", f"must be {shape} float16 or float32 numbers")
+        return np.frombuffer(raw, dtype=dtype).reshape(sides)
+
+    def write(self, array: NDArray[Any]) -> Any:
+        # As text a tenth of the size of nested lists.
+        return base64.b64encode(array.astype("<f4").tobytes()).decode()
+
+
+def decoded_base64(text: str) -> bytes:
+    """Decode standard base64, with or without line breaks; for validators.
+
+    Raises:
+        PydanticCustomError: it is not base64.
+    """
+    try:
+        # Not split and join, which make an object of each piece of a hostile text.
+        plain = text.encode("ascii").translate(None, b" \t\r\n")
+        return binascii.a2b_base64(plain, strict_mode=True)
+    except ValueError:
+        raise fault("invalid_request", "not valid base64") from None
+
+
+def _whole(value: Any) -> Any:
+    """JSON has one kind of number: 1.0 is a whole number too."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def as_tuple(value: Any) -> Any:
+    """JSON lists for fields that are tuples."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Point = Annotated[list[float], Field(min_length=2, max_length=2)]

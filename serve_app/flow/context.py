@@ -1,0 +1,182 @@
+"""What a capability's run works with: the chosen variant, the other deployments, the time."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+from serve_app.core.capability import Escalation, Image, Masks
+from serve_app.core.errors import UnknownImage
+from serve_app.core.ports import Predictor, Proposer, TextScorer
+from serve_app.core.types import (
+    CacheTier,
+    DecodeOptions,
+    Prediction,
+    Prompt,
+    Proposal,
+    ProposalSource,
+    RgbArray,
+)
+from serve_app.flow.cascade import Cascade
+from serve_app.images.store import OpenImage
+from serve_app.routing.board import LoadBoard
+from serve_app.telemetry.catalogue import STAGE_SECONDS
+from serve_app.telemetry.spans import span
+
+
+class Timings:
+    """Adds up the time of each stage of one request."""
+
+    def __init__(self) -> None:
+        self._ms: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a block, which is a span too; blocks of one name add up."""
+        started = time.perf_counter()
+        try:
+            with span(name):
+                yield
+        finally:
+            self.add({name: (time.perf_counter() - started) * 1e3})
+
+    def add(self, timings_ms: Mapping[str, float]) -> None:
+        """Add what another process measured."""
+        for name, value in timings_ms.items():
+            self._ms[name] = self._ms.get(name, 0.0) + value
+
+    def publish(self) -> None:
+        """Record the metrics; once, when the request is done."""
+        for name, value in self._ms.items():
+            STAGE_SECONDS.observe(value / 1e3, stage=name)
+
+    @property
+    def ms(self) -> dict[str, float]:
+        """Milliseconds by stage, to the microsecond."""
+        return {name: round(value, 3) for name, value in self._ms.items()}
+
+
+class VariantSession:
+    """Predictions of one request by one variant.
+
+    Attributes:
+        variant: the variant's name.
+        cache: the tier that held the embedding of the first image.
+    """
+
+    def __init__(
+        self,
+        variant: str,
+        predictor: Predictor,
+        board: LoadBoard,
+        timings: Timings,
+        return_logits: bool = False,
+    ) -> None:
+        self.variant = variant
+        self.cache: CacheTier | None = None
+        self._predictor = predictor
+        self._board = board
+        self._return_logits = return_logits
+        self._timings = timings
+        self._known: set[str] = set()
+
+    async def predict(
+        self, image: OpenImage, prompts: Sequence[Prompt], options: DecodeOptions
+    ) -> Masks:
+        """Masks for each prompt.  Pixels are sent only if the variant does not know the image.
+
+        Raises:
+            UnknownImage: the image could not be embedded.
+        """
+        options = replace(options, return_logits=self._return_logits)
+        # A new image's pixels are sent at once, which saves a round trip.
+        new = image.new and image.id not in self._known
+        pixels = await image.pixels() if new else None
+        with self._timings.stage("predict"):
+            prediction = await self._call(image, pixels, prompts, options)
+            if prediction is None:
+                self._board.forget(self.variant, image.id)
+                prediction = await self._call(image, await image.pixels(), prompts, options)
+        if prediction is None:
+            raise UnknownImage("the image could not be embedded: send it again", "image_id")
+        self._known.add(image.id)
+        self._timings.add(prediction.timings_ms)
+        if self.cache is None:
+            self.cache = prediction.cache
+        return prediction.masks
+
+    async def _call(
+        self,
+        image: OpenImage,
+        pixels: RgbArray | None,
+        prompts: Sequence[Prompt],
+        options: DecodeOptions,
+    ) -> Prediction | None:
+        """One call, counted as load until it has ended in any way."""
+        count = len(prompts)
+        if options.most_points is not None:
+            count = min(count, options.most_points)
+        ticket = self._board.enter(
+            self.variant, image.id, count, time.monotonic(), most=options.most_points is not None
+        )
+        prediction: Prediction | None = None
+        try:
+            prediction = await self._predictor.predict(image.id, pixels, prompts, options)
+        finally:
+            self._board.leave(ticket, time.monotonic(), prediction)
+        return prediction
+
+
+class RequestContext:
+    """A `serve_app.core.capability.Context` over the ports.
+
+    Args:
+        image: of the request.
+        session: of the chosen variant.
+        proposer, scorer: the other deployments.
+        timings: of the request.
+        cascade: improves unsure masks; None: the request allows no second variant.
+        respond_by: gives the instant of ``time.monotonic`` at which the response must leave, as
+            seen when it is called.
+    """
+
+    def __init__(
+        self,
+        image: OpenImage,
+        session: VariantSession,
+        proposer: Proposer,
+        scorer: TextScorer | None,
+        timings: Timings,
+        cascade: Cascade | None = None,
+        respond_by: Callable[[], float] = lambda: math.inf,
+    ) -> None:
+        self.image = image
+        self.scorer = scorer
+        self.stage = timings.stage
+        self._session = session
+        self._proposer = proposer
+        self._cascade = cascade
+        self._respond_by = respond_by
+
+    async def predict(
+        self, image: Image, prompts: Sequence[Prompt], options: DecodeOptions
+    ) -> Masks:
+        """Masks of each prompt by the chosen variant."""
+        return await self._session.predict(image, prompts, options)  # type: ignore[arg-type]
+
+    async def propose(
+        self, image: Image, source: ProposalSource, points_per_side: int
+    ) -> tuple[Proposal, ...]:
+        """Candidate regions; the pixels are sent only to sources that look at them."""
+        pixels = None if source is ProposalSource.GRID else await image.pixels()
+        size = (image.width, image.height)
+        return await self._proposer.propose(pixels, size, source, points_per_side)
+
+    async def escalate(self, prompts: Sequence[Prompt], masks: Masks) -> Escalation:
+        """Send prompts with unsure masks to the second variant, if there is time."""
+        if self._cascade is None:
+            return Escalation(masks=masks)
+        return await self._cascade.improve(self.image, prompts, masks, self._respond_by())

@@ -1,0 +1,206 @@
+"""A request's members (JSON, or a form turned into it) → the request of a capability.
+
+The capabilities' request models do the checking (`serve_app.core.wire`); here are the members that
+every request has, and the question which capability is meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BaseModel, Field, PlainValidator, create_model
+
+from serve_app.core.capability import Capability, requested
+from serve_app.core.errors import InvalidImage, InvalidRequest, TooManyPrompts, UnknownFormat
+from serve_app.core.limits import Limits
+from serve_app.core.request import Members, Options, SegmentRequest
+from serve_app.core.types import PromptResult
+from serve_app.core.wire import AtMost, Wire, decoded_base64, fault
+from serve_app.http.formats import FORMATS
+
+
+class ImageFields(Wire):
+    """The image, for requests that bring no file: `image` or `image_id`."""
+
+    image: str | None = Field(
+        None, description="the image file as base64, or as a `data:` URL; URLs are never fetched"
+    )
+    image_id: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(
+        None,
+        description="the `image_id` of an earlier response, instead of the image",
+    )
+
+
+class EmbedFields(ImageFields):
+    """Make an image known."""
+
+    variant: Annotated[str, Field(min_length=1, max_length=32)] = Field(
+        "auto", description="`auto` or a variant of `GET /v1/models`"
+    )
+
+
+def _format(value: Any) -> str:
+    if not isinstance(value, str) or value not in FORMATS:
+        raise fault(UnknownFormat.code, f"format must be one of {', '.join(FORMATS)}")
+    return value
+
+
+class CommonFields(ImageFields, Options):
+    """What every request may hold beside its task."""
+
+    format: Annotated[
+        str, PlainValidator(_format), Field(json_schema_extra={"enum": list(FORMATS)})
+    ] = Field(
+        "rle",
+        description="`rle`: COCO's compressed run lengths; `polygon`: polygons, each a list of "
+        "rings, the exterior first; `png`: base64 of a 0/255 gray PNG; `geojson`: one "
+        "FeatureCollection in image pixels; `npz`: NumPy's archive",
+    )
+
+
+class BatchBody(Wire):
+    """Many requests in one call; a faulty one fails alone."""
+
+    items: Annotated[list[Any], Field(min_length=1), AtMost("max_batch_images", "items")] = Field(
+        description="requests, each with its image"
+    )
+
+
+class Call(NamedTuple):
+    """A request as it goes to the service, and the format of its response."""
+
+    request: SegmentRequest
+    format: str
+    capability: Capability
+
+
+@cache
+def request_body(name: str, capabilities: tuple[Capability, ...]) -> type[BaseModel]:
+    """The JSON body of a route, for the OpenAPI document and for the meaning of form fields."""
+    members: dict[str, Any] = {}
+    for capability in capabilities:
+        for member, (annotation, field) in capability.task.members().items():
+            typed = Annotated[(annotation, *field.metadata)] if field.metadata else annotation
+            members[member] = (
+                typed | None,
+                Field(None, description=field.description, examples=field.examples),
+            )
+    names = " | ".join(capability.task.name for capability in capabilities)
+    return create_model(
+        name, __base__=CommonFields, __doc__=f"An image, and exactly one of {names}.", **members
+    )
+
+
+def parse_call(
+    capabilities: Sequence[Capability],
+    members: Any,
+    file: bytes | None,
+    limits: Limits,
+    timeout_s: float | None = None,
+) -> Call:
+    """The request that members and an image file make.
+
+    Args:
+        capabilities: of the route.
+        timeout_s: the caller's timeout, from its header.
+
+    Raises:
+        SamServeError: of the kind and at the field of the first fault.
+    """
+    if not isinstance(members, dict):
+        raise InvalidRequest("the request must be a JSON object")
+    given = {name: value for name, value in members.items() if value is not None}
+    common = CommonFields.parse(_picked(given, CommonFields.model_fields), limits)
+    rest = {name: value for name, value in given.items() if name not in CommonFields.model_fields}
+    if rest.keys() - {name for c in capabilities for name in c.task.members()}:
+        raise InvalidRequest("the request has an unknown field; see /docs for the known ones")
+    capability = requested(capabilities, rest)
+    task = capability.task.from_members(_picked(rest, capability.task.members()), limits)
+    if common.format != "rle" and capability.result is not PromptResult:
+        raise UnknownFormat(f"{capability.task.name} gives no masks: format must be rle", "format")
+    request = SegmentRequest(
+        image=image_of(common, file),
+        task=task,
+        timeout_s=timeout_s,
+        **_picked(common.__dict__, Options.model_fields),
+    )
+    return Call(request.within(limits), common.format, capability)
+
+
+def parse_embed(members: dict[str, Any], file: bytes | None) -> tuple[bytes | str, str]:
+    """The image and the variant of an embed request.
+
+    Raises:
+        SamServeError: of the kind and at the field of the first fault.
+    """
+    fields = EmbedFields.parse({n: v for n, v in members.items() if v is not None})
+    return image_of(fields, file), fields.variant
+
+
+def check_totals(capabilities: Sequence[Capability], items: Iterable[Any], limits: Limits) -> int:
+    """The number of prompts and texts in a batch, before its items are checked one by one.
+
+    Raises:
+        TooManyPrompts: more prompts or points than one call may hold.
+    """
+    prompts = points = 0
+    for item in items:
+        if not isinstance(item, dict):
+            continue  # reported as that item's fault
+        task = next((c.task for c in capabilities if c.task.requested_by(item)), None)
+        count = (1, 0) if task is None else task.count(item)
+        prompts, points = prompts + count[0], points + count[1]
+    for total, most, what in (
+        (prompts, limits.max_total_prompts, "prompts"),
+        (points, limits.max_total_points, "points"),
+    ):
+        if total > most:
+            raise TooManyPrompts(f"{total} {what} in one call, but the limit is {most}")
+    return prompts
+
+
+def image_of(fields: ImageFields, file: bytes | None) -> bytes | str:
+    """The image: a file's bytes, or the ``image_id`` of one that is known.
+
+    Raises:
+        InvalidRequest: none or several images, or not base64.
+        InvalidImage: an empty file.
+    """
+    given = [value for value in (file, fields.image, fields.image_id) if value is not None]
+    if len(given) != 1:
+        raise InvalidRequest("give exactly one image: a file, image (base64) or image_id", "image")
+    if file is not None:
+        return image_file(file, "file")
+    if fields.image_id is not None:
+        return fields.image_id
+    return image_file(_decoded_image(fields.image or ""), "image")
+
+
+def image_file(content: bytes, field: str) -> bytes:
+    """``content``, which must not be empty.
+
+    Raises:
+        InvalidImage: it is.
+    """
+    if not content:
+        raise InvalidImage("the file is empty", field)
+    return content
+
+
+def _decoded_image(text: str) -> bytes:
+    if text[:5].lower() == "data:":
+        head, comma, text = text.partition(",")
+        if not comma or not head.lower().endswith(";base64"):
+            raise InvalidRequest("a data: URL must be of the form data:image/…;base64,…", "image")
+    elif text[:8].lower().startswith(("http://", "https://")):
+        raise InvalidRequest("image must be base64; URLs are not fetched", "image")
+    try:
+        return decoded_base64(text)
+    except ValueError:
+        raise InvalidRequest("image is not valid base64", "image") from None
+
+
+def _picked(members: Members, names: Iterable[str]) -> dict[str, Any]:
+    return {name: members[name] for name in names if name in members}
