@@ -12,7 +12,7 @@ from ray.serve import Application
 
 from graphs.nodes import ingress_node, proposals_node, text_node, variant_node
 from serve_app.core.settings import GraphSettings
-from serve_app.models.quantized import deployable
+from serve_app.models.quantized import drop_unavailable_variants
 
 log = logging.getLogger("ray.serve")
 
@@ -21,7 +21,7 @@ log = logging.getLogger("ray.serve")
 # if it finds the class itself, not its name, in the annotation.
 def build(settings: GraphSettings) -> Application:
     """The application builder that ``configs/*.yaml`` name."""
-    settings, left_out = deployable(settings)
+    settings, left_out = drop_unavailable_variants(settings)
     for variant, reason in left_out.items():
         log.warning("%s is answered by its reference: %s", variant, reason)
     decoders = {

@@ -29,7 +29,7 @@ from serve_app.embeddings.tiers import TieredEmbeddingCache
 from serve_app.flow.flow import SegmentationFlow
 from serve_app.images.store import ImageStore
 from serve_app.models.factory import ModelSource
-from serve_app.models.quantized import deployable
+from serve_app.models.quantized import drop_unavailable_variants
 from serve_app.profiles.load import load_ledger
 from serve_app.profiles.wiring import dispatcher_of, variant_infos
 from serve_app.routing.variants import encoder_compute
@@ -156,7 +156,7 @@ def build_local_service(
         settings: the graph's; placement, batching and autoscaling are not used.
         variants: which of its variants are offered; None: all.
     """
-    settings = deployable(settings)[0]
+    settings = drop_unavailable_variants(settings)[0]
     source = ModelSource.of(settings)
     names = list(settings.variants) if variants is None else list(variants)
     ledger = load_ledger(settings, source.registry)

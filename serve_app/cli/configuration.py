@@ -39,11 +39,11 @@ def left_out(path: Path | None) -> dict[str, str]:
 
 
 def _deployable(settings: GraphSettings) -> tuple[GraphSettings, dict[str, str]]:
-    from serve_app.models.quantized import deployable
+    from serve_app.models.quantized import drop_unavailable_variants
     from serve_app.models.registry import RegistryError
 
     try:
-        return deployable(settings)
+        return drop_unavailable_variants(settings)
     except RegistryError as exc:
         raise CommandError(str(exc)) from exc
 

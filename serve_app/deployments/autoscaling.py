@@ -28,7 +28,7 @@ from serve_app.core.measurements import Profile, pass_ms
 from serve_app.core.settings import GraphSettings, ScalingSettings
 from serve_app.deployments.replica import join_serve_log
 from serve_app.models.factory import ModelSource
-from serve_app.models.quantized import deployable
+from serve_app.models.quantized import drop_unavailable_variants
 from serve_app.profiles.load import load_ledger
 from serve_app.scaling.policy import decide
 from serve_app.scaling.types import Load, Pool, Role
@@ -79,7 +79,7 @@ class BudgetPolicy:
         self._quiet_until = -math.inf
         try:
             join_serve_log()
-            settings = deployable(GraphSettings.model_validate(graph or {}))[0]
+            settings = drop_unavailable_variants(GraphSettings.model_validate(graph or {}))[0]
             self._scaling = settings.scaling
             self._halves = _halves(settings, _profiles(settings))
         except Exception:

@@ -1,4 +1,4 @@
-"""What a model family tells the rest of the project about itself.
+"""Descriptions of model families for the rest of the project.
 
 Each family describes itself in ``family.py`` of its folder and is listed in
 `serve_app.models.families`.  Nothing outside the folder may depend on which family a model is of.

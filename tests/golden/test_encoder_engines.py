@@ -17,7 +17,7 @@ from serve_app.core.types import Float32Array
 from serve_app.engines.sam import encoder as torch_encoder
 from serve_app.engines.sam.model import load_sam
 from serve_app.models.factory import ModelSource
-from serve_app.models.quantized import deployable
+from serve_app.models.quantized import drop_unavailable_variants
 from serve_tools.profiling.protocol import Effort
 from serve_tools.workshop.quantise import Calibration, quantise
 
@@ -117,7 +117,7 @@ def test_an_int8_encoder_is_made_checked_and_loaded(
         "quantized": {"least_speedup": 0.01, "most_iou_loss": 1},
         "offline": True,
     }
-    settings, left_out = deployable(GraphSettings.model_validate(arguments))
+    settings, left_out = drop_unavailable_variants(GraphSettings.model_validate(arguments))
     assert left_out == {}
     found = embedded(ModelSource.of(settings).load_encoder("vit_t_int8", TWO_THREADS))
     assert 0.97 < cosine(found["coffee"], wanted["coffee"]) < 0.99999

@@ -19,7 +19,7 @@ from serve_app.cli.configuration import used_models
 from serve_app.core.settings import GraphSettings, Replicas
 from serve_app.deployments.autoscaling import BudgetPolicy
 from serve_app.deployments.ingress import IngressReplica
-from serve_app.models.quantized import deployable
+from serve_app.models.quantized import drop_unavailable_variants
 from serve_app.models.registry import load_registry
 from serve_app.models.weights import WEIGHTS_VARIABLE
 
@@ -68,7 +68,7 @@ def test_every_model_of_a_config_is_in_the_registry(
 ) -> None:
     monkeypatch.setenv(WEIGHTS_VARIABLE, str(tmp_path))
     registry = load_registry()
-    settings, left_out = deployable(settings_of(name))
+    settings, left_out = drop_unavailable_variants(settings_of(name))
     assert left_out.keys() == ({"quantized"} if name == "local" else set())
     # Made or not, there is an answer for those who ask for it.
     assert settings.router.aliases == {"quantized": "fast"}
@@ -131,7 +131,7 @@ def test_one_policy_shares_a_budget_that_holds_the_least_and_not_the_most(name: 
     assert policy.policy_function == "serve_app.deployments.autoscaling:BudgetPolicy"
     assert BudgetPolicy(**policy.policy_kwargs)._halves.keys() == {
         f"{variant}-{role}"
-        for variant in deployable(settings_of(name))[0].variants
+        for variant in drop_unavailable_variants(settings_of(name))[0].variants
         for role in ("encoder", "decoder")
     }
     settings = settings_of(name)

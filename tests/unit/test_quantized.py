@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from serve_app.core.host import this_host
 from serve_app.core.settings import Compute, GraphSettings
 from serve_app.models.factory import ModelSource
-from serve_app.models.quantized import MANIFEST, Manifest, deployable, open_registry
+from serve_app.models.quantized import MANIFEST, Manifest, drop_unavailable_variants, open_registry
 from serve_app.models.registry import ModelSpec, RegistryError, load_registry
 from serve_app.routing.variants import variant_info
 from serve_tools.profiling.protocol import Effort
@@ -73,7 +73,7 @@ def settings(root: Path, **changes: Any) -> GraphSettings:
 
 
 def test_without_an_int8_model_the_reference_answers_under_its_name(tmp_path: Path) -> None:
-    found, left_out = deployable(settings(tmp_path))
+    found, left_out = drop_unavailable_variants(settings(tmp_path))
     assert list(found.variants) == ["fast"]
     assert found.router.aliases == {"quantized": "fast"}
     assert "python -m serve_app quantise" in left_out["quantized"]
@@ -81,7 +81,7 @@ def test_without_an_int8_model_the_reference_answers_under_its_name(tmp_path: Pa
 
 def test_a_good_int8_model_is_deployed_with_weights_of_its_own(tmp_path: Path) -> None:
     manifest = make(tmp_path)
-    found, left_out = deployable(settings(tmp_path))
+    found, left_out = drop_unavailable_variants(settings(tmp_path))
     assert list(found.variants) == ["fast", "quantized"]
     assert (found.router.aliases, left_out) == ({}, {})
     registry = ModelSource.of(found).registry
@@ -103,25 +103,25 @@ def test_slower_or_worse_than_the_tolerance_is_refused(
     tmp_path: Path, changes: dict[str, Any], said: str
 ) -> None:
     make(tmp_path, changes)
-    found, left_out = deployable(settings(tmp_path))
+    found, left_out = drop_unavailable_variants(settings(tmp_path))
     assert found.router.aliases == {"quantized": "fast"}
     assert said in left_out["quantized"]
     tolerant = {"least_speedup": 1.0, "most_iou_loss": 0.01}
-    found, left_out = deployable(settings(tmp_path, quantized=tolerant))
+    found, left_out = drop_unavailable_variants(settings(tmp_path, quantized=tolerant))
     assert ("quantized" in found.variants, left_out) == (True, {})
 
 
 def test_an_int8_model_of_other_weights_is_refused(tmp_path: Path) -> None:
     make(tmp_path, weights="c" * 64)
-    assert "other weights" in deployable(settings(tmp_path))[1]["quantized"]
+    assert "other weights" in drop_unavailable_variants(settings(tmp_path))[1]["quantized"]
 
 
 def test_figures_of_another_processor_count_where_the_ledgers_do(tmp_path: Path) -> None:
     manifest = make(tmp_path)
     path = tmp_path / "vit_t_int8" / MANIFEST
     path.write_text(manifest.model_copy(update={"cpu": "another"}).model_dump_json(), "utf-8")
-    assert "another processor" in deployable(settings(tmp_path))[1]["quantized"]
-    assert not deployable(settings(tmp_path, ledger={"trust_host": True}))[1]
+    assert "another processor" in drop_unavailable_variants(settings(tmp_path))[1]["quantized"]
+    assert not drop_unavailable_variants(settings(tmp_path, ledger={"trust_host": True}))[1]
 
 
 def test_a_copied_folder_hides_no_model(tmp_path: Path) -> None:
@@ -133,22 +133,22 @@ def test_a_copied_folder_hides_no_model(tmp_path: Path) -> None:
 
 def test_a_misspelt_model_is_nobodys_stand_in(tmp_path: Path) -> None:
     variants = {"fast": {"model": "vit_t"}, "accurate": {"model": "vit_hh", "reference": "fast"}}
-    found, left_out = deployable(settings(tmp_path, variants=variants))
+    found, left_out = drop_unavailable_variants(settings(tmp_path, variants=variants))
     assert (found.variants["accurate"].model, left_out) == ("vit_hh", {})
 
 
 def test_other_names_of_a_variant_that_is_left_out_follow_it(tmp_path: Path) -> None:
     router = {"default": "fast", "aliases": {"mobile": "quantized"}}
-    found, _ = deployable(settings(tmp_path, router=router))
+    found, _ = drop_unavailable_variants(settings(tmp_path, router=router))
     assert found.router.aliases == {"mobile": "fast", "quantized": "fast"}
 
 
 def test_a_default_variant_that_is_not_here_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match="quantise"):
-        deployable(settings(tmp_path, router={"default": "quantized"}))
+        drop_unavailable_variants(settings(tmp_path, router={"default": "quantized"}))
     alone = {"fast": {"model": "vit_t"}, "quantized": {"model": "vit_t_int8"}}
     with pytest.raises(RegistryError, match="variant quantized"):
-        deployable(settings(tmp_path, variants=alone))
+        drop_unavailable_variants(settings(tmp_path, variants=alone))
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[" * 5000, "x" * (2**20 + 1)])
@@ -156,7 +156,7 @@ def test_a_damaged_manifest_is_as_none(tmp_path: Path, content: str) -> None:
     make(tmp_path)
     (tmp_path / "vit_t_int8" / MANIFEST).write_text(content, encoding="utf-8")
     assert "vit_t_int8" not in open_registry(None, tmp_path).models
-    assert "quantized" in deployable(settings(tmp_path))[1]
+    assert "quantized" in drop_unavailable_variants(settings(tmp_path))[1]
 
 
 def test_a_manifest_cannot_take_the_place_of_a_registry_model(tmp_path: Path) -> None:

@@ -39,14 +39,14 @@ class OpenClipScorer:
     A candidate's crop (`masked_crop`) and each text, as the mean over the templates, are
     embedded; the score is the text's share in the softmax, at the model's own temperature, over
     the text and the negatives: the probability that the text names the crop, were one of them
-    to.  It does not depend on the other texts of a request.  The documented threshold of 0.5
-    asks that the text outweigh all negatives together.  A negative that is the text itself, or a
-    kind of it (all its words and more), does not speak against it.
+    to.  It does not depend on the other texts of a request.  At the documented threshold of
+    0.5 the text must outweigh all negatives together.  A negative that is the text itself, or a
+    kind of it (all its words and more), is not counted.
 
     Args:
         settings: the model, templates, negatives and threshold.
         compute: device, precision and threads.
-        offline: ask no hub, only its local cache.
+        offline: use only the local cache of the hub.
 
     Raises:
         WeightsUnavailable: the architecture is unknown, or weights are not found, not
@@ -98,8 +98,8 @@ class OpenClipScorer:
                 logits = scale * (of_crops @ row)
                 against = np.full(len(candidates), -np.inf)
                 if of_negatives is not None:
-                    speaks = [not _is_kind_of(n, texts[i]) for n in self._negatives]
-                    others = scale * (of_crops @ of_negatives[speaks].T).astype(np.float64)
+                    counted = [not _is_kind_of(n, texts[i]) for n in self._negatives]
+                    others = scale * (of_crops @ of_negatives[counted].T).astype(np.float64)
                     against = np.logaddexp.reduce(others, axis=1)
                 scores[i] = 1 / (1 + np.exp(np.clip(against - logits, -60, 60)))
         return TextScores(

@@ -20,11 +20,11 @@ from serve_app.core.types import Prompt, Proposal, ProposalSource, RgbArray
 GrayArray = NDArray[np.uint8]
 
 MAX_CONTOURS = 512
-"""Most proposals that contours give for an image, best first."""
+"""Maximum number of contour proposals for an image, best first."""
 
 
 class ProposalEngine(Protocol):
-    """A source that looks at the image: blocking, and the same for the same image."""
+    """A source that reads the image: blocking, deterministic."""
 
     def propose(self, pixels: RgbArray) -> tuple[Proposal, ...]:
         """Propose regions of an upright ``(H, W, 3) uint8`` RGB image, best first."""
@@ -72,7 +72,7 @@ class DetectorProposals:
 
 
 class ContourProposals:
-    """Boxes around what stands out from its surroundings: defects, cells, grains.
+    """Boxes around regions that differ from their surroundings: defects, cells, grains.
 
     The image is cut into foreground and background by an adaptive Gaussian threshold (block 11
     and C 2, as is usual for defects on a material's surface, and block 51 for larger things)

@@ -47,7 +47,6 @@ class SamEncoder:
     @torch.inference_mode()
     def encode_batch(self, images: Sequence[RgbArray]) -> list[Embedding]:
         """Embed upright ``(H, W, 3) uint8`` images of any sizes in one pass."""
-        # A decoder of the same process may have set its own number.
         use_threads(self._threads)
         frames = [Frame.of(image.shape[0], image.shape[1], "pad").resize(image) for image in images]
         inputs = torch.from_numpy(np.stack([as_input(f, self._mean, self._std) for f in frames]))

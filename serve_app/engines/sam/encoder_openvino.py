@@ -21,13 +21,13 @@ _STD = np.array([58.395, 57.12, 57.375], dtype=np.float32)
 
 
 class OpenVinoEncoder:
-    """Embeds images one by one: its graph is for one, which fills the cores of a CPU.
+    """Embeds images one by one: the graph takes one image, which uses all cores of a CPU.
 
     The embedding's only tensor is ``image_embed (256, 64, 64) float32``.
 
     Args:
         graph: from ``(1, 3, 1024, 1024)`` to ``(256, 64, 64)``, or the path of a saved one.
-        compute: threads, and the precision of what the graph leaves in floating point.
+        compute: threads, and the precision of the floating-point parts of the graph.
     """
 
     def __init__(self, graph: ov.Model | Path, compute: Compute) -> None:
@@ -50,7 +50,7 @@ def model_input(image: RgbArray) -> Float32Array:
 
 
 def load_or_build_tiny_vit(checkpoint: Path, weights_hash: str, folder: Path) -> ov.Model:
-    """`tiny_vit_from`, kept in a folder: from the second start on nothing of torch is loaded.
+    """As `tiny_vit_from`, but saved in a folder: later starts do not load torch.
 
     Args:
         weights_hash: of the checkpoint's contents.

@@ -71,7 +71,7 @@ class LabelsScorer:
     speak for it: a label that means the text, found with a detector score above 0.3.
 
     Args:
-        sentence_model_dir: directory of the sentence model; no hub is asked for anything.
+        sentence_model_dir: directory of the sentence model; no hub is used.
         settings: the threshold.
         threads: CPU threads of a pass.
 
