@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 UV_VERSION := 0.13.9
 
-.PHONY: help install serve test test-quick lint format lock models measure quantise bench chaos soak bench-reaction bench-prediction \
+.PHONY: help install serve test test-quick test-ray lint format lock models measure quantise bench chaos soak bench-reaction bench-prediction \
 	bench-simulation clean
 
 help:  ## print this list
@@ -32,6 +32,13 @@ test: $(INSTALLED)  ## run all tests, with real weights and real Ray processes
 
 test-quick: $(INSTALLED)  ## run the tests that need neither weights nor Ray
 	$(BIN)/python -m pytest -m "not weights and not cluster"
+
+test-ray: $(INSTALLED)  ## run the contract tests with another Ray; RAY=2.59.0
+	@test -n "$(RAY)" || { echo "name a version: make test-ray RAY=2.59.0"; exit 1; }
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python build/ray-$(RAY)
+	$(BIN)/uv pip install --quiet --python build/ray-$(RAY)/bin/python --requirement requirements.lock
+	$(BIN)/uv pip install --quiet --python build/ray-$(RAY)/bin/python --no-deps --editable . ray==$(RAY)
+	PYTHONPATH=$(CURDIR) build/ray-$(RAY)/bin/python -m pytest tests/contract/ray
 
 lint: $(INSTALLED)  ## run ruff and strict mypy
 	$(BIN)/ruff check .

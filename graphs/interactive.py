@@ -10,10 +10,11 @@ from ray.serve import Application
 
 from graphs.nodes import ingress_node, proposals_node, variant_node
 from serve_app.core.settings import GraphSettings
+from serve_app.profiles.plan import resolve
 
 
 def build(settings: GraphSettings) -> Application:
-    """Take the default variant of the configuration, fused, and leave out text and detector."""
+    """Build the default variant of the configuration, fused, without text and detector."""
     name = settings.router.default
     fused = settings.variants[name].model_copy(update={"layout": "fused"})
     proposals = settings.proposals.model_copy(update={"detector": None})
@@ -25,7 +26,8 @@ def build(settings: GraphSettings) -> Application:
             "text": None,
         }
     )
+    plan = resolve(small)
     application: Application = ingress_node(
-        small, {name: variant_node(name, fused, small)}, proposals_node(small), None
+        plan, {name: variant_node(plan, name)}, proposals_node(plan), None
     )
     return application

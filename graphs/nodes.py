@@ -1,4 +1,4 @@
-"""The deployments with their settings, ready to be bound by the graphs."""
+"""Deployments with their settings, bound by the graphs."""
 
 from __future__ import annotations
 
@@ -8,12 +8,7 @@ from ray import serve
 from ray.serve import Deployment
 from ray.serve.config import RequestRouterConfig
 
-from serve_app.core.settings import (
-    GraphSettings,
-    IngressSettings,
-    Replicas,
-    VariantSettings,
-)
+from serve_app.core.settings import IngressSettings, Replicas
 from serve_app.deployments.affinity import affinity
 from serve_app.deployments.decoder import DecoderReplica
 from serve_app.deployments.encoder import EncoderReplica
@@ -21,17 +16,16 @@ from serve_app.deployments.ingress import IngressReplica
 from serve_app.deployments.proposals import ProposalsReplica
 from serve_app.deployments.text import TextReplica
 from serve_app.models.factory import ModelSource
-from serve_app.profiles.load import load_ledger
-from serve_app.profiles.wiring import variant_infos
+from serve_app.profiles.plan import Plan
 
-Node = Any  # what .bind() gives; Ray turns it into a handle where it is an argument
+Node = Any  # what .bind() returns; Ray replaces it by a handle where it is an argument
 
 
 def deployed(
     replica: type, name: str, replicas: Replicas, router: RequestRouterConfig | None = None
 ) -> Deployment:
     """A replica class with its settings, as a Serve deployment; ``router`` None: Ray's own."""
-    # Encoders and decoders are not doubled: a GPU that is full has no room for a second one.
+    # Only the ingress is doubled during updates: a full GPU has no room for a second replica.
     surge = replicas.max_surge_percent if isinstance(replicas, IngressSettings) else 0
     decorate = serve.deployment(
         name=name,
@@ -49,30 +43,33 @@ def deployed(
     return deployment
 
 
-def variant_node(name: str, variant: VariantSettings, settings: GraphSettings) -> Node:
+def variant_node(plan: Plan, name: str) -> Node:
     """A variant's decoder, with its encoder behind it (split) or inside it (fused)."""
-    source = ModelSource.of(settings)
+    settings, variant = plan.settings, plan.settings.variants[name]
+    source, profile = ModelSource.of(settings), plan.profile(name)
     encoder: Node = None
     if variant.layout == "split":
         encoder = deployed(EncoderReplica, f"{name}-encoder", variant.encoder).bind(
-            variant.model, variant.encoder, source
+            variant.model, variant.encoder, source, profile
         )
-    # An image goes to the replica that has its embedding.
+    # Requests on an image go to the replica that has its embedding.
     router = affinity(variant.decoder)
     return deployed(DecoderReplica, f"{name}-decoder", variant.decoder, router).bind(
-        variant, settings.cache, source, encoder
+        variant, settings.cache, source, encoder, profile
     )
 
 
-def proposals_node(settings: GraphSettings) -> Node:
+def proposals_node(plan: Plan) -> Node:
     """Candidate regions."""
+    settings = plan.settings
     return deployed(ProposalsReplica, "proposals", settings.proposals).bind(
         settings.proposals, ModelSource.of(settings)
     )
 
 
-def text_node(settings: GraphSettings) -> Node:
-    """Text scoring; None where it is switched off."""
+def text_node(plan: Plan) -> Node:
+    """Text scoring; None if it is disabled."""
+    settings = plan.settings
     if settings.text is None:
         return None
     return deployed(TextReplica, "text", settings.text).bind(
@@ -80,13 +77,8 @@ def text_node(settings: GraphSettings) -> Node:
     )
 
 
-def ingress_node(
-    settings: GraphSettings, decoders: dict[str, Node], proposals: Node, text: Node
-) -> Node:
-    """The ingress over everything else."""
-    registry = ModelSource.of(settings).registry
-    ledger = load_ledger(settings, registry)
-    variants = variant_infos(settings, list(settings.variants), registry, ledger)
-    return deployed(IngressReplica, "ingress", settings.ingress).bind(
-        settings, variants, ledger, decoders, proposals, text
+def ingress_node(plan: Plan, decoders: dict[str, Node], proposals: Node, text: Node) -> Node:
+    """The ingress in front of everything else."""
+    return deployed(IngressReplica, "ingress", plan.settings.ingress).bind(
+        plan, decoders, proposals, text
     )

@@ -29,16 +29,15 @@ from serve_app.embeddings.tiers import TieredEmbeddingCache
 from serve_app.flow.flow import SegmentationFlow
 from serve_app.images.store import ImageStore
 from serve_app.models.factory import ModelSource
-from serve_app.models.quantized import drop_unavailable_variants
-from serve_app.profiles.load import load_ledger
-from serve_app.profiles.wiring import dispatcher_of, variant_infos
-from serve_app.routing.variants import encoder_compute
+from serve_app.profiles.dispatch import build_dispatcher
+from serve_app.profiles.plan import resolve
+from serve_app.profiles.variants import encoder_compute
 
 T = TypeVar("T")
 
 
 class _Lazy:
-    """Engines are loaded when they are first needed, and run one at a time."""
+    """Loads its engines at their first use, and runs one pass at a time."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
@@ -78,8 +77,8 @@ class LocalPredictor(_Lazy):
     ) -> Prediction | None:
         return await self._predictor.predict(image_id, pixels, prompts, options)
 
-    async def wake(self) -> None:
-        """Nothing sleeps here: engines are loaded by their first request."""
+    async def scale_from_zero(self) -> None:
+        """Nothing to do: engines are loaded by their first request."""
 
     async def _encode(self, pixels: RgbArray) -> Embedding:
         def encode() -> Embedding:
@@ -153,21 +152,20 @@ def build_local_service(
     """The service of a configuration in this process.
 
     Args:
-        settings: the graph's; placement, batching and autoscaling are not used.
-        variants: which of its variants are offered; None: all.
+        settings: the graph's; placement, batching and autoscaling are ignored.
+        variants: names of the variants to offer; None: all.
     """
-    settings = drop_unavailable_variants(settings)[0]
-    source = ModelSource.of(settings)
+    plan = resolve(settings)
+    settings, source = plan.settings, ModelSource.of(plan.settings)
     names = list(settings.variants) if variants is None else list(variants)
-    ledger = load_ledger(settings, source.registry)
     predictors = {n: LocalPredictor(settings.variants[n], settings, source) for n in names}
     return SegmentationFlow(
         capabilities=load_capabilities(settings.capabilities),
         images=ImageStore(settings.limits, settings.cache.image_bytes),
-        variants=variant_infos(settings, names, source.registry, ledger),
+        variants={name: plan.variants[name] for name in names},
         predictors=predictors,
         proposer=LocalProposer(settings, source),
         scorer=None if settings.text is None else LocalTextScorer(settings.text, source),
-        dispatcher=dispatcher_of(settings, ledger, predictors, awake=True),
+        dispatcher=build_dispatcher(plan, predictors, in_process=True),
         limits=settings.limits,
     )

@@ -12,7 +12,7 @@ import pytest
 
 from serve_app.models.registry import load_registry
 from serve_app.models.weights import WeightStore
-from serve_app.telemetry.instruments import Counter, Gauge, Histogram, collect_with
+from serve_app.telemetry.metrics import Counter, Gauge, Histogram, set_collector
 
 # A busy machine is no fault: how long a case takes says nothing.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -82,6 +82,6 @@ def _named(instrument: Counter | Gauge, labels: Mapping[str, str]) -> tuple[str,
 def counted() -> Iterator[Counted]:
     """The metrics that this process tells during a test."""
     collector = Counted()
-    collect_with(collector)
+    previous = set_collector(collector)
     yield collector
-    collect_with(None)
+    set_collector(previous)

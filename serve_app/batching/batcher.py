@@ -1,10 +1,8 @@
-"""A blocking, batched engine behind an awaitable call.
+"""Puts a blocking, batched engine behind an awaitable call.
 
-`serve.batch` collects what callers want, for a short while.  Alone it would also say which items
-share a pass, and seal a batch while the engine is still busy, so that under load, when batches
-should be full, each had the few items that came within the wait.  So what it collects joins a
-queue, and a batch is sealed when its pass begins.  While passes run there is nothing to collect
-for: whoever comes joins the queue at once.
+A batch is formed when its forward pass begins, not when its items arrive: while a pass runs, new
+items wait in the queue, so under load batches are full.  Only an idle engine waits
+``batch_wait_timeout_s`` for more items after the first one.
 """
 
 from __future__ import annotations
@@ -14,25 +12,23 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass
 from typing import Generic, TypeVar, cast
 
-from ray import serve
-
 from serve_app.batching.engine_thread import EngineThread
-from serve_app.batching.fair_queue import Call, FairQueue, Picked
-from serve_app.batching.stats import BatchStats, PassTimes
+from serve_app.batching.fair_queue import Batch, Call, FairQueue
+from serve_app.batching.stats import BatchLatencyModel, BatchStats
 from serve_app.core.errors import DeadlineExceeded
 from serve_app.core.settings import Batching
-from serve_app.telemetry.catalogue import BATCH_FILL, BATCH_ITEMS, QUEUE_AGE, QUEUE_ITEMS
-from serve_app.telemetry.spans import Parent, here, record
+from serve_app.telemetry.context import TracePosition, current_trace, record_span
+from serve_app.telemetry.metrics import BATCH_FILL, BATCH_ITEMS, QUEUE_AGE, QUEUE_ITEMS
 
 log = logging.getLogger(__name__)
 
 I = TypeVar("I")  # noqa: E741 - an item
-O = TypeVar("O")  # noqa: E741 - its outcome
+O = TypeVar("O")  # noqa: E741 - its output
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +36,9 @@ class BatcherLoad:
     """Items at one moment.
 
     Attributes:
-        waiting: in no pass yet.
-        running: in a pass.
-        oldest_s: how long the oldest waiting item has waited.
+        waiting: Items in no pass yet.
+        running: Items in a pass.
+        oldest_s: Age of the oldest waiting item, in seconds.
     """
 
     waiting: int
@@ -51,134 +47,114 @@ class BatcherLoad:
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
-class _Call(Call, Generic[O]):
-    """A call with what its caller awaits: the outcomes of all its items, or the first fault."""
+class _PendingCall(Call, Generic[O]):
+    """A call and its result: the outputs of all its items, or the first error.
 
-    outcome: asyncio.Future[list[O]]
-    outcomes: list[O | None]
+    Attributes:
+        result: What the caller awaits.
+        outputs: Outputs so far, by item.
+        missing: Number of items without an output.
+        span: Parent of the trace spans of this call.
+    """
+
+    result: asyncio.Future[list[O]]
+    outputs: list[O | None]
     missing: int
-    span: Parent
+    span: TracePosition
 
-    def settle(self, index: int, outcome: O | Exception) -> None:
-        if self.outcome.done():  # its caller has left, or another of its items failed
+    def resolve(self, index: int, output: O | Exception) -> None:
+        """Store the output of one item, or fail the call."""
+        if self.result.done():  # cancelled, or another item failed
             return
-        if isinstance(outcome, Exception):
-            self.outcome.set_exception(outcome)
+        if isinstance(output, Exception):
+            self.result.set_exception(output)
             return
-        self.outcomes[index] = outcome
+        self.outputs[index] = output
         self.missing -= 1
         if self.missing == 0:
-            self.outcome.set_result(cast("list[O]", self.outcomes))
+            self.result.set_result(cast("list[O]", self.outputs))
 
 
 class Batcher(Generic[I, O]):
-    """Collects items of all callers and runs them in the engine's thread, each caller in turn.
+    """Runs the items of all callers in the engine's thread, fairly interleaved.
 
-    A pass begins when a slot is free and somebody waits, who was collected for at most
-    ``batch_wait_timeout_s``.  Items whose caller's time is over are in no pass, and a pass has no
-    more items than the most urgent of them can bear, as far as that is known.
+    Expired items are never run, and a batch is no larger than its most urgent item allows, as
+    far as pass times are known.
 
     Args:
-        run: the engine; gives as many outcomes as it gets items.
-        batching: how items are collected.
-        queue: what the items are, for the metrics.
+        engine: Blocking function that returns one output per item.
+        batching: Batch size, wait and concurrency.
+        queue: Name of the items in metrics.
 
     Attributes:
-        thread: the engine's; one worker for each batch that may be under way.
-        stats: how the engine is used.
+        thread: The engine's thread pool, one worker per concurrent batch.
+        stats: Utilisation of the engine.
     """
 
     def __init__(
-        self, run: Callable[[Sequence[I]], list[O]], batching: Batching, queue: str = "items"
+        self, engine: Callable[[Sequence[I]], list[O]], batching: Batching, queue: str = "items"
     ) -> None:
-        self._run = run
+        self._engine = engine
         self._name = queue
         self._batching = batching
         slots = batching.max_concurrent_batches
         self.thread = EngineThread(slots)
         self.stats = BatchStats(batching.max_batch_size, slots)
-        self._times = PassTimes()
-        self._queue: FairQueue[_Call[O]] = FairQueue()
+        self._latency = BatchLatencyModel()
+        self._queue: FairQueue[_PendingCall[O]] = FairQueue()
         self._running = 0
         self._slots_taken = 0
-        self._workers: set[asyncio.Task[None]] = set()  # the loop itself keeps none alive
-        collect = serve.batch(
-            max_batch_size=batching.max_batch_size,
-            batch_wait_timeout_s=batching.batch_wait_timeout_s,
-        )
+        self._timer: asyncio.TimerHandle | None = None
+        self._workers: set[asyncio.Task[None]] = set()  # the event loop keeps no strong reference
 
-        # serve.batch looks at the function's signature: it must be a plain coroutine function.
-        async def collected(calls: list[_Call[O]]) -> list[None]:
-            self._join(calls)
-            return [None] * len(calls)
+    async def __call__(self, item: I, deadline: float = math.inf) -> O:
+        """Run one item; see `run_all`."""
+        (output,) = await self.run_all([item], deadline)
+        return output
 
-        self._collected: Callable[[_Call[O]], Awaitable[None]] = collect(collected)
-
-    async def __call__(self, item: I, until: float = math.inf) -> O:
-        """The outcome of one item; see `all`."""
-        (outcome,) = await self.all([item], until)
-        return outcome
-
-    async def all(self, items: Sequence[I], until: float = math.inf) -> list[O]:
-        """The outcomes of a caller's items, run together with whatever else is waiting.
+    async def run_all(self, items: Sequence[I], deadline: float = math.inf) -> list[O]:
+        """Run the items of one caller, batched with those of other callers.
 
         Args:
-            items: none of them is run again or any more once one has failed.
-            until: when the caller's time is over, as an instant of ``time.monotonic``.
+            items: After the first item that fails, the others are not run.
+            deadline: When the caller stops waiting, on the clock of ``time.monotonic``.
+
+        Returns:
+            One output per item, in order.
 
         Raises:
-            DeadlineExceeded: it was over before the last of their passes began.
-            Exception: what the engine raised on the first item that failed.
+            DeadlineExceeded: The deadline passed before the last pass began.
+            Exception: Whatever the engine raised for the first item that failed.
         """
         if not items:
             return []
         now = time.monotonic()
         self.stats.arrived(now, len(items))
-        call: _Call[O] = _Call(
+        call: _PendingCall[O] = _PendingCall(
             items=items,
-            since=now,
-            until=until,
-            outcome=asyncio.get_running_loop().create_future(),
-            outcomes=[None] * len(items),
+            enqueued_at=now,
+            deadline=deadline,
+            result=asyncio.get_running_loop().create_future(),
+            outputs=[None] * len(items),
             missing=len(items),
-            span=here(),
+            span=current_trace(),
         )
         try:
-            if self._slots_free and len(items) < self._batching.max_batch_size:
-                await self._collected(call)
-            else:
-                self._join([call])
-            return await call.outcome
+            self._enqueue(call)
+            return await call.result
         finally:
-            call.outcome.cancel()
-            self._queue.leave(call)  # whoever leaves early takes the items along
-
-    @property
-    def _slots_free(self) -> int:
-        return self._batching.max_concurrent_batches - self._slots_taken
-
-    def _join(self, calls: Sequence[_Call[O]]) -> None:
-        """Calls join the queue, and workers come for the batches that have a slot."""
-        for call in calls:
-            if not call.outcome.done():
-                self._queue.join(call)
-        batches = math.ceil(len(self._queue) / self._batching.max_batch_size)
-        for _ in range(min(batches, self._slots_free)):
-            self._slots_taken += 1
-            # In a context of its own: it works for others than who started it, too.
-            worker = asyncio.create_task(self._work(), context=Context())
-            self._workers.add(worker)
-            worker.add_done_callback(self._workers.discard)
+            call.result.cancel()
+            self._queue.remove(call)  # a cancelled caller's items are not run
 
     def load(self) -> BatcherLoad:
-        """What waits and runs now."""
+        """Items that wait and run now."""
         oldest_s = self._queue.oldest_s(time.monotonic())
         return BatcherLoad(len(self._queue), self._running, oldest_s)
 
     def report(self) -> dict[str, float]:
-        """Figures for ``record_autoscaling_stats``: those of `BatchStats`, and the load's.
+        """Statistics for ``record_autoscaling_stats``: those of `BatchStats`, and the load.
 
-        Serve asks every now and then, also while nothing happens: so gauges are told here.
+        Serve polls this at an interval, also while idle, so gauges are updated here.
         """
         load, stats = self.load(), self.stats.report(time.monotonic())
         QUEUE_ITEMS.set(load.waiting, queue=self._name)
@@ -191,64 +167,94 @@ class Batcher(Generic[I, O]):
             "oldest_s": load.oldest_s,
         }
 
+    @property
+    def _slots_free(self) -> int:
+        return self._batching.max_concurrent_batches - self._slots_taken
+
+    def _enqueue(self, call: _PendingCall[O]) -> None:
+        """Queue a call; start workers when a batch is full or the wait for more items is over."""
+        self._queue.enqueue(call)
+        if not self._slots_free:
+            return  # a worker takes it after its current pass
+        if len(self._queue) >= self._batching.max_batch_size:
+            self._start_workers()
+        elif self._timer is None:
+            loop, wait_s = asyncio.get_running_loop(), self._batching.batch_wait_timeout_s
+            self._timer = loop.call_later(wait_s, self._start_workers, context=Context())
+
+    def _start_workers(self) -> None:
+        """Start a worker for each waiting batch that has a free slot."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        batches = math.ceil(len(self._queue) / self._batching.max_batch_size)
+        for _ in range(min(batches, self._slots_free)):
+            self._slots_taken += 1
+            # An empty context: a worker serves other callers than the one that started it.
+            worker = asyncio.create_task(self._work(), context=Context())
+            self._workers.add(worker)
+            worker.add_done_callback(self._workers.discard)
+
     async def _work(self) -> None:
-        """One pass after the other, as long as anybody waits."""
+        """Run batches until the queue is empty."""
         try:
-            while batch := self._seal():
-                await self._pass(batch)
+            while batch := self._next_batch():
+                await self._run_batch(batch)
         finally:
-            # At once, not when the task is told to be over: who comes in between would wait.
+            # Here, not in a done callback: a call in between would find no free slot and no worker.
             self._slots_taken -= 1
 
-    def _seal(self) -> Picked[_Call[O]]:
-        """The items of the pass that begins now."""
-        now, most = time.monotonic(), self._batching.max_batch_size
-        for call in self._queue.drop_late(now):
-            if not call.outcome.done():
-                call.outcome.set_exception(
-                    DeadlineExceeded("the request's time was over before its turn came")
+    def _next_batch(self) -> Batch[_PendingCall[O]]:
+        """Fail expired calls, and pick the items of the pass that begins now."""
+        now, limit = time.monotonic(), self._batching.max_batch_size
+        for call in self._queue.remove_expired(now):
+            if not call.result.done():
+                call.result.set_exception(
+                    DeadlineExceeded("the deadline passed before processing began")
                 )
-        return self._queue.take(most, lambda left_s: self._times.items_within(left_s, most), now)
+        return self._queue.next_batch(
+            limit, lambda left_s: self._latency.items_within(left_s, limit), now
+        )
 
-    async def _pass(self, batch: Picked[_Call[O]]) -> None:
+    async def _run_batch(self, batch: Batch[_PendingCall[O]]) -> None:
         self._running += len(batch)
         began = time.monotonic()
         traced = Counter(call for call, _ in batch if call.span is not None)
         for call, items in traced.items():
-            if call.taken == items:  # its first pass
-                record("wait", call.span, call.since, began, items=len(call.items))
+            if call.started == items:  # its first pass
+                record_span("wait", call.span, call.enqueued_at, began, items=len(call.items))
         try:
-            outcomes = await self._run_all([call.items[index] for call, index in batch])
+            outputs = await self._run_isolated([call.items[index] for call, index in batch])
         finally:
             self._running -= len(batch)
             for call, items in traced.items():
-                record("pass", call.span, began, time.monotonic(), items=items)
-        for (call, index), outcome in zip(batch, outcomes, strict=True):
-            call.settle(index, outcome)
-            if call.outcome.done():
-                self._queue.leave(call)
+                record_span("pass", call.span, began, time.monotonic(), items=items)
+        for (call, index), output in zip(batch, outputs, strict=True):
+            call.resolve(index, output)
+            if call.result.done():
+                self._queue.remove(call)
 
-    async def _run_all(self, items: Sequence[I]) -> Sequence[O | Exception]:
+    async def _run_isolated(self, items: Sequence[I]) -> Sequence[O | Exception]:
+        """Run a batch; if it fails, run its items one by one so that only bad ones fail."""
         try:
-            return await self._run_once(items)
+            return await self._run_pass(items)
         except Exception as exc:
             if len(items) == 1:
                 return [exc]
-            # One bad item must not fail its neighbours: each is run alone, and fails alone.
-            log.exception("a batch of %d failed; its items are run one by one", len(items))
-            return [outcome for item in items for outcome in await self._run_all([item])]
+            log.exception("a batch of %d items failed; running them one by one", len(items))
+            return [output for item in items for output in await self._run_isolated([item])]
 
-    async def _run_once(self, items: Sequence[I]) -> list[O]:
-        begun = time.monotonic()
-        self.stats.started(begun)
+    async def _run_pass(self, items: Sequence[I]) -> list[O]:
+        began = time.monotonic()
+        self.stats.started(began)
         try:
-            outcomes = await self.thread.run(self._run, items)
+            outputs = await self.thread.run(self._engine, items)
         finally:
             ended = time.monotonic()
-            self.stats.ended(len(items), ended - begun, ended)
+            self.stats.ended(len(items), ended - began, ended)
             BATCH_ITEMS.observe(len(items), queue=self._name)
-        # One that failed says nothing of how long such passes take.
-        self._times.ended(len(items), ended - begun)
-        if len(outcomes) != len(items):
-            raise RuntimeError(f"{len(items)} items gave {len(outcomes)} outcomes")
-        return outcomes
+        # Failed passes are left out: their times say nothing about successful ones.
+        self._latency.observe(len(items), ended - began)
+        if len(outputs) != len(items):
+            raise RuntimeError(f"the engine returned {len(outputs)} outputs for {len(items)} items")
+        return outputs

@@ -1,4 +1,4 @@
-"""A blocking engine's thread, and whether it makes progress."""
+"""Threads in which a blocking engine runs, and a check that it makes progress."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ T = TypeVar("T")
 
 
 class EngineThread:
-    """Runs a blocking engine beside the replica's event loop, which stays free meanwhile."""
+    """Runs a blocking engine off the replica's event loop."""
 
     def __init__(self, workers: int = 1) -> None:
         self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="engine")
-        self._began: dict[object, float] = {}  # of what runs; its own keys, since work may be equal
+        self._began: dict[object, float] = {}  # start times of running calls, by a unique key
         self._failed = False
 
     async def run(self, function: Callable[..., T], *args: object) -> T:
-        """Run a function in the thread, after what is queued there."""
+        """Run a function in the thread pool, after the calls already queued there."""
         work = partial(self._timed, function, *args)
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
@@ -29,34 +29,36 @@ class EngineThread:
         key = object()
         self._began[key] = time.monotonic()
         try:
-            done = function(*args)
+            result = function(*args)
         except Exception:
             self._failed = True
             raise
         else:
             self._failed = False
-            return done
+            return result
         finally:
             del self._began[key]
 
-    async def check(self, stuck_after_s: float, probe: Callable[[], None]) -> None:
-        """Returns if the engine gets on with its work; that there is much of it is no fault.
+    async def check(self, max_pass_s: float, probe: Callable[[], None]) -> None:
+        """Return if the engine is healthy; a long queue is healthy, a hanging pass is not.
 
         Args:
-            probe: run if the engine has nothing to do, or has just failed; raises what is wrong.
+            max_pass_s: Longest time for one pass, in seconds.
+            probe: Called if the engine is idle or its last pass failed; raises if the device
+                is broken.
 
         Raises:
-            EngineStuck: it has been at one piece of work for longer than ``stuck_after_s``.
+            EngineStuck: A pass has run for longer than ``max_pass_s``.
         """
         began = min(list(self._began.values()), default=None)
         if began is None:
             await self.run(probe)
-        elif time.monotonic() - began > stuck_after_s:
-            raise EngineStuck(f"an engine has been in one pass for more than {stuck_after_s:g} s")
+        elif time.monotonic() - began > max_pass_s:
+            raise EngineStuck(f"a pass has run for more than {max_pass_s:g} s")
         elif self._failed:
-            # Not after what waits: an engine that fails at once is hardly ever seen idle.
+            # Not behind the queue: an engine that fails immediately is hardly ever seen idle.
             await asyncio.to_thread(probe)
 
 
 class EngineStuck(RuntimeError):
-    """The engine does not come back from a pass."""
+    """A forward pass hangs."""

@@ -1,6 +1,6 @@
-"""Which of the waiting items share the next pass: every caller in turn, as far as time allows.
+"""Chooses which waiting items share the next batch: round robin over callers, within deadlines.
 
-Pure: time is handed in, in seconds of any clock that does not go backwards.
+Pure: callers pass the time, in seconds of any monotonic clock.
 """
 
 from __future__ import annotations
@@ -17,93 +17,96 @@ class Call:
     """The items of one caller.
 
     Attributes:
-        items: first come, first served among themselves.
-        since: when they came.
-        until: when the caller's time is over.
-        taken: how many of them are in a pass or have been.
+        items: Run in order.
+        enqueued_at: When the call arrived.
+        deadline: When the caller stops waiting.
+        started: Number of items that are or were in a batch.
     """
 
     items: Sequence[Any]
-    since: float
-    until: float = math.inf
-    taken: int = 0
+    enqueued_at: float
+    deadline: float = math.inf
+    started: int = 0
 
     @property
     def waiting(self) -> int:
-        return len(self.items) - self.taken
+        """Number of items in no batch yet."""
+        return len(self.items) - self.started
 
 
 C = TypeVar("C", bound=Call)
 
-Picked = list[tuple[C, int]]
-"""Calls and the indices of their items, in the order in which they were picked."""
+Batch = list[tuple[C, int]]
+"""Pairs of a call and the index of one of its items."""
 
 
 class FairQueue(Generic[C]):
-    """Callers take turns, one item a turn: a thousand items of one do not hold up another's click.
+    """Round robin over callers, one item per turn: a thousand items of one do not delay a click.
 
-    With ``n`` callers and passes of ``m`` items whoever waits is in one of the next ``n / m``
-    passes, rounded up, unless somebody's time asks for smaller ones.
+    With ``n`` callers and batches of ``m`` items, each caller is in one of the next
+    ``ceil(n / m)`` batches, unless a deadline asks for smaller ones.
     """
 
     def __init__(self) -> None:
-        self._calls: OrderedDict[C, None] = OrderedDict()  # whose turn it is stands first
+        self._calls: OrderedDict[C, None] = OrderedDict()  # the next turn is first
 
     def __len__(self) -> int:
-        """Waiting items."""
+        """Number of waiting items."""
         return sum(call.waiting for call in self._calls)
 
     def __bool__(self) -> bool:
         return bool(self._calls)
 
-    def join(self, call: C) -> None:
-        """A call with at least one item comes, after all others."""
+    def enqueue(self, call: C) -> None:
+        """Add a call with at least one item, after all others."""
         self._calls[call] = None
 
-    def leave(self, call: C) -> None:
-        """Nothing of this call is wanted any more; it may have left before."""
+    def remove(self, call: C) -> None:
+        """Drop the waiting items of a call; no error if it is not in the queue."""
         self._calls.pop(call, None)
 
     def oldest_s(self, now: float) -> float:
-        """How long the oldest waiting item has waited."""
-        return max((now - call.since for call in self._calls), default=0.0)
+        """Age of the oldest waiting item."""
+        return max((now - call.enqueued_at for call in self._calls), default=0.0)
 
-    def drop_late(self, now: float) -> list[C]:
-        """Calls whose time is over leave, and are returned."""
-        late = [call for call in self._calls if call.until <= now]
-        for call in late:
-            self.leave(call)
-        return late
+    def remove_expired(self, now: float) -> list[C]:
+        """Remove and return the calls whose deadline has passed."""
+        expired = [call for call in self._calls if call.deadline <= now]
+        for call in expired:
+            self.remove(call)
+        return expired
 
-    def take(self, most: int, bearable: Callable[[float], int], now: float) -> Picked[C]:
-        """Take the items of the next pass.
+    def next_batch(
+        self, max_items: int, items_within: Callable[[float], int], now: float
+    ) -> Batch[C]:
+        """Take the items of the next batch.
 
         Args:
-            most: items in a pass at most.
-            bearable: the most items of a pass that ends within the seconds given.
-            now: the present instant.
+            max_items: Largest batch.
+            items_within: Gives the largest batch that ends within a number of seconds.
+            now: The current time.
         """
-        picked = self._in_turn(most)
+        picked = self._round_robin(max_items)
         if not picked:
             return picked
-        urgent = min(picked, key=lambda pick: pick[0].until)
-        fits = max(1, bearable(urgent[0].until - now))
+        urgent = min(picked, key=lambda pick: pick[0].deadline)
+        fits = max(1, items_within(urgent[0].deadline - now))
         if fits < len(picked):
-            # The pass is short for the sake of this one: so it must be in it.
+            # The batch is small for the sake of the urgent item, so that must be in it.
             picked.remove(urgent)
             picked = [urgent, *picked[: fits - 1]]
         for call, _ in picked:
-            call.taken += 1
+            call.started += 1
             if call.waiting:
                 self._calls.move_to_end(call)
             else:
                 del self._calls[call]
         return picked
 
-    def _in_turn(self, most: int) -> Picked[C]:
-        picked: Picked[C] = []
-        turns = deque((call, call.taken) for call in self._calls)
-        while turns and len(picked) < most:
+    def _round_robin(self, max_items: int) -> Batch[C]:
+        picked: Batch[C] = []
+        turns = deque((call, call.started) for call in self._calls)
+        while turns and len(picked) < max_items:
             call, index = turns.popleft()
             picked.append((call, index))
             if index + 1 < len(call.items):

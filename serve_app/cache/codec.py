@@ -1,6 +1,6 @@
-"""Values for a tier outside the process: behind a checksum that binds them to their key.
+"""Serialisation for the shared tier, with a checksum that binds each value to its key.
 
-No pickle: an embedding is a safetensors file, an image the file that was uploaded.
+No pickle: embeddings are safetensors files, images are the uploaded files.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ _SIZE = struct.Struct(">II")
 _START = len(_MAGIC) + _DIGEST
 
 
-def seal(key: str, body: bytes) -> bytes:
-    """``body`` as the value of ``key``."""
+def add_checksum(key: str, body: bytes) -> bytes:
+    """Return the value to store under ``key``: a checksum, then ``body``."""
     return _MAGIC + _digest(key, body) + body
 
 
-def unseal(key: str, data: bytes) -> bytes | None:
-    """What `seal` was given; None for anything that it did not write under this key.
+def strip_checksum(key: str, data: bytes) -> bytes | None:
+    """Return the body that `add_checksum` was given for this key; None for anything else.
 
-    A value of another key, version or origin, a truncated or altered one.  The checksum detects
-    damage and mix-ups; whoever may write to the tier could still forge it, so what is in a value
-    is not trusted either.
+    Anything else is a value of another key, version or origin, or one that was truncated or
+    altered.  The checksum detects damage and mix-ups, not forgery by someone with write access to
+    the tier, so the body is not trusted either.
     """
     body = data[_START:]
     if data[: len(_MAGIC)] != _MAGIC or data[len(_MAGIC) : _START] != _digest(key, body):
@@ -40,15 +40,15 @@ def unseal(key: str, data: bytes) -> bytes | None:
 
 
 def encode_embedding(key: str, embedding: Embedding) -> bytes:
-    """Serialise for a tier outside the process."""
-    # safetensors writes memory as it lies, whatever the strides say.
+    """Serialise an embedding for the shared tier."""
+    # safetensors writes memory in its physical order, ignoring strides.
     tensors = {name: np.ascontiguousarray(t) for name, t in embedding.tensors.items()}
-    return seal(key, _SIZE.pack(embedding.height, embedding.width) + save(tensors))
+    return add_checksum(key, _SIZE.pack(embedding.height, embedding.width) + save(tensors))
 
 
 def decode_embedding(key: str, data: bytes) -> Embedding | None:
-    """Read back; None for anything that `encode_embedding` did not write under this key."""
-    body = unseal(key, data)
+    """Deserialise; None for anything that `encode_embedding` did not write for this key."""
+    body = strip_checksum(key, data)
     if body is None:
         return None
     try:
@@ -59,7 +59,7 @@ def decode_embedding(key: str, data: bytes) -> Embedding | None:
 
 
 def _digest(key: str, body: bytes) -> bytes:
-    # Piece by piece: joined, the bytes would be copied once more.
+    # In two steps: concatenating would copy the bytes once more.
     digest = hashlib.sha256(key.encode() + b"\0")
     digest.update(body)
     return digest.digest()

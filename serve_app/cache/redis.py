@@ -1,15 +1,15 @@
 """Redis as the shared tier.  The `redis` package is an optional dependency.
 
-Redis is a help, never a need, and may be absent, die, hang and return at any time:
+Redis is best-effort: it may be absent, die, hang and return at any time.
 
-* a lookup has a time limit, and what does not come within it is a miss;
-* values are written off the requests' path, by one writer with a bounded queue;
-* after three failures in a row nobody asks any more, but a ping in the background every
-  ``redis_rest_s``, until two are answered, the second one quickly.
+* A lookup has a timeout; after it, the lookup counts as a miss.
+* Values are written in the background, by one writer with a bounded queue.
+* Three consecutive failures open a circuit breaker: lookups and writes are skipped until a
+  background probe, every ``redis_probe_interval_s``, gets two pings through, the second quickly.
 
-A connection may take longer to make than a lookup may last (TLS, a server that has just come
-back).  So a lookup whose time is over goes on in the background, for one second at most and only
-as many as there are connections: else no connection would ever be completed.
+Connecting may take longer than the lookup timeout (TLS, a server that has just restarted).  So a
+lookup that timed out continues in the background, for at most one second and at most as many as
+there are connections: otherwise no connection would ever be established.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from redis.exceptions import TimeoutError as TimedOut
 
 from serve_app.cache.breaker import Breaker
 from serve_app.core.settings import CacheSettings
-from serve_app.telemetry.catalogue import REDIS_BREAKER_OPEN, REDIS_OPERATIONS
+from serve_app.telemetry.metrics import REDIS_BREAKER_OPEN, REDIS_OPERATIONS
 
 log = logging.getLogger(__name__)
 
@@ -40,15 +40,15 @@ T = TypeVar("T")
 
 _FAILURES = 3
 _BACKGROUND_S = 1.0
-"""For what no request waits for: connecting, writing, pinging."""
+"""Timeout of what no request waits for: connecting, writing, pinging."""
 
 _SLICES = 5
-"""A time limit is waited for in this many parts, each of which lets the event loop read what has
-come: a loop that was held up for the whole limit has used up one part of it, not all."""
+"""A timeout is waited for in this many slices, between which the event loop reads what has arrived:
+an event loop that was blocked for the whole timeout has used up one slice of it, not all."""
 
 _PREFIX = "sam-serve:"
-_HEAD = 4_096
-"""At most what checksum and names of tensors add to a value."""
+_MAX_HEADER = 4_096
+"""Bytes that checksum and tensor names add to a value, at most."""
 
 
 class RedisTier:
@@ -58,14 +58,14 @@ class RedisTier:
         self._client = client
         self._settings = settings
         self._slots = asyncio.Semaphore(settings.redis_connections)
-        self._breaker = Breaker(_FAILURES, settings.redis_rest_s)
-        self._answered_at = -math.inf
+        self._breaker = Breaker(_FAILURES, settings.redis_probe_interval_s)
+        self._responded_at = -math.inf
         self._prober: asyncio.Task[None] | None = None
         self._queue: deque[tuple[str, Callable[[], bytes], int]] = deque()
         self._queued_bytes = 0
         self._writer: asyncio.Task[None] | None = None
         self._late: set[asyncio.Task[Any]] = set()
-        self._refusals_told: set[str] = set()
+        self._warned_errors: set[str] = set()
         REDIS_BREAKER_OPEN.set(0)
 
     @classmethod
@@ -77,51 +77,51 @@ class RedisTier:
             settings.redis_url,
             socket_timeout=_BACKGROUND_S,
             socket_connect_timeout=_BACKGROUND_S,
-            # Lookups, the writer and the ping.
+            # For lookups, the writer and the probe.
             max_connections=settings.redis_connections + 2,
-            # The older protocol needs no word of greeting, which would be one more way.
+            # The older protocol needs no handshake, which would be one more round trip.
             protocol=2,
-            # Once, for a connection that the server has closed; the default is ten times.
+            # One retry, for a connection that the server has closed; the default is ten.
             retry=Retry(NoBackoff(), 1, supported_errors=(ConnectionFailed,)),
         )
         return cls(client, settings)
 
     @property
-    def left_alone(self) -> bool:
-        """Whether Redis has failed so often that it is not asked now."""
+    def circuit_open(self) -> bool:
+        """Whether Redis has failed so often that lookups and writes are skipped."""
         return self._breaker.is_open
 
     async def get(self, key: str) -> bytes | None:
-        """The bytes kept under a key; None when missing, late, or Redis is down."""
-        if self._breaker.is_open:
+        """Return the value of a key; None if it is missing or late, or Redis is down."""
+        if self.circuit_open:
             REDIS_OPERATIONS.inc(operation="get", outcome="skipped")
             return None
-        began, sent = time.monotonic(), False
+        started, sent = time.monotonic(), False
 
         async def lookup() -> bytes:
             nonlocal sent
             async with self._slots:
                 sent = True
                 async with asyncio.timeout(_BACKGROUND_S):
-                    # Not GET: no value is longer than this, whoever has written it.
+                    # Not GET: a value of any origin is read up to this size only.
                     end = self._settings.redis_value_bytes
                     value = await self._client.getrange(_PREFIX + key, 0, end)
                     return value if isinstance(value, bytes) else b""
 
-        # In a context of its own, since it may outlive the request.
+        # In a separate context, since it may outlive the request.
         task = asyncio.create_task(lookup(), context=Context())
         try:
             if await self._in_time(task):
-                value = await self._told("get", task)
+                value = await self._outcome("get", task)
                 if value is not None:
                     self._breaker.succeeded()
-                    self._answered_at = time.monotonic()
+                    self._responded_at = time.monotonic()
                 return value or None
         finally:
             if not task.done():
-                self._leave(task, sent)
-        if self._answered_at > began:
-            # Others were answered meanwhile: this process is busy, Redis is not to blame.
+                self._abandon(task, sent)
+        if self._responded_at > started:
+            # Other lookups got a response meanwhile: this process is busy, not Redis.
             REDIS_OPERATIONS.inc(operation="get", outcome="timeout")
         else:
             self._failed("get", "timeout", "TimeoutError")
@@ -129,11 +129,11 @@ class RedisTier:
 
     def put(self, key: str, value: Callable[[], bytes], nbytes: int) -> bool:
         """See `SharedTier.put`."""
-        if self._breaker.is_open:
+        if self.circuit_open:
             REDIS_OPERATIONS.inc(operation="put", outcome="skipped")
             return False
         free = self._settings.redis_queue_bytes - self._queued_bytes
-        if nbytes > min(free, self._settings.redis_value_bytes - _HEAD):
+        if nbytes > min(free, self._settings.redis_value_bytes - _MAX_HEADER):
             REDIS_OPERATIONS.inc(operation="put", outcome="dropped")
             return False
         self._queue.append((key, value, nbytes))
@@ -143,43 +143,43 @@ class RedisTier:
         return True
 
     async def written(self) -> None:
-        """Returns when nothing waits to be written."""
+        """Wait until all queued values are written."""
         while self._writer is not None and not self._writer.done():
             await asyncio.wait({self._writer})
 
     async def close(self) -> None:
-        """Ends what runs in the background, and the connections."""
+        """Cancel background tasks and close the connections."""
         tasks = [t for t in (self._writer, self._prober, *self._late) if t is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._client.aclose()
 
-    async def _answers(self) -> bool:
-        """Whether Redis is there, and so quick that lookups can be in time."""
+    async def _ping(self) -> bool:
+        """Return whether Redis responds, and fast enough for lookups."""
         try:
             async with asyncio.timeout(_BACKGROUND_S):
-                # The first one may have to connect.
+                # The first ping may have to connect.
                 await self._client.ping()
                 second = asyncio.ensure_future(self._client.ping())
                 try:
                     return await self._in_time(second) and second.exception() is None
                 finally:
-                    self._leave(second, sent=False)
+                    self._abandon(second, sent=False)
         except Exception as exc:
-            log.debug("redis does not answer yet (%s)", type(exc).__name__)
+            log.debug("redis does not respond yet (%s)", type(exc).__name__)
             return False
 
     async def _write(self) -> None:
         while self._queue:
             key, value, nbytes = self._queue.popleft()
             try:
-                if self._breaker.is_open:
+                if self.circuit_open:
                     REDIS_OPERATIONS.inc(operation="put", outcome="skipped")
                 else:
-                    # Hashing some megabytes would hold up the event loop.
+                    # Hashing megabytes would block the event loop.
                     data = await asyncio.to_thread(value)
-                    await self._told("put", self._set(key, data))
+                    await self._outcome("put", self._set(key, data))
             except Exception:
                 log.exception("a value could not be written to the shared tier")
                 REDIS_OPERATIONS.inc(operation="put", outcome="error")
@@ -190,34 +190,34 @@ class RedisTier:
         async with asyncio.timeout(_BACKGROUND_S):
             await self._client.set(_PREFIX + key, data, ex=self._settings.redis_ttl_s)
 
-    async def _told(self, operation: str, outcome: Awaitable[T]) -> T | None:
-        """Await and count it; None if it failed."""
+    async def _outcome(self, operation: str, result: Awaitable[T]) -> T | None:
+        """Await an operation and count its outcome; None if it failed."""
         try:
-            value = await outcome
+            value = await result
         except ResponseError as exc:
-            # Redis is there and says no, such as to a write when its memory is full.
+            # Redis responds with an error, as to a write when its memory is full.
             REDIS_OPERATIONS.inc(operation=operation, outcome="error")
-            self._tell_refusal(type(exc).__name__)
+            self._warn_once(type(exc).__name__)
         except (TimedOut, TimeoutError) as exc:
             self._failed(operation, "timeout", type(exc).__name__)
         except Exception as exc:
-            # Whatever the client makes of a server that answers nonsense.
+            # Whatever the client raises if the server sends garbage.
             self._failed(operation, "error", type(exc).__name__)
         else:
-            # A write that succeeds says little: it may take longer than a lookup.
+            # A successful write does not reset the breaker: it may take longer than a lookup.
             REDIS_OPERATIONS.inc(operation=operation, outcome="ok")
             return value
         return None
 
     async def _in_time(self, task: asyncio.Task[Any]) -> bool:
-        """Whether it was done within the time limit of a lookup."""
+        """Return whether the task is done within the lookup timeout."""
         for _ in range(_SLICES):
             await asyncio.wait({task}, timeout=self._settings.redis_timeout_s / _SLICES)
             if task.done():
                 return True
         return False
 
-    def _leave(self, task: asyncio.Task[Any], sent: bool) -> None:
+    def _abandon(self, task: asyncio.Task[Any], sent: bool) -> None:
         if not sent:
             task.cancel()
         self._late.add(task)
@@ -226,32 +226,32 @@ class RedisTier:
     def _forget(self, task: asyncio.Task[Any]) -> None:
         self._late.discard(task)
         if not task.cancelled():
-            # Its failure was told when its time was over.
+            # Its failure was counted when it timed out.
             task.exception()
 
     def _failed(self, operation: str, outcome: str, error: str) -> None:
         REDIS_OPERATIONS.inc(operation=operation, outcome=outcome)
         if self._breaker.failed(time.monotonic()):
-            # Never the error's text: it may hold the address, and this one a password.
-            log.warning("redis failed %d times in a row (%s): left alone", _FAILURES, error)
+            # Never the error's text: it may contain the address, and that a password.
+            log.warning("redis failed %d times in a row (%s): circuit opened", _FAILURES, error)
             REDIS_BREAKER_OPEN.set(1)
             self._prober = asyncio.create_task(self._probe(), context=Context())
 
-    def _tell_refusal(self, error: str) -> None:
-        if error not in self._refusals_told:
-            self._refusals_told.add(error)
-            log.warning("redis refuses an operation (%s); told once", error)
+    def _warn_once(self, error: str) -> None:
+        if error not in self._warned_errors:
+            self._warned_errors.add(error)
+            log.warning("redis rejects an operation (%s); logged once", error)
 
     async def _probe(self) -> None:
-        """Ping until an answer comes.  No request waits for this."""
-        while self._breaker.is_open:
-            await asyncio.sleep(self._breaker.rest_left(time.monotonic()))
-            if not self._breaker.probe(time.monotonic()):
+        """Ping in the background until Redis responds, then close the circuit."""
+        while self.circuit_open:
+            await asyncio.sleep(self._breaker.seconds_until_probe(time.monotonic()))
+            if not self._breaker.try_probe(time.monotonic()):
                 continue
-            answered = False
+            responded = False
             try:
-                answered = await self._answers()
+                responded = await self._ping()
             finally:
-                self._breaker.probed(answered, time.monotonic())
-        log.info("redis answers again")
+                self._breaker.probed(responded, time.monotonic())
+        log.info("redis responds again: circuit closed")
         REDIS_BREAKER_OPEN.set(0)

@@ -1,4 +1,4 @@
-"""The tier shared by all replicas: bytes by key, outside the process."""
+"""The tier shared by all replicas: a key-value store outside the process."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ class SharedTier(Protocol):
     """Bytes by key.  Never raises: a tier that is down only misses."""
 
     async def get(self, key: str) -> bytes | None:
-        """The bytes kept under a key, or None."""
+        """Return the value of a key, or None."""
         ...
 
     def put(self, key: str, value: Callable[[], bytes], nbytes: int) -> bool:
-        """Keep bytes under a key, if possible; nobody waits for that.
+        """Store a value in the background, if possible.
 
         Args:
-            key: the name to find it by.
-            value: makes the bytes; called in another thread, or never.
-            nbytes: about how many they are.
+            key: the key.
+            value: returns the bytes; called in another thread, or never.
+            nbytes: approximate size of the value.
 
-        Answers:
-            whether it will be tried.
+        Returns:
+            Whether the write was accepted; it may still fail.
         """
         ...
 
 
 def shared_tier(cache: CacheSettings) -> SharedTier | None:
-    """Redis, where it is configured.  Its client is an optional dependency."""
+    """Return the Redis tier if it is configured.  Its client is an optional dependency."""
     if cache.redis_url is None:
         return None
     from serve_app.cache.redis import RedisTier

@@ -1,10 +1,10 @@
-"""Reading the graph's settings out of a Ray Serve config file."""
+"""The graph's settings in a Ray Serve config file."""
 
 from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import ValidationError
@@ -12,40 +12,43 @@ from pydantic import ValidationError
 from serve_app.cli import CommandError
 from serve_app.core.settings import GraphSettings
 
+if TYPE_CHECKING:
+    from serve_app.profiles.plan import Plan
+
 DEFAULT_CONFIG = "local.yaml"
 
 
-def load_settings(path: Path | None) -> tuple[GraphSettings, ...]:
-    """The settings of each application in a Serve config file; None: ``configs/local.yaml``.
-
-    Without the int8 variants that graphs leave out (`left_out`).
+def load_plans(path: Path | None) -> tuple[Plan, ...]:
+    """The plan of each application in a Serve config file; None: ``configs/local.yaml``.
 
     Raises:
-        CommandError: not readable, or not the config of our graphs.
+        CommandError: the file is unreadable or not a config of this project's graphs.
     """
-    return tuple(_deployable(settings)[0] for settings in _read(path))
-
-
-def left_out(path: Path | None) -> dict[str, str]:
-    """Variants of a config that graphs leave out, each with why (`serve_app.models.quantized`).
-
-    Raises:
-        CommandError: as `load_settings`.
-    """
-    reasons: dict[str, str] = {}
-    for settings in _read(path):
-        reasons |= _deployable(settings)[1]
-    return reasons
-
-
-def _deployable(settings: GraphSettings) -> tuple[GraphSettings, dict[str, str]]:
-    from serve_app.models.quantized import drop_unavailable_variants
     from serve_app.models.registry import RegistryError
+    from serve_app.profiles.plan import resolve
 
     try:
-        return drop_unavailable_variants(settings)
-    except RegistryError as exc:
+        return tuple(resolve(settings) for settings in _read(path))
+    except (RegistryError, ValueError) as exc:
         raise CommandError(str(exc)) from exc
+
+
+def load_settings(path: Path | None) -> tuple[GraphSettings, ...]:
+    """The settings of each application, without unavailable variants.
+
+    Raises:
+        CommandError: as `load_plans`.
+    """
+    return tuple(plan.settings for plan in load_plans(path))
+
+
+def unavailable_variants(path: Path | None) -> dict[str, str]:
+    """Variants that the graphs of a config drop, each with the reason.
+
+    Raises:
+        CommandError: as `load_plans`.
+    """
+    return {name: reason for plan in load_plans(path) for name, reason in plan.unavailable.items()}
 
 
 def _read(path: Path | None) -> tuple[GraphSettings, ...]:
@@ -73,13 +76,13 @@ def _settings(application: Any, config: str) -> GraphSettings:
 
 
 def needed_models(settings: GraphSettings) -> set[str]:
-    """Of the models a graph uses those without which it does not start: sleepers may wait."""
-    awake = {n: v for n, v in settings.variants.items() if not v.sleeps}
-    return set(used_models(settings.model_copy(update={"variants": awake})))
+    """The models without which a graph does not start: all but those that scale to zero."""
+    running = {n: v for n, v in settings.variants.items() if not v.scales_to_zero}
+    return set(used_models(settings.model_copy(update={"variants": running})))
 
 
 def used_models(settings: GraphSettings) -> dict[str, list[str]]:
-    """Registry names of the models that a graph loads, each with what uses it."""
+    """Registry names of the models that a graph loads, each with its users."""
     uses: dict[str, list[str]] = {}
     for variant, chosen in settings.variants.items():
         uses.setdefault(chosen.model, []).append(variant)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from serve_app.cli import CommandError
 
 if TYPE_CHECKING:
+    from serve_app.core.measurements import Measurements
     from serve_app.core.settings import GraphSettings
     from serve_app.models.registry import ModelSpec, Registry
     from serve_app.models.weights import WeightStore
-    from serve_app.profiles.load import LoadedLedger
 
 _FIGURES = {"encode_ms", "decode_ms", "cold_start_s", "memory_bytes", "quality", "agreement"}
 
@@ -36,20 +36,19 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run_models(args: argparse.Namespace) -> int:
     """Print the registry as a table or as JSON; returns 0."""
-    from serve_app.cli.configuration import left_out, load_settings, used_models
-    from serve_app.profiles.load import load_ledger
+    from serve_app.cli.configuration import load_plans, used_models
 
     rows: dict[str, dict[str, Any]] = {}
     measured: list[dict[str, Any]] = []
-    warnings = [f"{variant}: {reason}" for variant, reason in left_out(args.config).items()]
-    for settings in load_settings(args.config):
-        registry, store = open_models(settings)
+    warnings: list[str] = []
+    for plan in load_plans(args.config):
+        settings, loaded = plan.settings, plan.measurements
+        _, store = open_models(settings)
         uses = used_models(settings)
-        for name, spec in registry.models.items():
+        for name, spec in plan.registry.models.items():
             row = rows.setdefault(name, _row(name, spec, store))
             row["used_by"] += [use for use in uses.get(name, []) if use not in row["used_by"]]
-        loaded = load_ledger(settings, registry)
-        warnings += [text for text in loaded.warnings if text not in warnings]
+        warnings += [text for text in plan.warnings if text not in warnings]
         for variant, chosen in settings.variants.items():
             figures = _figures(variant, loaded)
             measured.append(figures)
@@ -147,7 +146,7 @@ def _row(name: str, spec: ModelSpec, store: WeightStore) -> dict[str, Any]:
     return row
 
 
-def _figures(variant: str, loaded: LoadedLedger) -> dict[str, Any]:
+def _figures(variant: str, loaded: Measurements) -> dict[str, Any]:
     """What the ledger says of a variant, or why it says nothing."""
     entry = loaded.entries.get(variant)
     if entry is None:

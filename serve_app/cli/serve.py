@@ -25,10 +25,16 @@ from typing import Any
 import yaml
 
 from serve_app.cli import CommandError
-from serve_app.cli.configuration import DEFAULT_CONFIG, left_out, load_settings, needed_models
-from serve_app.cli.environment import whole_environment
+from serve_app.cli.configuration import (
+    DEFAULT_CONFIG,
+    load_settings,
+    needed_models,
+    unavailable_variants,
+)
 from serve_app.cli.models import fetch_models
 from serve_app.core.exposure import exposure_warning
+from serve_app.deployments.compat.environment import ray_command, whole_environment
+from serve_app.deployments.compat.inventory import RayChanged, check
 from serve_tools.cli.measure import measure_once
 
 _READY_TIMEOUT_S = 300.0
@@ -63,6 +69,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until interrupted."""
+    _check_ray()
     config = _read_config(args.config)
     http = config.setdefault("http_options", {})
     if args.port is not None:
@@ -80,8 +87,8 @@ def run(args: argparse.Namespace) -> int:
     for settings in load_settings(args.config):
         if warning := exposure_warning(settings.security, host):
             print(f"warning: {warning}", file=sys.stderr)
-    for variant, reason in left_out(args.config).items():
-        print(f"note: {variant} is answered by its reference: {reason}", file=sys.stderr)
+    for variant, reason in unavailable_variants(args.config).items():
+        print(f"note: {variant} is served by its reference: {reason}", file=sys.stderr)
     if args.measure:
         measure_once(args.config)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -94,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, log_path.open("wb") as log:
         config_path, sign = Path(folder) / "serve.yaml", Path(folder) / "draining"
-        _drain_at(config, sign)
+        _set_ingress(config, drain_file=str(sign), http_host=host)
         config_path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         child = _start(config_path, log, whole_environment(Path(folder)))
         try:
@@ -122,6 +129,13 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def _check_ray() -> None:
+    try:
+        check()
+    except RayChanged as exc:
+        raise CommandError(str(exc)) from exc
+
+
 def _read_config(path: Path | None) -> dict[str, Any]:
     source = path or resources.files("configs").joinpath(DEFAULT_CONFIG)
     load_settings(path)
@@ -142,7 +156,7 @@ def _check_port(host: str, port: int) -> None:
 
 def _start(config: Path, log: Any, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     # "local": never join a cluster that happens to run on this machine.
-    command = [sys.executable, "-m", "ray.serve.scripts", "run", "--address", "local", str(config)]
+    command = [ray_command("serve"), "run", "--address", "local", str(config)]
     # A session of its own: Ctrl-C at the terminal reaches this command alone, which passes it on.
     return subprocess.Popen(  # noqa: S603
         command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
@@ -190,11 +204,11 @@ def _say_how(url: str, photo: Path) -> None:
     )
 
 
-def _drain_at(config: dict[str, Any], sign: Path) -> None:
-    """Have all applications stop taking requests once there is a file of this name."""
+def _set_ingress(config: dict[str, Any], **settings: str) -> None:
+    """Set members of ``ingress`` in all applications."""
     for application in config["applications"]:
         arguments = application["args"] = dict(application.get("args") or {})
-        arguments["ingress"] = {**(arguments.get("ingress") or {}), "drain_file": str(sign)}
+        arguments["ingress"] = {**(arguments.get("ingress") or {}), **settings}
 
 
 def _drain(child: subprocess.Popen[bytes], urls: Sequence[str], sign: Path, seconds: float) -> None:

@@ -39,10 +39,10 @@ from serve_app.core.request import SegmentRequest
 from serve_app.core.types import SegmentResult
 from serve_app.http.body import Form, json_field, read_form, the_only
 from serve_app.http.docs import plain_form
-from serve_app.http.errors import declared, error_response, logged, request_id_of
+from serve_app.http.errors import error_response, error_responses, request_id_of, to_api_error
 from serve_app.http.formats import JSON_TYPE, dumped, png_base64, to_json
+from serve_app.http.request_info import request_info
 from serve_app.http.requests import image_file
-from serve_app.http.tally import tally_of
 
 MODEL_TYPES = ("fast", "accurate", "quantized")
 
@@ -93,7 +93,7 @@ class ArticleRoute(APIRoute):
             except SamServeError as exc:
                 request_id = request_id_of(request)
                 return error_response(
-                    logged(exc, request_id),
+                    to_api_error(exc, request_id),
                     request_id,
                     status=_STATUS.get(exc.status),
                     extra={"detail": exc.message},
@@ -110,7 +110,7 @@ def article_router(service: SegmentationService, limits: Limits, version: str) -
         "/segment",
         summary="Segment one image (the article's route)",
         response_model=ArticleResponse,
-        responses=declared(
+        responses=error_responses(
             *(InvalidRequest, InvalidPrompt, TooManyPrompts, UnknownVariant),
             *(InvalidImage, ImageTooLarge, *_WORK),
             status=_STATUS,
@@ -131,17 +131,17 @@ def article_router(service: SegmentationService, limits: Limits, version: str) -
             if name in fields
         }
         prompt = Prompts.complete_form(given, {})
-        tally = tally_of(request)
-        tally.work(images=1, prompts=1)
+        info = request_info(request)
+        info.record_size(images=1, prompts=1)
         result = await _segment(service, limits, file, variant, prompt)
-        tally.variant = result.variant
+        info.variant = result.variant
         return Response(to_json(await asyncio.to_thread(_response, result)), media_type=JSON_TYPE)
 
     @router.post(
         "/segment_batch",
         summary="Segment the centre of several images (the article's route)",
         response_model=ArticleBatchResponse,
-        responses=declared(InvalidRequest, TooManyPrompts, UnknownVariant, status=_STATUS),
+        responses=error_responses(InvalidRequest, TooManyPrompts, UnknownVariant, status=_STATUS),
         openapi_extra=plain_form("files", _VARIANT_FIELD),
     )
     async def segment_batch(request: Request) -> Response:
@@ -151,7 +151,7 @@ def article_router(service: SegmentationService, limits: Limits, version: str) -
         files = form.files.get("files", [])
         if not 1 <= len(files) <= limits.max_batch_images:
             raise TooManyPrompts(f"send 1 to {limits.max_batch_images} files", "files")
-        tally_of(request).work(images=len(files), prompts=len(files))
+        request_info(request).record_size(images=len(files), prompts=len(files))
         slots = asyncio.Semaphore(limits.batch_concurrency)
 
         async def one(file: bytes) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def article_router(service: SegmentationService, limits: Limits, version: str) -
                     result = await _segment(service, limits, _file(file), variant, {})
                     return await asyncio.to_thread(_response, result)
                 except Exception as exc:
-                    return {"error": logged(exc, request_id_of(request)).message}
+                    return {"error": to_api_error(exc, request_id_of(request)).message}
 
         async with asyncio.TaskGroup() as group:
             answers = [group.create_task(one(file)) for file in files]

@@ -1,6 +1,6 @@
-"""Every error the service answers with, each with a stable code and its HTTP status.
+"""Every error that the service returns, each with a stable code and an HTTP status.
 
-The way of a request, with the error that can leave each step::
+The steps of a request, each with the errors that it can raise::
 
     key ──Unauthorized, RateLimited, Overloaded──▶
     body ──InvalidRequest, PayloadTooLarge, BodyTimeout──▶
@@ -8,8 +8,8 @@ The way of a request, with the error that can leave each step::
     image ──InvalidImage, ImageTooLarge, UnknownImage──▶ variant ──UnknownVariant, HintsUnmet──▶
     weights ──WeightsUnavailable──▶ model ──Overloaded, DeadlineExceeded, InternalError──▶ masks
 
-``SamServeError`` is the only type that the interfaces turn into an answer.  Its text is
-written for the caller: it never holds a path, a traceback, an address or request data other
+``SamServeError`` is the only type that the interfaces turn into an error response.  Its message is
+written for the caller: it never contains a path, a traceback, an address or request data other
 than the offending number or name (shortened).
 """
 
@@ -19,22 +19,22 @@ from typing import Any, ClassVar
 
 
 class SamServeError(Exception):
-    """Base of all errors told to a caller.
+    """Base of all errors that callers see.
 
     Args:
-        message: one helpful sentence for the caller.
-        field: the request field that is at fault, such as ``prompts[3].box``.
+        message: one sentence that says what is wrong and what to do.
+        field: the invalid request field, such as ``prompts[3].box``.
     """
 
     code: ClassVar[str] = "internal_error"
     status: ClassVar[int] = 500
 
     retry_after_s: int | None = None
-    """Seconds to wait, set by who knows them; no argument, so that errors travel as they are."""
+    """Seconds to wait before a retry, if known.  No argument, so that errors survive pickling."""
 
     def __init__(self, message: str, field: str | None = None) -> None:
-        # All arguments reach Exception.args: an error that does not forward them cannot be
-        # unpickled by the calling process and would arrive there as another type.
+        # Pass all arguments to Exception.args: otherwise the calling process could not unpickle
+        # the error and would see another type.
         super().__init__(message, field)
         self.message = message
         self.field = field
@@ -43,12 +43,12 @@ class SamServeError(Exception):
         return self.message
 
     def at(self, prefix: str) -> SamServeError:
-        """The same error, told at ``prefix`` of the request (``prompts[3]`` + ``box``)."""
+        """Return the same error with ``prefix`` before its field (``prompts[3]`` + ``box``)."""
         field = f"{prefix}.{self.field}" if self.field else prefix
         return type(self)(self.message, field)
 
     def body(self) -> dict[str, Any]:
-        """The error as the ``error`` object of an answer."""
+        """Return the ``error`` object of the response."""
         body: dict[str, Any] = {"code": self.code, "message": self.message}
         if self.field is not None:
             body["field"] = self.field
@@ -56,14 +56,14 @@ class SamServeError(Exception):
 
 
 class InvalidRequest(SamServeError):
-    """The request is not of the documented form."""
+    """The request does not match the documented schema."""
 
     code = "invalid_request"
     status = 422
 
 
 class InvalidPrompt(InvalidRequest):
-    """A prompt's numbers make no sense: wrong shape, NaN, labels that do not match, outside."""
+    """A prompt is invalid: wrong shape, NaN, labels that do not match, or outside the image."""
 
     code = "invalid_prompt"
 
@@ -75,7 +75,7 @@ class TooManyPrompts(InvalidRequest):
 
 
 class UnknownFormat(InvalidRequest):
-    """``format`` is none of the mask formats."""
+    """``format`` is not one of the mask formats."""
 
     code = "unknown_format"
 
@@ -87,26 +87,26 @@ class UnknownVariant(InvalidRequest):
 
 
 class HintsUnmet(InvalidRequest):
-    """No variant meets ``max_latency_ms`` and ``min_quality``, even without any load."""
+    """No variant meets ``max_latency_ms`` and ``min_quality``, even without load."""
 
     code = "hints_unmet"
 
 
 class TextUnavailable(InvalidRequest):
-    """This graph has no text scoring, or not the engine that was asked for."""
+    """Text scoring, or the requested text engine, is not deployed here."""
 
     code = "text_unavailable"
 
 
 class InvalidImage(SamServeError):
-    """The bytes are not an image of a supported format, or a broken one."""
+    """The bytes are not an image in a supported format, or the image is damaged."""
 
     code = "invalid_image"
     status = 400
 
 
 class ImageTooLarge(SamServeError):
-    """The image's header promises more pixels or a longer side than the limits allow."""
+    """The image has more pixels or a longer side than the limits allow."""
 
     code = "image_too_large"
     status = 413
@@ -127,74 +127,74 @@ class BodyTimeout(SamServeError):
 
 
 class Unauthorized(SamServeError):
-    """The request holds none of the service's API keys."""
+    """The API key is missing or unknown."""
 
     code = "unauthorized"
     status = 401
 
 
 class RateLimited(SamServeError):
-    """The key's requests of this minute are used up; try again later."""
+    """The API key's rate limit is exceeded; retry later."""
 
     code = "rate_limited"
     status = 429
 
 
 class UnknownImage(SamServeError):
-    """The ``image_id`` is not, or no longer, known: send the image again."""
+    """The ``image_id`` is not, or no longer, known; send the image again."""
 
     code = "unknown_image"
     status = 404
 
 
 class NotFound(SamServeError):
-    """No such route."""
+    """There is no such route."""
 
     code = "not_found"
     status = 404
 
 
 class MethodNotAllowed(SamServeError):
-    """The route exists, for another method."""
+    """The route does not support this method."""
 
     code = "method_not_allowed"
     status = 405
 
 
 class Overloaded(SamServeError):
-    """Queues are full; try again later."""
+    """The service is at capacity; retry later."""
 
     code = "overloaded"
     status = 503
 
 
 class ReplicaLost(SamServeError):
-    """A part of the service went twice during the request; it is safe to send it again."""
+    """A backend failed twice during the request; it is safe to retry."""
 
     code = "replica_lost"
     status = 503
 
 
 class ShuttingDown(SamServeError):
-    """The service is about to stop and begins nothing new."""
+    """The service is shutting down and rejects new requests; retry later."""
 
     code = "shutting_down"
     status = 503
 
 
 class DeadlineExceeded(SamServeError):
-    """The answer was not ready in time."""
+    """The response was not ready in time."""
 
     code = "deadline_exceeded"
     status = 504
 
 
 class WeightsUnavailable(SamServeError):
-    """A model's weights could not be found, fetched or verified."""
+    """A model's weights could not be found, downloaded or verified."""
 
     code = "weights_unavailable"
     status = 503
 
 
 class InternalError(SamServeError):
-    """A fault of the service; the log has it under the request's id."""
+    """Internal error; the service's log has the cause under the request id."""

@@ -1,7 +1,7 @@
-"""The ledger: what each variant costs and how good it is, as measured on one host.
+"""Measurements: what each variant costs and how good it is, measured on one host.
 
-``python -m serve_app measure`` writes it; the graph reads it when it is built.  Router, scaling
-policy and simulator work on `Profile`, the few numbers of an entry that decisions need.
+``python -m serve_app measure`` writes the file; the graph's builder reads it.  Router, scaling
+policy and simulator use `Profile`, the few numbers of a variant that decisions need.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pydantic import Field, model_validator
 from serve_app.core.settings import VARIANT_NAME, EngineName, Strict
 
 QualityKind = Literal["box", "point"]
-"""How an object was asked for when its mean IoU was measured."""
+"""The kind of prompt with which a mean IoU was measured."""
 
 
 class Figure(Strict):
-    """A measured value with its 95 % interval, where repetitions allow one."""
+    """A measured value with its 95 % interval, if there were repetitions."""
 
     value: float = Field(allow_inf_nan=False)
     low: float | None = Field(None, allow_inf_nan=False)
@@ -49,7 +49,7 @@ class Share(Figure):
 
 
 class Host(Strict):
-    """What the times depend on.  Two hosts with the same fields count as one."""
+    """The hardware that times depend on.  Hosts with equal fields count as one."""
 
     cpu: str = Field(description="the processor's model name")
     cores: int = Field(ge=1, description="logical cores that this process may use")
@@ -57,17 +57,17 @@ class Host(Strict):
 
 
 class Agreement(Strict):
-    """How far a variant gives what its reference gives, on the same images and prompts."""
+    """Parity of a variant with its reference, on the same images and prompts."""
 
-    reference: str = Field(description="the variant or library it is held against")
+    reference: str = Field(description="the variant or library it is compared with")
     embedding_cosine: Share | None = Field(
         None, description="mean over images; null: the two embeddings are of different kinds"
     )
-    mask_iou: Share = Field(description="mean over prompts, of masks chosen alike")
+    mask_iou: Share = Field(description="mean over prompts, of masks chosen by the same rule")
 
 
 class Data(Strict):
-    """On what quality was measured."""
+    """The data on which quality was measured."""
 
     name: str = Field(description="drawn scenes, or the annotation file's name")
     images: int = Field(ge=1)
@@ -75,7 +75,7 @@ class Data(Strict):
     sha256: str | None = Field(None, description="of the annotation file")
 
 
-class LedgerEntry(Strict):
+class VariantMeasurements(Strict):
     """One variant's figures."""
 
     model: str
@@ -83,20 +83,20 @@ class LedgerEntry(Strict):
     preprocessing: str
     device: str
     dtype: str
-    engine: EngineName | None = Field(None, description="what ran the encoder; null: not told")
+    engine: EngineName | None = Field(None, description="what ran the encoder; null: unknown")
     threads: int = Field(ge=1)
     cold_start_s: Duration = Field(
         description="from the start of a new process to the first masks, imports included"
     )
     load_s: Duration = Field(description="reading, verifying and loading the weights")
-    memory_bytes: int = Field(ge=1, description="resident memory of a process that has answered")
+    memory_bytes: int = Field(ge=1, description="cached memory of a process that has answered")
     peak_memory_bytes: int | None = Field(
-        None, ge=1, description="most that process held until then, loading included"
+        None, ge=1, description="peak until then, loading included"
     )
     gpu_memory_bytes: int | None = Field(
         None,
         ge=1,
-        description="of the GPU, most that torch reserved until then; null: no torch GPU",
+        description="peak that torch reserved on the GPU until then; null: no torch GPU",
     )
     embedding_bytes: int = Field(ge=1, description="of one image, as it is cached")
     encode_ms: dict[int, Duration] = Field(
@@ -109,7 +109,7 @@ class LedgerEntry(Strict):
     agreement: Agreement | None = None
 
     @model_validator(mode="after")
-    def _sizes(self) -> LedgerEntry:
+    def _sizes(self) -> VariantMeasurements:
         for name in ("encode_ms", "decode_ms"):
             if min(getattr(self, name)) < 1:
                 raise ValueError(f"{name} is keyed by the number of items in a pass")
@@ -146,7 +146,7 @@ class Steps(Strict):
 
 
 class Additive(Strict):
-    """A fitted estimate: an intercept and a step function of each feature.
+    """A fitted estimate: an intercept plus a step function of each feature.
 
     Features are those of `serve_app.routing.confidence`.  Additive steps are what boosted stumps
     come down to (Friedman 2001, "Greedy function approximation"; Lou et al. 2012 on additive
@@ -157,7 +157,7 @@ class Additive(Strict):
     steps: dict[str, Steps] = Field(default_factory=dict)
 
     def __call__(self, features: Mapping[str, float]) -> float:
-        """The estimate; a feature that is missing counts as its step function's middle."""
+        """The estimate; a missing feature counts with the middle of its step function."""
         total = self.intercept
         for name, steps in self.steps.items():
             at = features.get(name)
@@ -168,7 +168,7 @@ class Additive(Strict):
 class Point(Strict):
     """One point of a cascade's curve, cross-validated over images.
 
-    ``threshold`` is the least mean gain expected of a request that is escalated; at it ``share``
+    ``threshold`` is the minimum mean gain expected of a request to escalate it; with it ``share``
     of the images went through the second encoder and the mean IoU rose by ``gain``.
     """
 
@@ -178,13 +178,13 @@ class Point(Strict):
 
 
 class Escalation(Strict):
-    """When a second variant is worth asking, for one form of prompt; fitted on annotated data.
+    """When to repeat prompts of one type on a second variant; fitted on annotated data.
 
     Attributes:
-        gain: IoU to be gained by asking, from the first answer's features.
-        first, second: IoU of the first and of the second answer, from each one's own features.
-        curve: what thresholds cost and bring, by ascending share, when a request holds all
-            prompts of an image; ``single``: when each prompt comes alone.
+        gain: expected gain of IoU, from the features of the first variant's masks.
+        first, second: IoU of the first and of the second variant's masks, from their own features.
+        curve: cost and gain of thresholds, by ascending share, if a request has all prompts of an
+            image; ``single``: if each prompt is a request of its own.
         first_iou, second_iou: mean IoU of either variant alone, on the same prompts.
     """
 
@@ -199,11 +199,11 @@ class Escalation(Strict):
     def threshold(self, share: float, alone: bool) -> float:
         """The threshold at which about ``share`` of requests are escalated.
 
-        Infinite where no point of the curve within that share gained anything, or the second
-        variant alone is no better: then what was fitted need not hold on other images.
+        Infinite if no point of the curve within that share gained anything, or if the second
+        variant alone is no better: then the fit need not hold on other images.
 
         Args:
-            share: the most that may be.
+            share: upper bound.
             alone: the prompt is the only one of its request.
         """
         if self.second_iou <= self.first_iou:
@@ -213,25 +213,25 @@ class Escalation(Strict):
         return max(within, key=lambda p: p.gain).threshold if within else inf
 
 
-Form = Literal["box-1", "box-3", "point-1", "point-3"]
-"""A prompt's form, as cascades tell them apart: has it a box, and how many masks it asks for."""
+PromptType = Literal["box-1", "box-3", "point-1", "point-3"]
+"""Type of a prompt for cascades: with or without a box, and how many masks it requests."""
 
 
-class Ledger(Strict):
-    """A ledger file."""
+class MeasurementsFile(Strict):
+    """Contents of a measurements file."""
 
     format: Literal[1] = 1
     created: str = Field(description="ISO 8601, UTC")
     host: Host
     versions: dict[str, str] = Field(description="of Python and the packages behind the figures")
     data: Data
-    entries: dict[str, LedgerEntry] = Field(description="by variant")
-    escalation: dict[str, dict[Form, Escalation]] = Field(
+    entries: dict[str, VariantMeasurements] = Field(description="by variant")
+    escalation: dict[str, dict[PromptType, Escalation]] = Field(
         default_factory=dict, description="by 'first>second', two variants, and form of prompt"
     )
 
     @model_validator(mode="after")
-    def _names(self) -> Ledger:
+    def _names(self) -> MeasurementsFile:
         import re
 
         pairs = [pair.split(">") for pair in self.escalation]
@@ -239,13 +239,13 @@ class Ledger(Strict):
             raise ValueError("escalation is keyed by 'first>second'")
         for name in (*self.entries, *(name for pair in pairs for name in pair)):
             if not re.match(VARIANT_NAME, name):
-                raise ValueError(f"{name!r} is no name for a variant")
+                raise ValueError(f"{name!r} is not a valid name of a variant")
         return self
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What router, scaling policy and simulator know of a variant.
+    """What router, scaling policy and simulator know about a variant.
 
     Attributes:
         encode_ms, decode_ms: milliseconds of one pass by the number of items in it.
@@ -259,6 +259,30 @@ class Profile:
     quality: Mapping[str, float] = field(default_factory=dict)
     cold_start_s: float = 10.0
     embedding_bytes: int = 4 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Measurements:
+    """The measurements that are valid for a configuration.
+
+    Attributes:
+        profiles: by variant.
+        escalation: the cascade's rules between measured variants, by ``first>second`` and type of
+            prompt.
+        entries: by variant, all figures of the file.
+        dominated: variants that are both slower and worse than another, with that other.
+        ignored: configured variants without valid figures, with the reason.
+        warnings: what is missing or ignored, and why; for the operator's log.
+        file: the file's contents; None: absent or unreadable.
+    """
+
+    profiles: Mapping[str, Profile] = field(default_factory=dict)
+    escalation: Mapping[str, Mapping[PromptType, Escalation]] = field(default_factory=dict)
+    entries: Mapping[str, VariantMeasurements] = field(default_factory=dict)
+    dominated: Mapping[str, str] = field(default_factory=dict)
+    ignored: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    file: MeasurementsFile | None = None
 
 
 def pass_ms(table: Mapping[int, float], items: int) -> float:

@@ -2,7 +2,7 @@
 
 `serve_app.flow.flow` knows these and nothing behind them.  Each has an implementation in process
 (tests, the fused graph, the evaluation command) and one over Ray handles
-(`serve_app.deployments.handles`).
+(`serve_app.deployments.calls`).
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class Predictor(Protocol):
         """
         ...
 
-    async def wake(self) -> None:
+    async def scale_from_zero(self) -> None:
         """Returns once the variant can answer; starts it if it sleeps."""
         ...
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
-from serve_app.telemetry.request import shared_context
+from serve_app.telemetry.context import shared_context
 
 V = TypeVar("V")
 

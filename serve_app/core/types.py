@@ -168,8 +168,18 @@ def _finite(value: float) -> float:
     return float(value)
 
 
-def _whole_numbers(box: Iterable[int]) -> list[int]:
-    return [int(value) for value in box]
+def _whole_numbers(box: Iterable[int]) -> tuple[int, ...]:
+    return tuple(int(value) for value in box)
+
+
+def _if_given(description: str | None = None) -> Any:
+    """A member that is left out of JSON while it is None."""
+    return Field(description=description, exclude_if=lambda value: value is None)
+
+
+def _if_any(description: str) -> Any:
+    """A member that is left out of JSON while it is false or zero."""
+    return Field(description=description, exclude_if=lambda value: not value)
 
 
 def _rounded(value: float) -> float:
@@ -255,25 +265,25 @@ class Mask:
     bbox: Annotated[_Xywh, Field(description="`[x, y, w, h]` in pixels; zeros if empty")]
     area: Annotated[int, PlainSerializer(int, return_type=int), Field(description="pixels")]
     predicted_iou: Annotated[
-        _Number | None, Field(description="Meta's name of `score` (everything)")
+        _Number | None,
+        _if_given("Meta's name of `score` (everything)"),
     ] = None
     low_res_logits: Annotated[
         _Logits | None,
-        Field(description="base64 of 256 x 256 little-endian float16, to send as `mask_input`"),
+        _if_given("base64 of 256 x 256 little-endian float16, to send as `mask_input`"),
     ] = None
     point_coords: Annotated[
         tuple[tuple[float, float]] | None,
-        Field(description="`[[x, y]]`, the grid point that gave the mask (everything)"),
+        _if_given("`[[x, y]]`, the grid point that gave the mask (everything)"),
     ] = None
     crop_box: Annotated[
         _Xywh | None,
-        Field(description="`[x, y, w, h]` of the crop it was found in (everything)"),
+        _if_given("`[x, y, w, h]` of the crop it was found in (everything)"),
     ] = None
-    text_score: Annotated[
-        _Number | None, Field(description="score against the text, 0-1 (text)")
-    ] = None
+    text_score: Annotated[_Number | None, _if_given("score against the text, 0-1 (text)")] = None
     label: Annotated[
-        str | None, Field(description="the detector's label, where it proposed this")
+        str | None,
+        _if_given("the detector's label, where it proposed this"),
     ] = None
 
     @property
@@ -291,16 +301,18 @@ class PromptResult:
     """
 
     masks: tuple[Mask, ...]
-    text: str | None = None
+    text: Annotated[str | None, _if_given()] = None
     present: Annotated[
-        bool | None, Field(description="false: no region reached the threshold (text)")
+        bool | None,
+        _if_given("false: no region reached the threshold (text)"),
     ] = None
     best_score: Annotated[
-        _Number | None, Field(description="of any region, reported even below the threshold (text)")
+        _Number | None,
+        _if_given("of any region, reported even below the threshold (text)"),
     ] = None
     variant: Annotated[
         str | None,
-        Field(description="the variant that produced the masks, if not the response's `variant`"),
+        _if_given("the variant that produced the masks, if not the response's `variant`"),
     ] = None
 
 
@@ -338,18 +350,19 @@ class SegmentResult(EmbedResult):
 
     results: tuple[Any, ...]
     reason: Annotated[str, Field(description="why this variant was chosen")]
-    text_engine: Annotated[str | None, Field(description="the engine that scored (text)")] = None
-    threshold: Annotated[_Number | None, Field(description="minimum score of a mask (text)")] = None
+    text_engine: Annotated[str | None, _if_given("the engine that scored (text)")] = None
+    threshold: Annotated[_Number | None, _if_given("minimum score of a mask (text)")] = None
     expected_ms: Annotated[
         Annotated[float, PlainSerializer(_rounded, return_type=float)] | None,
-        Field(description="the router's estimate of the variant's time, where it was measured"),
+        _if_given("the router's estimate of the variant's time, where it was measured"),
     ] = None
     degraded: Annotated[
         bool,
-        Field(description="a better variant was not used because of load or time; see `reason`"),
+        _if_any("a better variant was not used because of load or time; see `reason`"),
     ] = False
     escalated: Annotated[
-        int, Field(description="prompts that were also sent to the cascade's second variant")
+        int,
+        _if_any("prompts that were also sent to the cascade's second variant"),
     ] = 0
 
 

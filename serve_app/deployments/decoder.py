@@ -1,4 +1,4 @@
-"""Decoder replicas: prompts in, masks out.  Each holds an embedding cache."""
+"""Decoder replicas: prompts in, masks out.  Each has an embedding cache."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from serve_app.batching.stats import HitRate
 from serve_app.cache.shared import shared_tier
 from serve_app.core.deadline import time_limit, until
 from serve_app.core.errors import DeadlineExceeded
+from serve_app.core.measurements import Profile
 from serve_app.core.ports import DecoderEngine
 from serve_app.core.settings import CacheSettings, VariantSettings
 from serve_app.core.types import (
@@ -30,34 +31,39 @@ from serve_app.core.types import (
     ReplicaLoad,
     RgbArray,
 )
+from serve_app.deployments.calls import ImageObjectRef, RemoteEncoder, await_response
 from serve_app.deployments.encoder import warm_encoder
-from serve_app.deployments.handles import RemoteEncoder, SharedPixels, answer_of
 from serve_app.deployments.replica import EngineReplica
 from serve_app.embeddings.predictor import VariantPredictor
 from serve_app.embeddings.tiers import TieredEmbeddingCache
 from serve_app.models.factory import ModelSource
-from serve_app.routing.variants import encoder_compute
+from serve_app.profiles.variants import encoder_compute
+from serve_app.scaling.reports import decoder_profile
 
 _Pass = tuple[float, float]
-"""When a pass of the engine began, and the seconds it took."""
+"""Start and duration of a pass, in seconds."""
 
 _Decoded = tuple[tuple[Mask, ...], _Pass]
 
 _PASSES: ContextVar[set[_Pass]] = ContextVar("passes")
-"""Those of the request at hand: many of its prompts share one."""
+"""Passes of the current request; its prompts may share them."""
 
 
 def _timed(engine: DecoderEngine, jobs: Sequence[DecodeJob]) -> list[_Decoded]:
     began = time.perf_counter()
     decoded = engine.decode_batch(jobs)
-    spent = began, time.perf_counter() - began
-    return [(masks, spent) for masks in decoded]
+    timing = began, time.perf_counter() - began
+    return [(masks, timing) for masks in decoded]
 
 
 class DecoderReplica(EngineReplica):
-    """One variant's mask decoder, batching the prompts of all users and images.
+    """One variant's mask decoder, which batches the prompts of all requests.
 
-    With ``encoder`` None (fused layout) the encoder runs in this replica too.
+    Args:
+        settings: The variant.
+        cache: The embedding cache.
+        source: Where models are loaded from.
+        encoder: The encoder deployment; None (fused layout): the encoder runs in this replica.
     """
 
     def __init__(
@@ -66,6 +72,7 @@ class DecoderReplica(EngineReplica):
         cache: CacheSettings,
         source: ModelSource,
         encoder: DeploymentHandle[Any] | None = None,
+        profile: Profile | None = None,
     ) -> None:
         super().__init__(settings.decoder)
         self._name = serve.get_replica_context().replica_tag
@@ -78,6 +85,7 @@ class DecoderReplica(EngineReplica):
         self.devices = {settings.decoder.compute.device}
         self._images: Batcher[RgbArray, Embedding] | None = None
         self._hits = HitRate()
+        self._profile = decoder_profile(profile, fused=encoder is None)
         self._encoder = encoder
         compute = encoder_compute(settings)
         if encoder is None:
@@ -86,11 +94,11 @@ class DecoderReplica(EngineReplica):
             self.devices.add(compute.device)
             self._images = images
 
-            async def encode(pixels: SharedPixels) -> Embedding:
-                return await images(await pixels.array(), until())
+            async def encode(image: ImageObjectRef) -> Embedding:
+                return await images(await image.get(), until())
         else:
             encode = RemoteEncoder(encoder).encode
-        self._predictor: VariantPredictor[SharedPixels] = VariantPredictor(
+        self._predictor: VariantPredictor[ImageObjectRef] = VariantPredictor(
             TieredEmbeddingCache(cache.embedding_bytes, shared_tier(cache)),
             encode,
             self._decode,
@@ -103,12 +111,12 @@ class DecoderReplica(EngineReplica):
     async def predict(
         self,
         image_id: str,
-        pixels: SharedPixels | None,
+        pixels: ImageObjectRef | None,
         prompts: Sequence[Prompt],
         options: DecodeOptions,
     ) -> Prediction | None:
         """See `serve_app.core.ports.Predictor.predict`."""
-        # The caller stops waiting by then; this replica would not hear of it.
+        # This replica is not notified when the caller's deadline passes.
         left_s, options = options.time_left_s, replace(options, time_left_s=None)
         passes: set[_Pass] = set()
         _PASSES.set(passes)
@@ -118,17 +126,17 @@ class DecoderReplica(EngineReplica):
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise DeadlineExceeded("the request's time was over before its masks") from None
+            raise DeadlineExceeded("the deadline passed before the masks were decoded") from None
         if found is None:
             return None
-        self._hits.looked_up(found.cache is not CacheTier.MISS, time.monotonic())
+        self._hits.observe(found.cache is not CacheTier.MISS, time.monotonic())
         timings = dict(found.timings_ms)
         if passes:
             timings["model"] = sum(seconds for _, seconds in passes) * 1e3
         return replace(found, load=self._load(), timings_ms=timings)
 
     def _load(self) -> ReplicaLoad:
-        """For the router: what other requests have here, those of other ingresses too."""
+        """Load of this replica by the requests of all ingress replicas, for the router."""
         decoder = self._batcher.load()
         oldest_s = decoder.oldest_s
         if self._images is not None:
@@ -141,18 +149,19 @@ class DecoderReplica(EngineReplica):
         )
 
     async def _decode(self, jobs: Sequence[DecodeJob]) -> list[tuple[Mask, ...]]:
-        decoded = await self._batcher.all(jobs, until())
-        _PASSES.get().update(spent for _, spent in decoded)
+        decoded = await self._batcher.run_all(jobs, until())
+        _PASSES.get().update(timing for _, timing in decoded)
         return [masks for masks, _ in decoded]
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Serve for `serve_app.deployments.autoscaling`; items are prompts."""
-        found = {**self._batcher.report(), **self._hits.report(time.monotonic())}
+        now = time.monotonic()
+        found = {**self._profile, **self._batcher.report(), **self._hits.report(now)}
         if self._images is not None:
-            # Both halves are one pool: whichever keeps its items waiting longer limits it.
+            # Encoder and decoder scale together: the one with the longer wait is the bottleneck.
             found["oldest_s"] = max(found["oldest_s"], self._images.report()["oldest_s"])
         return found
 
     async def ping(self) -> bool:
-        """Answers once the weights of decoder and encoder are loaded."""
-        return self._encoder is None or bool(await answer_of(self._encoder.ping.remote()))
+        """Return once the weights of decoder and encoder are loaded."""
+        return self._encoder is None or bool(await await_response(self._encoder.ping.remote()))

@@ -8,19 +8,28 @@ import time
 import numpy as np
 
 from serve_app.batching.batcher import Batcher
+from serve_app.core.measurements import Profile
 from serve_app.core.settings import Batching, Compute, EncoderSettings
 from serve_app.core.types import Embedding, RgbArray
 from serve_app.deployments.replica import EngineReplica
 from serve_app.models.factory import ModelSource
+from serve_app.scaling.reports import encoder_profile
 
 _WARM_UP_SIDE = 64
 
 
 class EncoderReplica(EngineReplica):
-    """One variant's image encoder, batching the images of all users."""
+    """One variant's image encoder, which batches the images of all requests."""
 
-    def __init__(self, model: str, settings: EncoderSettings, source: ModelSource) -> None:
+    def __init__(
+        self,
+        model: str,
+        settings: EncoderSettings,
+        source: ModelSource,
+        profile: Profile | None = None,
+    ) -> None:
         super().__init__(settings)
+        self._profile = encoder_profile(profile)
         self._batcher = warm_encoder(source, model, settings.compute, settings.batching)
         self.threads = [self._batcher.thread]
         self.devices = {settings.compute.device}
@@ -29,23 +38,24 @@ class EncoderReplica(EngineReplica):
         """Embed an upright ``(H, W, 3) uint8`` RGB image.
 
         Args:
-            time_left_s: seconds until the caller's time is over; None: no bound.
+            pixels: The image.
+            time_left_s: Seconds until the caller's deadline; None: no deadline.
 
         Raises:
-            DeadlineExceeded: it was over before the image's turn came.
+            DeadlineExceeded: The deadline passed before the encoder began.
         """
-        end = math.inf if time_left_s is None else time.monotonic() + time_left_s
-        return await self._batcher(pixels, end)
+        deadline = math.inf if time_left_s is None else time.monotonic() + time_left_s
+        return await self._batcher(pixels, deadline)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Serve for `serve_app.deployments.autoscaling`; items are images."""
-        return self._batcher.report()
+        return {**self._profile, **self._batcher.report()}
 
 
 def warm_encoder(
     source: ModelSource, model: str, compute: Compute, batching: Batching
 ) -> Batcher[RgbArray, Embedding]:
-    """A loaded encoder that has run with each batch size it will see: that allocates and tunes."""
+    """Load an encoder and run it once per batch size, which allocates memory and tunes kernels."""
     engine = source.load_encoder(model, compute)
     black = np.zeros((_WARM_UP_SIDE, _WARM_UP_SIDE, 3), dtype=np.uint8)
     for size in source.warm_up_sizes(model, compute, batching.max_batch_size):

@@ -1,10 +1,9 @@
-"""The ingress: HTTP and Python calls in, `SegmentationFlow` over handles.  Never imports torch."""
+"""The ingress: HTTP and Python requests, served by `SegmentationFlow` over handles; no torch."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -12,20 +11,21 @@ from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
-from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.cache.shared import shared_tier
 from serve_app.capabilities import SegmentRequest, load_capabilities
+from serve_app.connectors.article import article_router
 from serve_app.core.exposure import exposure_warning
 from serve_app.core.settings import GraphSettings
-from serve_app.core.types import EmbedResult, RgbArray, SegmentResult, VariantInfo
-from serve_app.deployments.handles import (
+from serve_app.core.types import EmbedResult, RgbArray, SegmentResult
+from serve_app.deployments.calls import (
     RemotePredictor,
     RemoteProposer,
     RemoteTextScorer,
-    answer_of,
+    await_response,
 )
+from serve_app.deployments.compat.inventory import check
 from serve_app.deployments.metrics import cluster_metrics
 from serve_app.deployments.replica import join_serve_log
 from serve_app.deployments.telemetry import start_telemetry
@@ -33,49 +33,47 @@ from serve_app.deployments.watch import ReplicaWatch
 from serve_app.flow.flow import SegmentationFlow
 from serve_app.flow.readiness import Part
 from serve_app.http.app import create_app
-from serve_app.http.work import Work
+from serve_app.http.gate import InFlightTracker
 from serve_app.images.decode import silence_pillow_warnings
 from serve_app.images.store import ImageStore
-from serve_app.profiles.load import LoadedLedger
-from serve_app.profiles.wiring import dispatcher_of
+from serve_app.profiles.dispatch import build_dispatcher
+from serve_app.profiles.plan import Plan
 
 log = logging.getLogger(__name__)
 
 
 @serve.ingress()
 class IngressReplica:
-    """Answers HTTP through `serve_app.http` and Python callers through its methods."""
+    """Serves HTTP through `serve_app.http` and Python callers through its methods."""
 
     def __init__(
         self,
-        settings: GraphSettings,
-        variants: Mapping[str, VariantInfo],
-        ledger: LoadedLedger,
+        plan: Plan,
         decoders: Mapping[str, DeploymentHandle[Any]],
         proposals: DeploymentHandle[Any],
         text: DeploymentHandle[Any] | None,
     ) -> None:
+        check()
+        settings = plan.settings
         join_serve_log()
         silence_pillow_warnings()
         start_telemetry(ingress=True)
-        controller = _get_global_client()
-        host = None if controller is None else controller.http_config.host
-        exposed = exposure_warning(settings.security, host)
-        for warning in filter(None, (*ledger.warnings, exposed)):
+        exposed = exposure_warning(settings.security, settings.ingress.http_host)
+        for warning in filter(None, (*plan.warnings, exposed)):
             log.warning("%s", warning)
         self._limits, self._security = settings.limits, settings.security
         sign = settings.ingress.drain_file
-        self._work = Work(None if sign is None else Path(sign))
+        self._tracker = InFlightTracker(None if sign is None else Path(sign))
         predictors = {name: RemotePredictor(handle) for name, handle in decoders.items()}
-        dispatcher = dispatcher_of(settings, ledger, predictors, awake=False)
-        self._watch = ReplicaWatch(settings, dispatcher.board)
+        dispatcher = build_dispatcher(plan, predictors, in_process=False)
+        self._watch = ReplicaWatch(settings, dispatcher.load_tracker)
         self._capabilities = load_capabilities(settings.capabilities)
         self._flow = SegmentationFlow(
             capabilities=self._capabilities,
             images=ImageStore(
                 settings.limits, settings.cache.image_bytes, shared_tier(settings.cache)
             ),
-            variants=variants,
+            variants=plan.variants,
             predictors=predictors,
             proposer=RemoteProposer(proposals),
             scorer=None if text is None else RemoteTextScorer(text),
@@ -92,7 +90,7 @@ class IngressReplica:
         proposals: DeploymentHandle[Any],
         text: DeploymentHandle[Any] | None,
     ) -> list[Part]:
-        """What may sleep is not asked whether it is ready: the question would wake it."""
+        """Readiness checks; none of what may scale to zero, which a check would start."""
 
         def part(handle: DeploymentHandle[Any], *deployments: str) -> Part:
             return Part(partial(_ping, handle), partial(self._watch.runs, *deployments))
@@ -100,14 +98,14 @@ class IngressReplica:
         found = []
         for name, handle in decoders.items():
             variant = settings.variants[name]
-            halves = [f"{name}-decoder"]
+            deployments = [f"{name}-decoder"]
             if variant.layout == "split":
-                halves.append(f"{name}-encoder")
-            if not variant.sleeps:
-                found.append(part(handle, *halves))
-        if not settings.proposals.sleeps:
+                deployments.append(f"{name}-encoder")
+            if not variant.scales_to_zero:
+                found.append(part(handle, *deployments))
+        if not settings.proposals.scales_to_zero:
             found.append(part(proposals, "proposals"))
-        if text is not None and settings.text is not None and not settings.text.sleeps:
+        if text is not None and settings.text is not None and not settings.text.scales_to_zero:
             found.append(part(text, "text"))
         return found
 
@@ -120,11 +118,12 @@ class IngressReplica:
             metrics=cluster_metrics,
             version=version("sam-serve"),
             security=self._security,
-            work=self._work,
+            tracker=self._tracker,
+            connectors=[article_router],
         )
 
     async def segment(self, request: SegmentRequest) -> SegmentResult:
-        """Answer one request of a Python caller."""
+        """Serve one request of a Python caller."""
         with self._begun():
             return await self._flow.segment(request)
 
@@ -134,19 +133,18 @@ class IngressReplica:
             return await self._flow.embed(image, variant)
 
     async def models(self) -> Mapping[str, Any]:
-        """What is deployed."""
+        """The deployed variants."""
         return await self._flow.models()
 
-    def _begun(self) -> AbstractContextManager[None]:
-        """Counts a Python caller's request.
+    def _begun(self) -> InFlightTracker:
+        """Count a Python caller's request while it is in flight.
 
         Raises:
-            ShuttingDown: nothing new is begun.
+            ShuttingDown: The service drains.
         """
-        if self._work.draining:
-            raise self._work.refusal
-        return self._work.one()
+        self._tracker.check()
+        return self._tracker
 
 
 async def _ping(handle: DeploymentHandle[Any]) -> bool:
-    return bool(await answer_of(handle.ping.remote()))
+    return bool(await await_response(handle.ping.remote()))

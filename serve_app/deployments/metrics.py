@@ -1,8 +1,7 @@
 """The metrics of all processes of the cluster as one page for Prometheus.
 
-Ray runs a metrics agent on each node, which gathers what this service (``ray_sam_``) and Serve
-(``ray_serve_``) count in the node's processes.  The names are those that a Prometheus finds which
-scrapes the agents itself.
+Ray's metrics agent on each node collects the metrics of this service (``ray_sam_``) and of Serve
+(``ray_serve_``).  Names are the same as when Prometheus scrapes the agents itself.
 """
 
 from __future__ import annotations
@@ -11,20 +10,16 @@ import asyncio
 from collections.abc import Iterable
 
 import httpx
-import ray
+
+from serve_app.deployments.compat.runtime import metrics_endpoints
 
 _TIMEOUT_S = 2.0
-_WANTED = ("ray_sam_", "ray_serve_")
+_PREFIXES = ("ray_sam_", "ray_serve_")
 
 
 async def cluster_metrics() -> bytes:
-    """The metrics of every node that answers, in Prometheus' text format."""
-    nodes = await asyncio.to_thread(ray.nodes)
-    addresses = [
-        (node["NodeManagerAddress"], node["MetricsExportPort"])
-        for node in nodes
-        if node.get("Alive") and node.get("MetricsExportPort")
-    ]
+    """The metrics of every node that responds, in Prometheus' text format."""
+    addresses = await asyncio.to_thread(metrics_endpoints)
     async with httpx.AsyncClient(timeout=_TIMEOUT_S, trust_env=False) as client:
         pages = await asyncio.gather(*(_scrape(client, *address) for address in addresses))
     return merge_pages(pages).encode()
@@ -32,15 +27,15 @@ async def cluster_metrics() -> bytes:
 
 async def _scrape(client: httpx.AsyncClient, host: str, port: int) -> str:
     try:
-        answer = await client.get(f"http://{host}:{port}/metrics")
+        response = await client.get(f"http://{host}:{port}/metrics")
     except httpx.HTTPError:
-        # A node that is going away takes its metrics with it.
+        # The node may be shutting down.
         return ""
-    return answer.text if answer.status_code == httpx.codes.OK else ""
+    return response.text if response.status_code == httpx.codes.OK else ""
 
 
 def merge_pages(pages: Iterable[str]) -> str:
-    """Pages of several nodes as one: each family once, with the samples of all nodes."""
+    """Merge pages of several nodes: each metric family once, with the samples of all nodes."""
     heads: dict[str, list[str]] = {}
     samples: dict[str, list[str]] = {}
     for page in pages:
@@ -49,13 +44,13 @@ def merge_pages(pages: Iterable[str]) -> str:
             if line.startswith(("# HELP ", "# TYPE ")):
                 parts = line.split(" ", 3)
                 family = parts[2]
-                if family.startswith(_WANTED):
+                if family.startswith(_PREFIXES):
                     head = heads.setdefault(family, [])
                     if line not in head and not any(
                         known.startswith(" ".join(parts[:3])) for known in head
                     ):
                         head.append(line)
-            elif line.startswith(_WANTED) and family.startswith(_WANTED):
+            elif line.startswith(_PREFIXES) and family.startswith(_PREFIXES):
                 samples.setdefault(family, []).append(line)
     lines = [
         line for family in sorted(samples) for line in (*heads.get(family, ()), *samples[family])

@@ -10,7 +10,7 @@ from serve_app.models.factory import ModelSource
 
 
 class ProposalsReplica(EngineReplica):
-    """Grid, detector and contours behind one method."""
+    """All sources of candidate regions: grid, detector and contours."""
 
     def __init__(self, settings: ProposalsSettings, source: ModelSource) -> None:
         super().__init__(settings)

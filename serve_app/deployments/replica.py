@@ -1,4 +1,4 @@
-"""What all replicas with an engine share: its thread, health, readiness and log."""
+"""Base of replicas with an engine: health check, readiness and log."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import logging
 
 from serve_app.batching.engine_thread import EngineThread
 from serve_app.core.settings import Replicas
+from serve_app.deployments.compat.runtime import serve_logger
 from serve_app.deployments.telemetry import start_telemetry
 
 
 class EngineReplica:
-    """Base of replicas: healthy as long as their engines' threads get on with their work.
+    """A replica that is unhealthy when a forward pass hangs or its GPU is broken.
 
     Args:
-        settings: of the deployment.
+        settings: Settings of the deployment.
 
     Attributes:
-        threads, devices: where its engines run.
+        threads: Threads of its engines.
+        devices: Devices of its engines.
     """
 
     def __init__(self, settings: Replicas) -> None:
@@ -24,26 +26,26 @@ class EngineReplica:
         start_telemetry()
         self.threads: list[EngineThread] = []
         self.devices: set[str] = set()
-        self._stuck_after_s = settings.stuck_after_s
+        self._max_pass_s = settings.max_pass_s
 
     async def ping(self) -> bool:
-        """Answers once the constructor is through: the weights are loaded, and have worked."""
+        """Return once the constructor has loaded and run the models."""
         return True
 
     async def check_health(self) -> None:
         """Called by Serve, which replaces the replica when this hangs or raises three times."""
         for thread in self.threads:
-            await thread.check(self._stuck_after_s, self._touch)
+            await thread.check(self._max_pass_s, self._touch)
 
     def _touch(self) -> None:
-        """After some faults a process's GPU refuses everything: then it must be replaced."""
+        """Raise if a CUDA context is broken: only a new process helps then."""
         if gpus := self.devices - {"cpu"}:
-            from serve_app.engines.devices import touch  # torch, which not every replica loads
+            from serve_app.engines.devices import touch  # loads torch
 
             for device in gpus:
                 touch(device)
 
 
 def join_serve_log() -> None:
-    """Let this project's loggers write where Serve's do: same files, format and request ids."""
-    logging.getLogger("serve_app").parent = logging.getLogger("ray.serve")
+    """Send this project's log records to Serve's handlers: same files, format and request ids."""
+    logging.getLogger("serve_app").parent = serve_logger()

@@ -19,7 +19,7 @@ class TextReplica(EngineReplica):
 
     def __init__(self, settings: TextSettings, source: ModelSource) -> None:
         super().__init__(settings)
-        self._at_once = settings.open_clip.batch_size
+        self._batch_size = settings.open_clip.batch_size
         self._engine = source.load_text(settings)
         self._thread = EngineThread()
         self.threads = [self._thread]
@@ -33,13 +33,13 @@ class TextReplica(EngineReplica):
         self, pixels: RgbArray, candidates: Sequence[Candidate], texts: Sequence[str]
     ) -> TextScores:
         """See `serve_app.core.ports.TextScorer.score`."""
-        # In parts: between them others have their turn, who has left is noticed, and the engine is
-        # seen to get on.
+        # In parts: between them other requests run, a cancellation takes effect, and the health
+        # check sees progress.
         parts = [
             await self._thread.run(self._engine.score, pixels, part, texts)
             for part in (
-                candidates[start : start + self._at_once]
-                for start in range(0, max(1, len(candidates)), self._at_once)
+                candidates[start : start + self._batch_size]
+                for start in range(0, max(1, len(candidates)), self._batch_size)
             )
         ]
         return replace(parts[0], scores=np.concatenate([p.scores for p in parts], axis=1))

@@ -1,6 +1,6 @@
-"""OpenTelemetry traces: where spans go, which traces are begun, and spans of our own.
+"""OpenTelemetry traces: export, sampling, and spans of our own.
 
-Ray Serve makes a span of each call of a deployment and connects them across replicas; its
+Ray Serve creates a span for each call of a deployment and connects them across replicas.  Its
 configuration names `exporter`::
 
     tracing_config:
@@ -8,9 +8,9 @@ configuration names `exporter`::
       exporter_import_path: serve_app.deployments.tracing:exporter
       sampling_ratio: 0.01
 
-With `OTEL_EXPORTER_OTLP_ENDPOINT` (or OpenTelemetry's other variables of that kind) in the
-replicas' environment spans go there by OTLP over HTTP; otherwise each process writes them to a
-file, one JSON object a line, in ``spans/`` beside Serve's logs.
+If the replicas' environment sets `OTEL_EXPORTER_OTLP_ENDPOINT` (or the variable for traces), spans
+are sent there by OTLP over HTTP.  Otherwise each process writes them to a file, one JSON object per
+line, in ``spans/`` beside Serve's logs.
 """
 
 from __future__ import annotations
@@ -18,33 +18,26 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
-from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
-from ray.serve._private.logging_utils import get_serve_logs_dir
-from ray.serve._private.tracing_utils import is_tracing_enabled
+
+from serve_app.deployments.compat.runtime import is_request_span, serve_logs_dir
 
 log = logging.getLogger(__name__)
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 _OTLP = "opentelemetry.exporter.otlp.proto.http"
 _SERVICE = "sam-serve"
-_REQUEST = "replica_handle_request "
-"""How Serve names the span of a replica's call."""
 
 
 def exporter() -> list[SpanProcessor]:
     """Called by Serve in each process, before its first span."""
-    # Serve makes the provider, whose resource OpenTelemetry takes from the environment.
+    # Serve creates the provider; OpenTelemetry reads its resource from the environment.
     os.environ.setdefault("OTEL_SERVICE_NAME", _SERVICE)
     return [BatchSpanProcessor(_exporter())]
 
@@ -55,38 +48,27 @@ def _exporter() -> SpanExporter:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
             return OTLPSpanExporter()
-        log.warning("spans go to files: OTLP needs the extra sam-serve[tracing]")
-    folder = Path(get_serve_logs_dir()) / "spans"
+        log.warning("spans are written to files: OTLP needs the extra sam-serve[tracing]")
+    folder = serve_logs_dir() / "spans"
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / f"{os.getpid()}.jsonl").open("a", encoding="utf-8")
     return ConsoleSpanExporter(out=file, formatter=lambda span: span.to_json(indent=None) + "\n")
 
 
 def tracing_is_on() -> bool:
-    """Whether Serve traces in this process."""
-    return bool(is_tracing_enabled())
+    """Whether Serve traces in this process: only then it sets a provider."""
+    return isinstance(trace.get_tracer_provider(), TracerProvider)
 
 
-def carried_span() -> Callable[[], None]:
-    """What makes another context a part of the span at hand."""
-    here = otel_context.get_current()
+class RootSpanSampler(Sampler):
+    """Starts traces at requests only, with the rate of another sampler.
 
-    def carry() -> None:
-        if here:
-            otel_context.attach(here)
-
-    return carry
-
-
-class RequestsAlone(Sampler):
-    """Begins a trace for a request alone, as often as another sampler says.
-
-    Serve forgets, after a request's span was not sampled, that it was: it would begin a trace, or
-    not, at each further call of the same request, and most traces would be such pieces.
+    Serve does not remember that it did not sample a request: it would decide anew at each call of
+    that request, and most traces would be fragments.
 
     Args:
-        ratio: who decides on requests, and on what has a parent.
-        ingress: whether this process is asked by clients.
+        ratio: Decides on requests, and on spans with a parent.
+        ingress: Whether clients send requests to this process.
     """
 
     def __init__(self, ratio: Sampler, *, ingress: bool) -> None:
@@ -102,42 +84,22 @@ class RequestsAlone(Sampler):
         **kwargs: Any,
     ) -> SamplingResult:
         parent = trace.get_current_span(parent_context).get_span_context()
-        if parent.is_valid or (self._ingress and name.startswith(_REQUEST)):
+        if parent.is_valid or (self._ingress and is_request_span(name)):
             return self._ratio.should_sample(parent_context, trace_id, name, *args, **kwargs)
         return SamplingResult(Decision.DROP)
 
     def get_description(self) -> str:
-        return f"RequestsAlone({self._ratio.get_description()})"
+        return f"RootSpanSampler({self._ratio.get_description()})"
 
 
-class RayTracer:
-    """Spans of our own, in the traces that Serve begins.
+def request_tracer(*, ingress: bool) -> trace.Tracer:
+    """Return the tracer for our own spans, in the traces that Serve starts.
 
     Args:
-        ingress: whether this process is asked by clients.
+        ingress: Whether clients send requests to this process.
     """
-
-    def __init__(self, *, ingress: bool) -> None:
-        provider = trace.get_tracer_provider()
-        if isinstance(provider, TracerProvider):
-            # Before the first span: a tracer keeps the sampler that it was made with.
-            provider.sampler = RequestsAlone(provider.sampler, ingress=ingress)
-        self._tracer = trace.get_tracer(_SERVICE)
-
-    def span(self, name: str) -> AbstractContextManager[Any]:
-        return self._tracer.start_as_current_span(name)
-
-    def here(self) -> Context | None:
-        here = otel_context.get_current()
-        return here if trace.get_current_span(here).is_recording() else None
-
-    def record(self, name: str, parent: Context, began: float, ended: float, items: int) -> None:
-        offset = time.time() - time.monotonic()
-        span = self._tracer.start_span(
-            name, parent, attributes={"items": items}, start_time=_ns(began + offset)
-        )
-        span.end(_ns(ended + offset))
-
-
-def _ns(seconds: float) -> int:
-    return int(seconds * 1e9)
+    provider = trace.get_tracer_provider()
+    if isinstance(provider, TracerProvider):
+        # Before the first span: a tracer keeps the sampler that it was created with.
+        provider.sampler = RootSpanSampler(provider.sampler, ingress=ingress)
+    return trace.get_tracer(_SERVICE)

@@ -16,9 +16,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-BINARY_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
-"""Ray's variable for a HAProxy other than the one that Ray bundles."""
-
 _PR_SET_PDEATHSIG = 1
 """An option of Linux' prctl: the signal that a process gets when its parent dies."""
 
@@ -28,7 +25,7 @@ class EdgeError(Exception):
 
 
 def find_haproxy() -> str:
-    """Find the HAProxy that Ray would use: `BINARY_VARIABLE`, Ray's own (Linux), or on the PATH.
+    """Find the HAProxy that Ray would use: as Ray's variable says, bundled (Linux), or on the PATH.
 
     Returns:
         The path of an executable that needs no library path set.

@@ -29,7 +29,7 @@ from serve_app.core.types import (
 )
 from serve_app.embeddings.diversity import farthest_point_sampling
 from serve_app.embeddings.keys import embedding_key
-from serve_app.telemetry.spans import span
+from serve_app.telemetry.context import span
 
 P = TypeVar("P")
 

@@ -11,10 +11,10 @@ from serve_app.core.capability import Escalation, Masks
 from serve_app.core.deadline import time_limit
 from serve_app.core.errors import UnknownImage
 from serve_app.core.types import DecodeOptions, Prompt
-from serve_app.images.store import OpenImage
-from serve_app.routing.cascade import second_is_better, worth_asking
+from serve_app.images.store import ImageRef
+from serve_app.routing.cascade import select_for_escalation, should_replace
 from serve_app.routing.dispatcher import Dispatcher
-from serve_app.telemetry.catalogue import ESCALATIONS
+from serve_app.telemetry.metrics import ESCALATIONS
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ class Session(Protocol):
     variant: str
 
     async def predict(
-        self, image: OpenImage, prompts: Sequence[Prompt], options: DecodeOptions
+        self, image: ImageRef, prompts: Sequence[Prompt], options: DecodeOptions
     ) -> Masks:
         """Masks of each prompt."""
         ...
@@ -46,7 +46,7 @@ class Cascade:
         self._second = second
 
     async def improve(
-        self, image: OpenImage, prompts: Sequence[Prompt], masks: Masks, respond_by: float
+        self, image: ImageRef, prompts: Sequence[Prompt], masks: Masks, respond_by: float
     ) -> Escalation:
         """Replace masks of unsure prompts where the second variant's are better.
 
@@ -56,9 +56,9 @@ class Cascade:
         second = self._second.variant
         rules = self._dispatcher.escalation(self._first, second)
         router = self._dispatcher.router
-        now = self._dispatcher.situation(second, image.id)
-        picked = worth_asking(
-            prompts, masks, rules, share=router.cascade_share, resident=now.resident
+        now = self._dispatcher.variant_state(second, image.id)
+        picked = select_for_escalation(
+            prompts, masks, rules, share=router.cascade_share, cached=now.cached
         )
         if not picked:
             return Escalation(masks=masks)
@@ -66,8 +66,8 @@ class Cascade:
         unsure = f"unsure of {len(picked)} of {len(prompts)} prompts"
         needed_ms = self._dispatcher.expected_ms(second, image.id, len(picked))
         if needed_ms > left_ms:
-            if router.cascade_wakes and now.asleep:
-                self._dispatcher.wake(second)
+            if router.cascade_scales_from_zero and now.scaled_to_zero:
+                self._dispatcher.scale_from_zero(second)
             ESCALATIONS.inc(outcome="no_time")
             note = f"{unsure}, but {second} would take {needed_ms:.0f} ms more"
             return Escalation(masks=masks, note=note, degraded=True)
@@ -89,7 +89,7 @@ class Cascade:
         ESCALATIONS.inc(outcome="answered")
         merged, replaced = list(masks), set()
         for index, of_second in zip(picked, again, strict=True):
-            if second_is_better(prompts[index], masks[index], of_second, rules):
+            if should_replace(prompts[index], masks[index], of_second, rules):
                 merged[index] = of_second
                 replaced.add(index)
         return Escalation(

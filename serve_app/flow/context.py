@@ -21,10 +21,10 @@ from serve_app.core.types import (
     RgbArray,
 )
 from serve_app.flow.cascade import Cascade
-from serve_app.images.store import OpenImage
-from serve_app.routing.board import LoadBoard
-from serve_app.telemetry.catalogue import STAGE_SECONDS
-from serve_app.telemetry.spans import span
+from serve_app.images.store import ImageRef
+from serve_app.routing.load_tracker import LoadTracker
+from serve_app.telemetry.context import span
+from serve_app.telemetry.metrics import STAGE_SECONDS
 
 
 class Timings:
@@ -71,20 +71,20 @@ class VariantSession:
         self,
         variant: str,
         predictor: Predictor,
-        board: LoadBoard,
+        load_tracker: LoadTracker,
         timings: Timings,
         return_logits: bool = False,
     ) -> None:
         self.variant = variant
         self.cache: CacheTier | None = None
         self._predictor = predictor
-        self._board = board
+        self._load_tracker = load_tracker
         self._return_logits = return_logits
         self._timings = timings
         self._known: set[str] = set()
 
     async def predict(
-        self, image: OpenImage, prompts: Sequence[Prompt], options: DecodeOptions
+        self, image: ImageRef, prompts: Sequence[Prompt], options: DecodeOptions
     ) -> Masks:
         """Masks for each prompt.  Pixels are sent only if the variant does not know the image.
 
@@ -98,7 +98,7 @@ class VariantSession:
         with self._timings.stage("predict"):
             prediction = await self._call(image, pixels, prompts, options)
             if prediction is None:
-                self._board.forget(self.variant, image.id)
+                self._load_tracker.forget(self.variant, image.id)
                 prediction = await self._call(image, await image.pixels(), prompts, options)
         if prediction is None:
             raise UnknownImage("the image could not be embedded: send it again", "image_id")
@@ -110,7 +110,7 @@ class VariantSession:
 
     async def _call(
         self,
-        image: OpenImage,
+        image: ImageRef,
         pixels: RgbArray | None,
         prompts: Sequence[Prompt],
         options: DecodeOptions,
@@ -119,18 +119,18 @@ class VariantSession:
         count = len(prompts)
         if options.most_points is not None:
             count = min(count, options.most_points)
-        ticket = self._board.enter(
+        ticket = self._load_tracker.acquire(
             self.variant, image.id, count, time.monotonic(), most=options.most_points is not None
         )
         prediction: Prediction | None = None
         try:
             prediction = await self._predictor.predict(image.id, pixels, prompts, options)
         finally:
-            self._board.leave(ticket, time.monotonic(), prediction)
+            self._load_tracker.release(ticket, time.monotonic(), prediction)
         return prediction
 
 
-class RequestContext:
+class RunContext:
     """A `serve_app.core.capability.Context` over the ports.
 
     Args:
@@ -145,7 +145,7 @@ class RequestContext:
 
     def __init__(
         self,
-        image: OpenImage,
+        image: ImageRef,
         session: VariantSession,
         proposer: Proposer,
         scorer: TextScorer | None,

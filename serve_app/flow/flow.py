@@ -5,7 +5,7 @@
 
 The flow runs in the ingress.  It decides and delegates: pixels are decoded by
 `serve_app.images.store`, the `Dispatcher` chooses the variant from measurements, load and the
-request's hints, and the task's capability does the rest with a `RequestContext`: candidate
+request's hints, and the task's capability does the rest with a `RunContext`: candidate
 regions from a `Proposer`, text scores from a `TextScorer`, masks from the `Predictor` of the
 chosen variant, which alone knows embeddings (`serve_app.embeddings.predictor`).
 """
@@ -35,12 +35,12 @@ from serve_app.core.types import (
     VariantInfo,
 )
 from serve_app.flow.cascade import Cascade
-from serve_app.flow.context import RequestContext, Timings, VariantSession
+from serve_app.flow.context import RunContext, Timings, VariantSession
 from serve_app.flow.readiness import Part, Readiness
-from serve_app.images.store import ImageStore, OpenImage
+from serve_app.images.store import ImageRef, ImageStore
 from serve_app.routing.dispatcher import Dispatcher
-from serve_app.routing.facts import Ask
 from serve_app.routing.router import Choice
+from serve_app.routing.types import RoutingQuery
 
 _MARGIN_S, _MARGIN_SHARE = 0.1, 0.2
 _USABLE = 0.9
@@ -102,17 +102,17 @@ class SegmentationFlow:
         try:
             return await self._run(capability, request, image, choice, timings, started)
         except (Overloaded, WeightsUnavailable):
-            other = self._dispatcher.instead(query, image.id, choice)
+            other = self._dispatcher.fallback(query, image.id, choice)
             if other is None:
                 raise
         return await self._run(capability, request, image, other, timings, started)
 
     async def _query(
-        self, capability: Capability, request: SegmentRequest, image: OpenImage, started: float
-    ) -> Ask:
+        self, capability: Capability, request: SegmentRequest, image: ImageRef, started: float
+    ) -> RoutingQuery:
         """The request as the router sees it: its hints, and how much work it is."""
         cost = await capability.cost(request.task, image, self._scorer)
-        return Ask(
+        return RoutingQuery(
             variant=request.variant,
             max_latency_ms=request.max_latency_ms,
             min_quality=request.min_quality,
@@ -128,7 +128,7 @@ class SegmentationFlow:
         self,
         capability: Capability,
         request: SegmentRequest,
-        image: OpenImage,
+        image: ImageRef,
         choice: Choice,
         timings: Timings,
         started: float,
@@ -136,7 +136,7 @@ class SegmentationFlow:
         """The request's task, by the chosen variant."""
         session = self._session(choice.variant, timings, request.return_logits)
         cascade = self._cascade(request, choice, timings)
-        context = RequestContext(
+        context = RunContext(
             image,
             session,
             self._proposer,
@@ -175,7 +175,7 @@ class SegmentationFlow:
         timings = Timings()
         async with self._deadline(None):
             opened = await self._open(image, timings)
-            choice = self._dispatcher.choose(Ask(variant=variant, prompts=0), opened.id)
+            choice = self._dispatcher.choose(RoutingQuery(variant=variant, prompts=0), opened.id)
             session = self._session(choice.variant, timings)
             await session.predict(opened, (), DecodeOptions())
         timings.publish()
@@ -239,7 +239,9 @@ class SegmentationFlow:
         self, variant: str, timings: Timings, return_logits: bool = False
     ) -> VariantSession:
         predictor = self._predictors[variant]
-        return VariantSession(variant, predictor, self._dispatcher.board, timings, return_logits)
+        return VariantSession(
+            variant, predictor, self._dispatcher.load_tracker, timings, return_logits
+        )
 
     def _cascade(self, request: SegmentRequest, choice: Choice, timings: Timings) -> Cascade | None:
         """For requests that name neither a variant nor a quality, which would be what suffices."""
@@ -250,7 +252,7 @@ class SegmentationFlow:
         second = self._session(router.cascade_to, timings, request.return_logits)
         return Cascade(self._dispatcher, choice.variant, second)
 
-    async def _open(self, image: bytes | RgbArray | str, timings: Timings) -> OpenImage:
+    async def _open(self, image: bytes | RgbArray | str, timings: Timings) -> ImageRef:
         with timings.stage("open_image"):
             return await self._images.open(image)
 

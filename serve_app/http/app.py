@@ -2,41 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 
 from serve_app.capabilities import CAPABILITIES
-from serve_app.connectors.article import article_router
 from serve_app.core.capability import Capabilities
 from serve_app.core.limits import Limits
 from serve_app.core.ports import SegmentationService
 from serve_app.core.settings import SecuritySettings
-from serve_app.http.account import Account
-from serve_app.http.admission import Admission
-from serve_app.http.body_limit import BodyLimit
 from serve_app.http.docs import SamApi
-from serve_app.http.errors import ErrorEnvelope, install
-from serve_app.http.keys import Keys
-from serve_app.http.lingering import Lingering
-from serve_app.http.middleware import RequestIds
-from serve_app.http.patience import Patience
-from serve_app.http.rates import Rates
+from serve_app.http.errors import ErrorEnvelope, register_exception_handlers
+from serve_app.http.gate import GateMiddleware, InFlightTracker
+from serve_app.http.middleware import (
+    AuditLogMiddleware,
+    BodyLimitMiddleware,
+    SlowClientMiddleware,
+)
 from serve_app.http.routes_service import service_router
 from serve_app.http.routes_v1 import v1_router
-from serve_app.http.work import Work
+
+Connector = Callable[[SegmentationService, Limits, str], APIRouter]
+"""Makes the routes of another client's protocol; the last argument is the service's version."""
 
 _DESCRIPTION = """
 Masks from points, boxes, earlier masks, text, or of everything in an image.
 
 Coordinates are pixels of the upright image (EXIF rotation applied): x to the right, y down.
-Every answer carries `x-request-id`; a client's own is kept.  Errors have one form:
+Every response has an `x-request-id`; a client may send its own.  Errors have one form:
 `{"error": {"code", "message", "field", "request_id"}}`.
 """
 
 _TAGS = [
     {"name": "segment", "description": "Masks"},
-    {"name": "service", "description": "What is deployed, probes, metrics"},
+    {"name": "service", "description": "Deployed models, probes, metrics"},
     {"name": "article", "description": "Routes of the article that inspired this service"},
 ]
 
@@ -49,20 +48,22 @@ def create_app(
     metrics: Callable[[], Awaitable[bytes]],
     version: str,
     security: SecuritySettings | None = None,
-    work: Work | None = None,
+    tracker: InFlightTracker | None = None,
+    connectors: Sequence[Connector] = (),
 ) -> FastAPI:
-    """The HTTP interface of a service.
+    """Return the HTTP interface of a service.
 
     Args:
-        service: who answers.
-        limits: what a request may hold; refused here, before the service sees it.
-        capabilities: what the service can be asked for.
-        metrics: gives the process' metrics in Prometheus' text format.
-        version: of this service, for the documents.
-        security: who may ask, and how much; None: everybody, without bound.
-        work: counts what is under way; None: nobody else wants to know.
+        service: serves the requests.
+        limits: bounds on requests, checked before the service sees them.
+        capabilities: what can be requested.
+        metrics: returns the process' metrics in Prometheus' text format.
+        version: version of the service, for the documents.
+        security: API keys and rate limits; None: open to everybody, without rate limits.
+        tracker: counts requests in flight; None: a new one.
+        connectors: routes of other clients' protocols.
     """
-    security, work = security or SecuritySettings(), work or Work()
+    security, tracker = security or SecuritySettings(), tracker or InFlightTracker()
     app = SamApi(
         title="Segment Anything",
         description=_DESCRIPTION,
@@ -71,23 +72,18 @@ def create_app(
         redirect_slashes=False,
         keys_needed=bool(security.api_keys),
         capabilities=capabilities,
-        # FastAPI's own would cut a request's trace in two, and has paths and bodies in it.
+        # FastAPI's own would split a request's trace in two, and records paths and bodies.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         responses={500: {"model": ErrorEnvelope, "description": "`internal_error`"}},
     )
-    install(app)
-    # The one added last is outermost.  A request is named, counted, and then refused as early as
-    # can be: whoever has no key costs no rate, whoever is over the rate no place, and who finds no
-    # place keeps the body.
-    app.add_middleware(BodyLimit, limits=limits)
-    app.add_middleware(Patience, limits=limits)
-    app.add_middleware(Admission, limits=limits, work=work)
-    app.add_middleware(Rates, security=security)
-    app.add_middleware(Keys, security=security)
-    app.add_middleware(Account, templates=app.templates)
-    app.add_middleware(RequestIds)
-    app.add_middleware(Lingering, seconds=limits.linger_seconds, most=limits.max_lingering_requests)
+    register_exception_handlers(app)
+    # The one added last is outermost.
+    app.add_middleware(BodyLimitMiddleware, limits=limits)
+    app.add_middleware(GateMiddleware, limits=limits, security=security, tracker=tracker)
+    app.add_middleware(AuditLogMiddleware, templates=app.templates)
+    app.add_middleware(SlowClientMiddleware, limits=limits)
     app.include_router(v1_router(service, limits, capabilities))
-    app.include_router(article_router(service, limits, version))
-    app.include_router(service_router(service, metrics, work))
+    for connector in connectors:
+        app.include_router(connector(service, limits, version))
+    app.include_router(service_router(service, metrics, tracker))
     return app

@@ -19,10 +19,10 @@ from serve_app.core.types import EmbedResult, Mask, PromptResult, SegmentResult
 from serve_app.http.body import form_readers
 from serve_app.http.errors import ErrorBody
 from serve_app.http.formats import GEOJSON_TYPE, JSON_TYPE, NPZ_TYPE
-from serve_app.http.keys import KEY_HEADER
+from serve_app.http.gate import KEY_HEADER
 from serve_app.http.parsing import TIMEOUT_HEADER
+from serve_app.http.request_info import PROBES
 from serve_app.http.requests import BatchBody, EmbedFields, request_body
-from serve_app.http.tally import PROBES
 
 _REF = "#/components/schemas/{model}"
 _FILE = {"type": "string", "format": "binary", "description": "an image file"}

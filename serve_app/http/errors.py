@@ -1,15 +1,15 @@
-"""The error envelope: how every error, foreign or our own, becomes an answer.
+"""The error envelope: turns every exception, our own or foreign, into an error response.
 
-``{"error": {"code", "message", "field"?, "request_id"}}``.  The text is that of a
-`SamServeError`, or a fixed sentence: never a library's text, never a part of the request.
+``{"error": {"code", "message", "field"?, "request_id"}}``.  The message is that of a
+`SamServeError` or a fixed sentence: never the text of a library, never a part of the request.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 from fastapi import FastAPI
@@ -35,58 +35,64 @@ from serve_app.core.errors import (
     ShuttingDown,
     Unauthorized,
 )
-from serve_app.http.tally import tally_of
+from serve_app.http.request_info import request_info
+from serve_app.telemetry.metrics import REJECTIONS
 
 logger = logging.getLogger("serve_app.http")
 
 RETRY_AFTER_S = 1
-"""What clients are told to wait where nothing better is known: queues empty in seconds."""
+"""Default of ``Retry-After``: queues drain in seconds."""
 
-_AGAIN = (Overloaded, RateLimited, ReplicaLost, ShuttingDown)
-_REFUSED: tuple[type[SamServeError], ...] = (Unauthorized, RateLimited)
-_UNREAD: tuple[type[SamServeError], ...] = (PayloadTooLarge, BodyTimeout)
+_RETRYABLE = (Overloaded, RateLimited, ReplicaLost, ShuttingDown)
+_BODY_UNREAD = (PayloadTooLarge, BodyTimeout)
+_REASONS: dict[type[SamServeError], str] = {
+    Overloaded: "capacity",
+    RateLimited: "rate",
+    Unauthorized: "key",
+    PayloadTooLarge: "body_size",
+    BodyTimeout: "body_time",
+    ShuttingDown: "stopping",
+}
+"""Values of the label ``reason`` of the metric `REJECTIONS`."""
+
+_MALFORMED = "the request does not match the documented schema; see /docs"
+
+ErrorT = TypeVar("ErrorT", bound=SamServeError)
 
 
 class ErrorBody(BaseModel):
-    """What went wrong, for people (`message`) and programs (`code`)."""
+    """An error for people (`message`) and programs (`code`)."""
 
     code: str = Field(description="stable name of the kind of error", examples=["invalid_prompt"])
-    message: str = Field(description="one sentence that helps")
+    message: str = Field(description="one sentence that says what is wrong")
     field: str | None = Field(
-        None, description="the field at fault, if one is", examples=["prompts[3].box"]
+        None, description="the invalid field, if any", examples=["prompts[3].box"]
     )
-    request_id: str = Field(description="the answer's `x-request-id`; the log has it too")
+    request_id: str = Field(description="the response's `x-request-id`; also in the log")
 
 
 class ErrorEnvelope(BaseModel):
-    """Every error answer has this form."""
+    """Every error response has this form."""
 
     error: ErrorBody
 
 
-def request_id_of(scope_or_request: Request | Mapping[str, Any]) -> str:
-    """The id that the middleware gave this request."""
-    if isinstance(scope_or_request, Request):
-        scope_or_request = scope_or_request.scope
-    return str(scope_or_request.get("state", {}).get("request_id", ""))
+def request_id_of(scope_or_request: Request | MutableMapping[str, Any]) -> str:
+    """Return the id that the middleware gave this request."""
+    return request_info(scope_or_request).id
 
 
-def envelope(error: SamServeError, request_id: str) -> dict[str, Any]:
-    """The error as the body of an answer."""
-    return {"error": {**error.body(), "request_id": request_id}}
-
-
-def unexpected(exc: BaseException, request_id: str) -> InternalError:
-    """Log a fault of ours with its traceback; the error that tells the caller nothing of it."""
+def unexpected_error(exc: BaseException, request_id: str) -> InternalError:
+    """Log an unhandled exception with its traceback and return an error that reveals nothing."""
     logger.error("request %s failed", request_id, exc_info=exc, extra={"request_id": request_id})
-    return InternalError("the service failed; its log has the cause under this request_id")
+    return InternalError("internal error; the service's log has the cause under this request_id")
 
 
-def logged(exc: Exception, request_id: str) -> SamServeError:
-    """What to tell of an exception; where the service is at fault, the log then has the cause."""
+def to_api_error(exc: Exception, request_id: str) -> SamServeError:
+    """Return the error for the caller; log the cause if it is the service's fault."""
     if not isinstance(exc, SamServeError):
-        return unexpected(exc, request_id)
-    # Not of what callers bring about: a flood of requests must not become a flood of the log.
+        return unexpected_error(exc, request_id)
+    # Not for what callers cause: a flood of requests must not become a flood in the log.
     if exc.status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(
         exc, (Overloaded, DeadlineExceeded)
     ):
@@ -95,7 +101,7 @@ def logged(exc: Exception, request_id: str) -> SamServeError:
 
 
 class ErrorResponse(Response):
-    """An error's answer, which tells its code to the audit line when it is sent."""
+    """An error response; the audit log learns its code when it is sent."""
 
     media_type = "application/json"
 
@@ -104,7 +110,7 @@ class ErrorResponse(Response):
         self._code = code
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        tally_of(scope).code = self._code
+        request_info(scope).error_code = self._code
         await super().__call__(scope, receive, send)
 
 
@@ -115,71 +121,81 @@ def error_response(
     status: int | None = None,
     headers: Mapping[str, str] | None = None,
     extra: Mapping[str, Any] | None = None,
-) -> Response:
-    """The answer to a failed request.
+) -> ErrorResponse:
+    """Build the response to a failed request.
 
     Args:
-        status: another HTTP status than the error's own.
-        headers: more headers.
-        extra: more members beside ``error``.
+        error: what went wrong.
+        request_id: of the failed request.
+        status: HTTP status, if not the error's own.
+        headers: further headers.
+        extra: further members beside ``error``.
     """
     all_headers = dict(headers or {})
-    if isinstance(error, _AGAIN):
+    if isinstance(error, _RETRYABLE):
         all_headers.setdefault("retry-after", str(error.retry_after_s or RETRY_AFTER_S))
-    if isinstance(error, _UNREAD):
+    if isinstance(error, _BODY_UNREAD):
         # The rest of the body is not read, so the connection cannot serve another request.
         all_headers["connection"] = "close"
-    content = orjson.dumps({**envelope(error, request_id), **(extra or {})})
-    return ErrorResponse(error.code, content, status or error.status, all_headers)
+    if isinstance(error, Unauthorized):
+        all_headers["www-authenticate"] = "Bearer"
+    body = {"error": {**error.body(), "request_id": request_id}, **(extra or {})}
+    return ErrorResponse(error.code, orjson.dumps(body), status or error.status, all_headers)
 
 
-def install(app: FastAPI) -> None:
-    """Make `app` answer every error that a route raises in the envelope."""
+def count_rejection(error: ErrorT) -> ErrorT:
+    """Count the rejection of a request, and return the error to raise."""
+    REJECTIONS.inc(reason=_REASONS[type(error)])
+    return error
 
-    async def typed(request: Request, exc: Exception) -> Response:
+
+def register_exception_handlers(app: FastAPI) -> None:
+    """Make ``app`` respond to every exception of a route with the error envelope."""
+
+    async def api_error(request: Request, exc: Exception) -> Response:
         request_id = request_id_of(request)
-        return error_response(logged(exc, request_id), request_id)
+        return error_response(to_api_error(exc, request_id), request_id)
 
-    async def http(request: Request, exc: Exception) -> Response:
+    async def http_error(request: Request, exc: Exception) -> Response:
         assert isinstance(exc, HTTPException)  # noqa: S101 (for the type checker)
         error: SamServeError
         if exc.status_code == HTTPStatus.NOT_FOUND:
             error = NotFound("there is no such route; /docs lists them")
         elif exc.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-            error = MethodNotAllowed("this route exists, for another method; see /docs")
+            error = MethodNotAllowed("this route does not support the method; see /docs")
         elif exc.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
-            error = InvalidRequest("the request is not of the documented form; see /docs")
+            error = InvalidRequest(_MALFORMED)
         else:
-            error = unexpected(exc, request_id_of(request))
+            error = unexpected_error(exc, request_id_of(request))
         return error_response(error, request_id_of(request), headers=exc.headers)
 
-    async def validation(request: Request, exc: Exception) -> Response:
-        error = InvalidRequest("the request is not of the documented form; see /docs")
-        return error_response(error, request_id_of(request))
+    async def validation_error(request: Request, exc: Exception) -> Response:
+        return error_response(InvalidRequest(_MALFORMED), request_id_of(request))
 
-    app.add_exception_handler(SamServeError, typed)
-    app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(RequestValidationError, validation)
+    app.add_exception_handler(SamServeError, api_error)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(RequestValidationError, validation_error)
 
 
-def declared(
+def error_responses(
     *errors: type[SamServeError], status: Mapping[int, int] | None = None, body: bool = True
 ) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI ``responses`` for the errors a route can answer with, grouped by status.
+    """Return OpenAPI ``responses`` for the errors of a route, grouped by status.
 
     Args:
-        status: replaces a status by another, for routes that keep to older conventions.
-        body: the route works on a body, which is bounded as the number of such requests is.
+        errors: those of the route itself; the errors of all routes are added.
+        status: replaces a status by another, for routes that follow older conventions.
+        body: whether the route reads a body, which is subject to body and capacity limits.
     """
     of_body = (PayloadTooLarge, BodyTimeout, Overloaded, ShuttingDown) if body else ()
     by_status: dict[int, list[type[SamServeError]]] = {}
-    for error in dict.fromkeys((*errors, *_REFUSED, *of_body, InternalError)):
+    for error in dict.fromkeys((*errors, Unauthorized, RateLimited, *of_body, InternalError)):
         by_status.setdefault((status or {}).get(error.status, error.status), []).append(error)
     responses: dict[int | str, dict[str, Any]] = {}
-    for code, same in sorted(by_status.items()):
-        told = [f"`{kind.code}`: {(kind.__doc__ or '').splitlines()[0]}" for kind in same]
-        responses[code] = {"model": ErrorEnvelope, "description": "\n\n".join(told)}
-        if any(kind in _AGAIN for kind in same):
+    for code, kinds in sorted(by_status.items()):
+        lines = [f"`{kind.code}`: {(kind.__doc__ or '').splitlines()[0]}" for kind in kinds]
+        responses[code] = {"model": ErrorEnvelope, "description": "\n\n".join(lines)}
+        if any(kind in _RETRYABLE for kind in kinds):
             responses[code]["headers"] = {
                 "Retry-After": {"schema": {"type": "string"}, "description": "seconds to wait"}
             }

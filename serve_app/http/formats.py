@@ -122,7 +122,6 @@ def dumped(value: Any, *, include: Any = None, exclude: Any = None) -> dict[str,
             value,
             mode="json",
             by_alias=True,
-            exclude_defaults=True,
             include=include,
             exclude=exclude,
         )

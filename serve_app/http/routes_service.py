@@ -1,4 +1,4 @@
-"""Routes for whoever runs the service: probes and metrics."""
+"""Routes for operators: probes and metrics."""
 
 from __future__ import annotations
 
@@ -10,39 +10,38 @@ from starlette.responses import Response
 
 from serve_app.core.ports import SegmentationService
 from serve_app.http.docs import Readiness, Status
-from serve_app.http.errors import declared
+from serve_app.http.errors import error_responses
 from serve_app.http.formats import JSON_TYPE, to_json
-from serve_app.http.work import Work
+from serve_app.http.gate import InFlightTracker
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def service_router(
-    service: SegmentationService, metrics: Callable[[], Awaitable[bytes]], work: Work
+    service: SegmentationService,
+    metrics: Callable[[], Awaitable[bytes]],
+    tracker: InFlightTracker,
 ) -> APIRouter:
-    """``/healthz``, ``/readyz``, ``/metrics``."""
+    """Return the routes ``/healthz``, ``/readyz`` and ``/metrics``."""
     router = APIRouter(tags=["service"])
 
-    @router.get("/healthz", summary="Whether the process lives", response_model=Status)
+    @router.get("/healthz", summary="Liveness: whether the process runs", response_model=Status)
     async def healthz() -> Response:
         return Response(to_json({"status": "alive"}), media_type=JSON_TYPE)
 
     @router.get(
         "/readyz",
-        summary="Whether the models are loaded",
+        summary="Readiness: whether the models are loaded",
         response_model=Readiness,
-        responses={503: {"model": Readiness, "description": "still loading, or about to stop"}},
+        responses={503: {"model": Readiness, "description": "still loading, or draining"}},
     )
     async def readyz() -> Response:
-        """`draining` means that nothing new is begun, and `in_flight` how much is under way."""
-        told: dict[str, Any] = {"status": "draining", "in_flight": work.in_flight}
-        if not work.draining:
-            told = {"status": "ready" if await service.ready() else "loading"}
-        return Response(
-            to_json(told),
-            status_code=200 if told["status"] == "ready" else 503,
-            media_type=JSON_TYPE,
-        )
+        """`draining`: new requests are rejected; `in_flight` requests are still being served."""
+        body: dict[str, Any] = {"status": "draining", "in_flight": tracker.in_flight}
+        if not tracker.draining:
+            body = {"status": "ready" if await service.ready() else "loading"}
+        status_code = 200 if body["status"] == "ready" else 503
+        return Response(to_json(body), status_code=status_code, media_type=JSON_TYPE)
 
     @router.get(
         "/metrics",
@@ -50,7 +49,7 @@ def service_router(
         response_class=Response,
         responses={
             200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
-            **declared(body=False),
+            **error_responses(body=False),
         },
     )
     async def metrics_text() -> Response:

@@ -44,7 +44,7 @@ from serve_app.http.docs import (
     call_body,
     embed_body,
 )
-from serve_app.http.errors import declared, logged, request_id_of
+from serve_app.http.errors import error_responses, request_id_of, to_api_error
 from serve_app.http.formats import (
     JSON_TYPE,
     NPZ_TYPE,
@@ -56,6 +56,7 @@ from serve_app.http.formats import (
     to_json,
 )
 from serve_app.http.parsing import timeout_of
+from serve_app.http.request_info import request_info
 from serve_app.http.requests import (
     BatchBody,
     EmbedFields,
@@ -65,7 +66,6 @@ from serve_app.http.requests import (
     request_body,
 )
 from serve_app.http.stream import NdjsonResponse
-from serve_app.http.tally import tally_of
 
 _WORK = (Overloaded, ReplicaLost, WeightsUnavailable, DeadlineExceeded)
 _IMAGE = (InvalidImage, ImageTooLarge, UnknownImage)
@@ -90,7 +90,7 @@ def v1_router(
         response_class=Response,
         responses={
             200: {"content": EMBED_CONTENT, "description": "the image is known"},
-            **declared(InvalidRequest, UnknownVariant, *_IMAGE, *_WORK),
+            **error_responses(InvalidRequest, UnknownVariant, *_IMAGE, *_WORK),
         },
         openapi_extra=embed_body(),
     )
@@ -99,11 +99,11 @@ def v1_router(
         received = await receive(request, limits, "file", EmbedFields)
         _no_requests(received)
         image, variant = parse_embed(received.members, _one_file(received))
-        tally = tally_of(request)
-        tally.work(images=1, prompts=0)
+        info = request_info(request)
+        info.record_size(images=1, prompts=0)
         clock = Clock(started, time.perf_counter())
         result = await service.embed(image, variant)
-        tally.variant = result.variant
+        info.variant = result.variant
         return Response(to_json(embed_response(result, clock)), media_type=JSON_TYPE)
 
     @router.get(
@@ -111,7 +111,7 @@ def v1_router(
         tags=["service"],
         summary="Variants, models, the text engine and the limits of this service",
         response_model=Models,
-        responses=declared(Overloaded, DeadlineExceeded, body=False),
+        responses=error_responses(Overloaded, DeadlineExceeded, body=False),
     )
     async def models() -> Response:
         return Response(to_json(await service.models()), media_type=JSON_TYPE)
@@ -140,7 +140,7 @@ def _add_capability(
         response_class=Response,
         responses={
             200: {"content": CALL_CONTENT, "description": "results, in the requested format"},
-            **declared(*_CALL, *_IMAGE, *_WORK),
+            **error_responses(*_CALL, *_IMAGE, *_WORK),
         },
         openapi_extra={**call_body(body), "parameters": [TIMEOUT_PARAMETER]},
     )
@@ -154,7 +154,7 @@ def _add_capability(
         response_class=Response,
         responses={
             200: {"content": BATCH_CONTENT, "description": "a line for each image, when ready"},
-            **declared(InvalidRequest, TooManyPrompts),
+            **error_responses(InvalidRequest, TooManyPrompts),
         },
         openapi_extra={**batch_body(body), "parameters": [TIMEOUT_PARAMETER]},
     )
@@ -197,11 +197,11 @@ class _Calls:
             self._limits,
             timeout_of(request.headers),
         )
-        tally = tally_of(request)
-        tally.work(images=1, prompts=call.request.task.size)
+        info = request_info(request)
+        info.record_size(images=1, prompts=call.request.task.size)
         clock = Clock(started, time.perf_counter())
         result = await self._service.segment(call.request)
-        tally.variant = result.variant
+        info.variant = result.variant
         formatted = partial(segment_file, result, call.format, clock)
         quick = is_quick(result, call.format)
         content, media_type = formatted() if quick else await asyncio.to_thread(formatted)
@@ -219,7 +219,7 @@ class _Calls:
         """
         items = _batch_items(await self._received(request, "files"), self._limits)
         prompts = check_totals(self._capabilities, (m for m, _ in items), self._limits)
-        tally_of(request).work(images=len(items), prompts=prompts)
+        request_info(request).record_size(images=len(items), prompts=prompts)
         request_id = request_id_of(request)
         timeout_s = timeout_of(request.headers)
         jobs = (
@@ -248,7 +248,7 @@ class _Calls:
             body = await asyncio.to_thread(segment_response, result, call.format, clock)
             return await asyncio.to_thread(to_json, {"index": index, "result": body})
         except Exception as exc:
-            error = logged(exc, request_id)
+            error = to_api_error(exc, request_id)
             return to_json({"index": index, "error": {**error.body(), "request_id": request_id}})
 
 

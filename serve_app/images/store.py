@@ -1,20 +1,19 @@
-"""Step 1: what the caller sent becomes a named image, decoded only when pixels are needed."""
+"""The image store: gives each image a content-addressed id; decodes only when pixels are needed."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import logging
-import math
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
 from functools import partial
 
-from serve_app.cache.codec import seal, unseal
-from serve_app.cache.memory import ByteBoundedLru
+from cachetools import LRUCache, TTLCache
+
+from serve_app.cache.codec import add_checksum, strip_checksum
 from serve_app.cache.shared import SharedTier
 from serve_app.core.errors import SamServeError, UnknownImage
 from serve_app.core.image_id import image_id, parse_image_id
@@ -22,42 +21,42 @@ from serve_app.core.limits import Limits
 from serve_app.core.single_flight import SingleFlight
 from serve_app.core.types import RgbArray
 from serve_app.images.decode import check_pixels, decode_image
-from serve_app.telemetry.catalogue import CACHE_LOOKUPS
+from serve_app.telemetry.metrics import CACHE_LOOKUPS
 
 log = logging.getLogger(__name__)
 
-_MAX_FILES = 65_536
-_SHARED_AGAIN_S = 10.0
-"""A file that comes again is written again after this: the shared tier may have lost it."""
+_MAX_IDS = 65_536
+_SHARE_AGAIN_S = 10.0
+"""A file that is sent again is shared again after this: the shared tier may have lost it."""
 
-_DECODINGS = 4
-_HASHED_AT_ONCE = 2**20
-"""Bytes that are hashed in a millisecond, hardly more than a thread's turn costs."""
+_DECODERS = 4
+_HASH_INLINE_BYTES = 2**20
+"""Hashing this many bytes takes a millisecond, hardly more than the switch to a thread."""
 
 
-class OpenImage:
-    """An image of a request: its name and size, and its pixels when somebody asks.
+class ImageRef:
+    """A reference to an image of a request: id and size, and its pixels when needed.
 
     Attributes:
-        id: the content-addressed name.
-        width, height: of the upright image in pixels.
-        new: first seen with this request, so that probably no variant knows it.
+        id: the content-addressed id.
+        width, height: size of the upright image in pixels.
+        new: whether this request sent it for the first time, so no variant has it cached.
     """
 
     def __init__(
-        self, store: ImageStore, name: str, source: bytes | RgbArray | None, new: bool = False
+        self, store: ImageStore, id_: str, source: bytes | RgbArray | None, new: bool = False
     ) -> None:
         self._store = store
         self._source = source
-        self.id = name
-        self.width, self.height = parse_image_id(name)
+        self.id = id_
+        self.width, self.height = parse_image_id(id_)
         self.new = new
 
     async def pixels(self) -> RgbArray:
-        """The upright ``(H, W, 3) uint8`` RGB pixels.
+        """Return the upright ``(H, W, 3) uint8`` RGB pixels.
 
         Raises:
-            UnknownImage: only the id was sent, and the image is no longer kept.
+            UnknownImage: only the id was sent, and the image is no longer stored.
         """
         source = self._source
         if source is None or isinstance(source, bytes):
@@ -65,26 +64,18 @@ class OpenImage:
             self._source = source
         return source
 
-    async def crop(self, x: int, y: int, width: int, height: int) -> OpenImage:
-        """A part of the image as an image of its own."""
+    async def crop(self, x: int, y: int, width: int, height: int) -> ImageRef:
+        """Return a part of the image, in pixels of the upright image, as an image of its own."""
         pixels = await self.pixels()
         part = pixels[y : y + height, x : x + width]
-        return OpenImage(self._store, await asyncio.to_thread(image_id, part), part, new=True)
-
-
-@dataclass(slots=True)
-class _File:
-    """A file that was seen: its image's name, and when the shared tier was last given it."""
-
-    name: str
-    shared_at: float = -math.inf
+        return ImageRef(self._store, await asyncio.to_thread(image_id, part), part, new=True)
 
 
 class ImageStore:
     """Opens images and keeps their files for later requests by ``image_id``.
 
-    Files are kept as they came, which is a tenth of their pixels; a file seen before is known
-    by its hash and not decoded again.
+    Files are kept encoded, which takes a tenth of the memory of their pixels.  A known file is
+    recognised by its hash and not decoded again.
     """
 
     def __init__(
@@ -95,106 +86,109 @@ class ImageStore:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._limits = limits
-        self._kept: ByteBoundedLru[bytes | RgbArray] = ByteBoundedLru(max_bytes)
-        self._files: OrderedDict[bytes, _File] = OrderedDict()
+        self._images: LRUCache[str, bytes | RgbArray] = LRUCache(max_bytes, _nbytes)
+        self._ids: LRUCache[bytes, str] = LRUCache(_MAX_IDS)  # by the hash of the file
         self._shared = shared
-        self._clock = clock
+        self._recently_shared: TTLCache[str, bool] = TTLCache(_MAX_IDS, _SHARE_AGAIN_S, clock)
         self._opening: SingleFlight[tuple[str, RgbArray]] = SingleFlight()
-        # A decoded image may be 200 MB: only so many at once, whether or not their callers wait.
-        self._decoders = ThreadPoolExecutor(_DECODINGS, thread_name_prefix="decode")
+        # A decoded image may have 200 MB, so decode few at once, even if their callers have left.
+        self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
 
-    async def open(self, source: bytes | RgbArray | str) -> OpenImage:
-        """Name an image.
+    async def open(self, source: bytes | RgbArray | str) -> ImageRef:
+        """Return a reference to an image.
 
         Args:
-            source: a file's bytes, an upright RGB array, or an ``image_id``.
+            source: a file's bytes, an upright ``(H, W, 3) uint8`` RGB array, or an ``image_id``.
 
         Raises:
             InvalidImage, ImageTooLarge: see `serve_app.images.decode`.
-            UnknownImage: malformed id.
+            UnknownImage: the id is malformed.
         """
         if isinstance(source, str):
-            return OpenImage(self, source, None)
+            return ImageRef(self, source, None)
         if not isinstance(source, bytes):
-            # A copy: the caller may write to its array, of which the name would then lie, and
-            # an array that came over a handle keeps the object store's memory.
-            array = await asyncio.to_thread(check_pixels(source, self._limits).copy)
-            array.flags.writeable = False
-            name = await asyncio.to_thread(image_id, array)
-            new = self._kept.get(name) is None
-            if new:
-                self._kept.put(name, array, array.nbytes)
-            return OpenImage(self, name, array, new)
-        if len(source) <= _HASHED_AT_ONCE:
+            return await self._open_array(source)
+        if len(source) <= _HASH_INLINE_BYTES:
             digest = _sha256(source)
         else:
             digest = await asyncio.to_thread(_sha256, source)
-        known = self._files.get(digest)
-        _looked_up("miss" if known is None else "memory")
+        known = self._ids.get(digest)
+        _count_lookup("miss" if known is None else "memory")
         if known is not None:
-            self._files.move_to_end(digest)
-            self._kept.put(known.name, source, len(source))
+            self._keep(known, source)
             self._share(known, source)
-            return OpenImage(self, known.name, source)
-        name, pixels = await self._opening.run(digest.hex(), lambda: self._first(digest, source))
-        return OpenImage(self, name, pixels, new=True)
+            return ImageRef(self, known, source)
+        id_, pixels = await self._opening.run(digest.hex(), lambda: self._first(digest, source))
+        return ImageRef(self, id_, pixels, new=True)
+
+    async def _open_array(self, source: RgbArray) -> ImageRef:
+        # A copy: the caller may write to its array, and then the id would be wrong; and an array
+        # that came over a handle would keep memory of the object store in use.
+        array = await asyncio.to_thread(check_pixels(source, self._limits).copy)
+        array.flags.writeable = False
+        id_ = await asyncio.to_thread(image_id, array)
+        new = id_ not in self._images
+        if new:
+            self._keep(id_, array)
+        return ImageRef(self, id_, array, new)
 
     async def _first(self, digest: bytes, source: bytes) -> tuple[str, RgbArray]:
-        """Decode and name a file that was not seen before."""
-        name, pixels = await self._decoded(source)
-        file = self._files[digest] = _File(name)
-        if len(self._files) > _MAX_FILES:
-            self._files.popitem(last=False)
-        self._kept.put(name, source, len(source))
-        self._share(file, source)
-        return name, pixels
+        """Decode and identify a file that is not known yet."""
+        id_, pixels = await self._decoded(source)
+        self._ids[digest] = id_
+        self._keep(id_, source)
+        self._share(id_, source)
+        return id_, pixels
 
-    def _share(self, file: _File, source: bytes) -> None:
-        now = self._clock()
-        if self._shared is None or now - file.shared_at < _SHARED_AGAIN_S:
+    def _keep(self, id_: str, image: bytes | RgbArray) -> None:
+        with suppress(ValueError):  # larger than the whole cache
+            self._images[id_] = image
+
+    def _share(self, id_: str, source: bytes) -> None:
+        if self._shared is None or id_ in self._recently_shared:
             return
-        key = _shared_key(file.name)
-        if self._shared.put(key, partial(seal, key, source), len(source)):
-            file.shared_at = now
+        key = _shared_key(id_)
+        if self._shared.put(key, partial(add_checksum, key, source), len(source)):
+            self._recently_shared[id_] = True
 
-    async def load(self, name: str, file: bytes | None) -> RgbArray:
-        """Pixels of an image: of the request's file, or of the one sent earlier.
+    async def load(self, id_: str, file: bytes | None) -> RgbArray:
+        """Return the pixels of an image: of the request's file, or of the one sent earlier.
 
         Raises:
-            UnknownImage: no file came with the request, and none is kept.
+            UnknownImage: the request has no file, and none is stored.
         """
-        kept = file or self._kept.get(name)
-        if file is None and kept is not None:
-            _looked_up("memory")
-        if kept is None:
-            pixels = await self._from_shared(name)
-            _looked_up("miss" if pixels is None else "redis")
+        image = file or self._images.get(id_)
+        if file is None and image is not None:
+            _count_lookup("memory")
+        if image is None:
+            pixels = await self._from_shared(id_)
+            _count_lookup("miss" if pixels is None else "redis")
             if pixels is None:
                 raise UnknownImage(
-                    "this image is not, or no longer, kept here: send the image itself", "image_id"
+                    "this image is not, or no longer, stored: send the image itself", "image_id"
                 )
             return pixels
-        return (await self._decoded(kept))[1] if isinstance(kept, bytes) else kept
+        return (await self._decoded(image))[1] if isinstance(image, bytes) else image
 
-    async def _from_shared(self, name: str) -> RgbArray | None:
+    async def _from_shared(self, id_: str) -> RgbArray | None:
         if self._shared is None:
             return None
-        key = _shared_key(name)
+        key = _shared_key(id_)
         data = await self._shared.get(key)
         if data is None:
             return None
-        file = await asyncio.to_thread(unseal, key, data)
+        file = await asyncio.to_thread(strip_checksum, key, data)
         if file is not None:
             try:
                 found, pixels = await self._decoded(file)
             except SamServeError:
                 found = ""
-            # Whoever may write there could hand out anything; the name tells the pixels.
-            if found == name:
-                self._kept.put(name, file, len(file))
+            # Whoever can write to the tier could store any image; the id identifies the pixels.
+            if found == id_:
+                self._keep(id_, file)
                 return pixels
-        _looked_up("corrupt")
-        log.warning("an image of the shared cache was damaged or foreign; it counts as a miss")
+        _count_lookup("corrupt")
+        log.warning("invalid image in the shared cache: counted as a miss")
         return None
 
     async def _decoded(self, data: bytes) -> tuple[str, RgbArray]:
@@ -205,7 +199,11 @@ class ImageStore:
         return image_id(pixels), pixels
 
 
-def _looked_up(result: str) -> None:
+def _nbytes(image: bytes | RgbArray) -> int:
+    return len(image) if isinstance(image, bytes) else image.nbytes
+
+
+def _count_lookup(result: str) -> None:
     CACHE_LOOKUPS.inc(cache="image", result=result)
 
 
@@ -213,5 +211,5 @@ def _sha256(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def _shared_key(name: str) -> str:
-    return f"img-{name}"
+def _shared_key(id_: str) -> str:
+    return f"img-{id_}"

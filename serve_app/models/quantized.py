@@ -112,7 +112,7 @@ def drop_unavailable_variants(settings: GraphSettings) -> tuple[GraphSettings, d
     """
     root = WeightStore(Path(settings.weights_dir) if settings.weights_dir else None).root
     registry, made = load_registry(Path(settings.registry) if settings.registry else None), None
-    measured_on = None if settings.ledger.trust_host else this_host(gpus=False).cpu
+    measured_on = None if settings.measurements.trust_host else this_host(gpus=False).cpu
     dropped: dict[str, str] = {}
     for name, variant in settings.variants.items():
         if variant.model in registry.models or not variant.model.endswith(MADE):

@@ -1,9 +1,9 @@
-"""Which decoder replica an image's prompts go to: whoever has its embedding, unless that is hot.
+"""Which decoder replica serves an image: the one with its embedding, unless it is overloaded.
 
-Pure.  Every ingress replica ranks alike without asking anyone, and when replicas come or go only
-the images move whose first rank came or went: rendezvous hashing (Thaler and Ravishankar, 1998).
-Hot is who has clearly more than the mean, as in consistent hashing with bounded loads (Mirrokni,
-Thorup and Zadimoghaddam, 2018).
+Pure.  All ingress replicas rank alike without communication, and when replicas come or go only the
+images whose first rank came or went move: rendezvous hashing (Thaler and Ravishankar, 1998).  A
+replica is hot if its load is clearly above the mean, as in consistent hashing with bounded loads
+(Mirrokni, Thorup and Zadimoghaddam, 2018).
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ _OVER_MEAN = 1.25
 
 
 def ranked(key: str, replicas: Iterable[str]) -> list[str]:
-    """Replicas in the order in which they are to serve a key; the first one is its home."""
+    """Replicas in order of preference for a key; the first one is its home."""
     return sorted(replicas, key=lambda replica: _weight(key, replica), reverse=True)
 
 
 def preferred(key: str, queues: Mapping[str, int], *, hot_at: int, full_at: int) -> list[str]:
-    """Replicas in the order in which they are to be asked now.
+    """Replicas in order of preference under the present load.
 
-    Those that are not hot come first, each group as `ranked`, so that what spills over from a
-    home always goes to the same replica, which then has the embedding too.
+    Replicas that are not hot come first, each group in the order of `ranked`: overflow of one home
+    always goes to the same replica, which then has the embedding as well.
 
     Args:
         key: the image's id.
-        queues: requests at each replica, as far as is known.
-        hot_at: nobody with fewer requests is hot: a queue that short costs less than encoding
-            an image again.
-        full_at: requests with which a replica takes no more.
+        queues: known number of requests at each replica.
+        hot_at: a replica with fewer requests is never hot: a queue that short costs less than
+            encoding an image again.
+        full_at: number of requests at which a replica accepts no more.
     """
-    # The mean with this request: so there is always somebody below the bound.
+    # The mean includes this request, so at least one replica is below the bound.
     mean = (sum(queues.values()) + 1) / max(len(queues), 1)
     bound = max(hot_at, _OVER_MEAN * mean)
 
-    def reluctance(replica: str) -> int:
+    def penalty(replica: str) -> int:
         length = queues[replica]
         return (length >= bound) + (length >= full_at)
 
-    return sorted(ranked(key, queues), key=reluctance)
+    return sorted(ranked(key, queues), key=penalty)
 
 
 def _weight(key: str, replica: str) -> bytes:

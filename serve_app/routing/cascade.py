@@ -1,8 +1,8 @@
-"""Which prompts of an answer are worth asking a second variant, and whose answer is kept.
+"""Which prompts go to a second variant, and whose masks are kept.
 
-Escalating costs one encoder pass of the second variant for the image and then little for each
-prompt, so it is decided for a request's prompts together; both rules are fitted on annotated
-data (`serve_tools.evaluation.cascade`) and stand in the ledger.
+Escalation costs one encoder pass of the second variant for the image and then little for each
+prompt, so it is decided for all prompts of a request together.  Both rules are fitted on annotated
+data (`serve_tools.evaluation.cascade`) and stored with the measurements.
 """
 
 from __future__ import annotations
@@ -10,37 +10,41 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from serve_app.core.measurements import Escalation, Form
+from serve_app.core.measurements import Escalation, PromptType
 from serve_app.core.types import Mask, Prompt
-from serve_app.routing.confidence import features, form_of
+from serve_app.routing.confidence import features, prompt_type
 
-Rules = Mapping[Form, Escalation]
+Rules = Mapping[PromptType, Escalation]
 
 
-def worth_asking(
+def select_for_escalation(
     prompts: Sequence[Prompt],
-    answers: Sequence[Sequence[Mask]],
+    results: Sequence[Sequence[Mask]],
     rules: Rules,
     *,
     share: float,
-    resident: bool,
+    cached: bool,
 ) -> list[int]:
-    """Indices of the prompts to ask the second variant.
+    """Select the prompts to repeat on the second variant.
 
-    All prompts that should gain by it, if the request's prompts on average gain as much as the
-    threshold for ``share`` asks, or the second variant has the image's embedding already: then a
-    prompt costs hardly anything.
+    All prompts with a positive expected gain, provided that the request's prompts gain on average
+    as much as the threshold for ``share`` demands, or that the second variant has the image's
+    embedding: then a prompt costs hardly anything.
 
     Args:
-        prompts, answers: of one image; the masks of each prompt.
-        rules: by form of prompt; prompts of other forms stay as they are.
+        prompts: prompts on one image.
+        results: the first variant's masks of each prompt.
+        rules: by prompt type; prompts of other types are not escalated.
         share: the part of images that may be encoded a second time.
-        resident: the second variant has the image's embedding.
+        cached: the second variant has the image's embedding.
+
+    Returns:
+        Indices into ``prompts``.
     """
     gains: dict[int, float] = {}
     margin = 0.0
-    for index, (prompt, masks) in enumerate(zip(prompts, answers, strict=True)):
-        rule = rules.get(form_of(prompt))
+    for index, (prompt, masks) in enumerate(zip(prompts, results, strict=True)):
+        rule = rules.get(prompt_type(prompt))
         if rule is None or not masks:
             continue
         threshold = rule.threshold(share, alone=len(prompts) == 1)
@@ -48,16 +52,16 @@ def worth_asking(
             continue
         gains[index] = rule.gain(features(prompt, masks))
         margin += gains[index] - threshold
-    if margin < 0 and not resident:
+    if margin < 0 and not cached:
         return []
     return [index for index, gain in gains.items() if gain > 0]
 
 
-def second_is_better(
+def should_replace(
     prompt: Prompt, first: Sequence[Mask], second: Sequence[Mask], rules: Rules
 ) -> bool:
-    """Whether the second variant's answer to a prompt should be kept."""
-    rule = rules.get(form_of(prompt))
+    """Whether the second variant's masks of a prompt should replace the first's."""
+    rule = rules.get(prompt_type(prompt))
     if rule is None or not second:
         return False
     return rule.second(features(prompt, second)) > rule.first(features(prompt, first))

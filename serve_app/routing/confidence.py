@@ -1,8 +1,8 @@
-"""What an answer tells of its own quality: the features that cascades are fitted on.
+"""Features of predicted masks that indicate their quality; cascades are fitted on them.
 
-A model's predicted IoU alone says little on images unlike its training's: on microscopy its
-correlation with the true IoU may be nil.  Together with the mask's size, its fit to the box and
-the disagreement of the three masks it says a lot; `serve_tools.evaluation.cascade` fits how.
+A model's predicted IoU says little about images unlike its training data: on microscopy its
+correlation with the true IoU may be zero.  Combined with the mask's size, its fit to the box and
+the spread of the three masks it is informative; `serve_tools.evaluation.cascade` fits how.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from serve_app.core.measurements import Form
+from serve_app.core.measurements import PromptType
 from serve_app.core.types import Mask, Prompt
 
 FEATURES = ("score", "stability", "log_share", "spread", "fit", "fill")
 
 
-def form_of(prompt: Prompt) -> Form:
-    """Which cascade a prompt belongs to."""
+def prompt_type(prompt: Prompt) -> PromptType:
+    """The type of a prompt, for which cascades have rules of their own."""
     if prompt.box is not None:
         return "box-3" if prompt.multimask_output else "box-1"
     return "point-3" if prompt.multimask_output else "point-1"
@@ -29,13 +29,14 @@ def best_mask(masks: Sequence[Mask]) -> Mask:
 
 
 def features(prompt: Prompt, masks: Sequence[Mask]) -> dict[str, float]:
-    """Features of the answer to one prompt, of its mask with the highest predicted IoU.
+    """Features of one prompt's mask with the highest predicted IoU.
 
-    * ``score``, ``stability``: as the model has them;
+    * ``score``, ``stability``: the model's own;
     * ``log_share``: logarithm of the mask's share of the image;
-    * ``spread``: logarithm of its size over that of the smallest mask, where there are several:
-      large when the model could not tell a part from the whole;
-    * ``fit``: IoU of the mask's extent with the box, ``fill``: its area over the box's.
+    * ``spread``: logarithm of its area relative to the smallest mask, if there are several: large
+      when the model could not distinguish a part from the whole;
+    * ``fit``: IoU of the mask's bounding box with the prompt's box; ``fill``: its area relative to
+      the box's.
     """
     best = best_mask(masks)
     height, width = best.rle.size

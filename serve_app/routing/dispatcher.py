@@ -1,4 +1,4 @@
-"""The router at work in one process: ledger, load and settings behind a few questions."""
+"""The router of one process: settings, measurements and present load behind a few methods."""
 
 from __future__ import annotations
 
@@ -6,122 +6,110 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from serve_app.core.measurements import Escalation, Form, Profile
+from serve_app.core.measurements import Escalation, Measurements, PromptType
 from serve_app.core.settings import RouterSettings
-from serve_app.routing.board import Capacity, LoadBoard
-from serve_app.routing.facts import AUTO, Ask, Situation, expected
-from serve_app.routing.router import Choice, Refused, choose_variant
+from serve_app.routing.latency import estimate_latency
+from serve_app.routing.load_tracker import Capacity, LoadTracker
+from serve_app.routing.router import Choice, NoEligibleVariant, choose_variant
+from serve_app.routing.types import AUTO, RoutingQuery, VariantState
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Knowledge:
-    """What was measured: the ledger's valid part.
-
-    Attributes:
-        profiles: by variant.
-        escalation: by ``first>second`` and form of prompt.
-    """
-
-    profiles: Mapping[str, Profile] = field(default_factory=dict)
-    escalation: Mapping[str, Mapping[Form, Escalation]] = field(default_factory=dict)
-
-
 class Dispatcher:
-    """Chooses variants, and wakes those that sleep.
+    """Chooses variants, and starts those that are scaled to zero.
 
     Args:
         router: default variant, aliases, cascade.
         capacities: how each deployed variant is set up.
-        knowledge: what the ledger says of them.
-        wakers: start a sleeping variant, by variant.
+        measurements: profiles and cascade rules.
+        starters: by variant, what scales it from zero.
     """
 
     def __init__(
         self,
         router: RouterSettings,
         capacities: Mapping[str, Capacity],
-        knowledge: Knowledge,
-        wakers: Mapping[str, Callable[[], Awaitable[None]]],
+        measurements: Measurements,
+        starters: Mapping[str, Callable[[], Awaitable[None]]],
     ) -> None:
         self.router = router
-        self.board = LoadBoard(capacities, knowledge.profiles)
-        self._knowledge = knowledge
-        self._wakers = wakers
-        self._waking: dict[str, asyncio.Task[None]] = {}
+        self.load_tracker = LoadTracker(capacities, measurements.profiles)
+        self._measurements = measurements
+        self._starters = starters
+        self._starting: dict[str, asyncio.Task[None]] = {}
 
-    def choose(self, ask: Ask, image_id: str) -> Choice:
-        """See `choose_variant`; the load is that of this moment.
+    def choose(self, query: RoutingQuery, image_id: str) -> Choice:
+        """See `choose_variant`; uses the present load.
 
         Raises:
-            UnknownVariant, HintsUnmet, Overloaded: no variant may answer.
+            UnknownVariant, HintsUnmet, Overloaded: no variant is eligible.
         """
         try:
             choice = choose_variant(
-                ask,
-                self.board.situations(image_id, time.monotonic()),
-                self._knowledge.profiles,
+                query,
+                self.load_tracker.variant_states(image_id, time.monotonic()),
+                self._measurements.profiles,
                 self.router,
             )
-            if choice.wake is not None:
-                self.wake(choice.wake)
-            return choice
-        except Refused as refused:
-            if refused.wake is not None:
-                self.wake(refused.wake)
-            raise refused.error from None
+        except NoEligibleVariant as exc:
+            if exc.scale_from_zero is not None:
+                self.scale_from_zero(exc.scale_from_zero)
+            raise exc.error from None
+        if choice.scale_from_zero is not None:
+            self.scale_from_zero(choice.scale_from_zero)
+        return choice
 
-    def instead(self, ask: Ask, image_id: str, failed: Choice) -> Choice | None:
-        """Who answers when the chosen variant cannot take the request after all.
+    def fallback(self, query: RoutingQuery, image_id: str, failed: Choice) -> Choice | None:
+        """Another variant for a request that the chosen one could not serve.
 
-        None where nobody may: the caller named a variant or a quality, or nobody else is awake.
+        None if the caller named a variant or a quality, or no other variant is running.
         """
-        if ask.variant != AUTO or ask.min_quality is not None:
+        if query.variant != AUTO or query.min_quality is not None:
             return None
-        situations = self.board.situations(image_id, time.monotonic())
+        states = self.load_tracker.variant_states(image_id, time.monotonic())
         others = {
-            name: now
-            for name, now in situations.items()
-            if name != failed.variant and not now.asleep
+            name: state
+            for name, state in states.items()
+            if name != failed.variant and not state.scaled_to_zero
         }
         if not others:
             return None
         try:
             choice = choose_variant(
-                ask, others, self._knowledge.profiles, self.router.among(list(others))
+                query, others, self._measurements.profiles, self.router.among(list(others))
             )
-        except Refused:
+        except NoEligibleVariant:
             return None
-        reason = f"{failed.variant} cannot take it now; {choice.reason}"
+        reason = f"{failed.variant} is unavailable; {choice.reason}"
         return replace(choice, reason=reason, degraded=True)
 
-    def situation(self, variant: str, image_id: str) -> Situation:
-        """A variant as a request on the image would find it now."""
-        return self.board.situation(variant, image_id, time.monotonic())
+    def variant_state(self, variant: str, image_id: str) -> VariantState:
+        """Present state of a variant for a request on the image."""
+        return self.load_tracker.variant_state(variant, image_id, time.monotonic())
 
     def expected_ms(self, variant: str, image_id: str, prompts: int) -> float:
-        """How long a measured variant would take now."""
-        profile = self._knowledge.profiles[variant]
-        return expected(profile, self.situation(variant, image_id), prompts).total_ms
+        """Present latency estimate of a measured variant, in milliseconds."""
+        profile = self._measurements.profiles[variant]
+        return estimate_latency(profile, self.variant_state(variant, image_id), prompts).total_ms
 
-    def escalation(self, first: str, second: str) -> Mapping[Form, Escalation]:
+    def escalation(self, first: str, second: str) -> Mapping[PromptType, Escalation]:
         """The cascade's rules from one variant to another; empty: none."""
-        if second not in self._knowledge.profiles:
+        if second not in self._measurements.profiles:
             return {}
-        return self._knowledge.escalation.get(f"{first}>{second}", {})
+        return self._measurements.escalation.get(f"{first}>{second}", {})
 
-    def wake(self, variant: str) -> None:
-        """Start a sleeping variant in the background; once, however often it is asked."""
-        running = self._waking.get(variant)
+    def scale_from_zero(self, variant: str) -> None:
+        """Start a variant in the background; repeated calls join the start in progress."""
+        running = self._starting.get(variant)
         if running is None or running.done():
-            self._waking[variant] = asyncio.get_running_loop().create_task(self._wake(variant))
+            self._starting[variant] = asyncio.get_running_loop().create_task(self._start(variant))
 
-    async def _wake(self, variant: str) -> None:
+    async def _start(self, variant: str) -> None:
         try:
-            await self._wakers[variant]()
+            await self._starters[variant]()
         except Exception:
-            # Nobody waits for this: whatever is wrong, the next request meets it itself.
-            log.warning("variant %s could not be woken", variant, exc_info=True)
+            # Nobody awaits this task: the next request meets the same fault and reports it.
+            log.warning("variant %s could not be scaled from zero", variant, exc_info=True)

@@ -1,4 +1,4 @@
-"""Which variant answers a request: a pure function of its hints, the ledger and the load.
+"""Which variant serves a request: a pure function of its hints, the measurements and the load.
 
 The ingress and the simulator call the same `choose_variant`.
 """
@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from serve_app.core.errors import HintsUnmet, Overloaded, SamServeError, UnknownVariant
 from serve_app.core.measurements import Profile
 from serve_app.core.settings import RouterSettings
-from serve_app.routing.facts import AUTO, Ask, Expected, Situation, expected, idle_ms
+from serve_app.routing.latency import LatencyEstimate, estimate_latency, idle_ms
+from serve_app.routing.types import AUTO, RoutingQuery, VariantState
 
-_SAME_QUALITY = 0.005
-"""Mean IoUs nearer than this count as equal: the faster variant is then taken."""
+_QUALITY_TOLERANCE = 0.005
+"""Mean IoUs that differ by less count as equal: the faster variant is chosen."""
 
-_WORTH_IT = 0.8
-"""A variant that nobody asked for must take at most this part of the default's time."""
+_MAX_RELATIVE_LATENCY = 0.8
+"""Largest latency, relative to the default's, of a variant that replaces the default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,236 +27,249 @@ class Choice:
     """A variant, and why it was chosen.
 
     Attributes:
-        expected_ms: how long it should take, waiting included; None: not measured here.
-        degraded: a better variant would have been taken but for the load.
-        wake: that variant, if it sleeps: the next request could have it.
+        expected_ms: estimated latency including the wait; None: not measured on this host.
+        degraded: a better variant was passed over because of the load.
+        scale_from_zero: that variant if it is scaled to zero: starting it helps later requests.
     """
 
     variant: str
     reason: str
     expected_ms: float | None = None
     degraded: bool = False
-    wake: str | None = None
+    scale_from_zero: str | None = None
 
 
-class Refused(Exception):
-    """No variant may answer.
+class NoEligibleVariant(Exception):
+    """No variant may serve the request.
 
     Attributes:
-        error: what the caller is told.
-        wake: a sleeping variant that could answer once it is awake.
+        error: the error for the caller.
+        scale_from_zero: a variant that is scaled to zero and could serve it once started.
     """
 
-    def __init__(self, error: SamServeError, wake: str | None = None) -> None:
-        super().__init__(error, wake)
+    def __init__(self, error: SamServeError, scale_from_zero: str | None = None) -> None:
+        super().__init__(error, scale_from_zero)
         self.error = error
-        self.wake = wake
+        self.scale_from_zero = scale_from_zero
 
 
 def choose_variant(
-    ask: Ask,
-    variants: Mapping[str, Situation],
+    query: RoutingQuery,
+    variants: Mapping[str, VariantState],
     profiles: Mapping[str, Profile],
     router: RouterSettings,
 ) -> Choice:
     """Choose among the deployed ``variants``.
 
-    * A variant named by the caller is never changed, an alias is answered by the variant that it
-      stands for; hints then only decide whether it may answer.
-    * ``max_latency_ms`` alone: the best variant that is expected to answer in time.
-    * ``min_quality``: of those whose mean IoU reaches it (and that are in time), the soonest.
-    * no hints: the default, unless a variant at least as good is awake and answers clearly sooner
-      (its queue is shorter, or it has the image's embedding), and scores need not be comparable.
+    * A variant named by the caller is never replaced, and an alias is resolved to its variant;
+      hints then only decide whether that variant is eligible.
+    * ``max_latency_ms`` alone: the best variant whose estimated latency is within it.
+    * ``min_quality``: of the variants whose mean IoU reaches it (and whose estimated latency is
+      within ``max_latency_ms``), the fastest.
+    * no hints: the default, unless a variant of at least equal quality is running and clearly
+      faster (shorter queue, or cached embedding), and scores need not be comparable.
 
     Raises:
-        Refused: with `UnknownVariant`; `HintsUnmet` if the hints could not be met even without
-            load; `Overloaded` if only the load, or a sleeping variant, stands in the way.
+        NoEligibleVariant: with `UnknownVariant`; `HintsUnmet` if the hints cannot be met even
+            without load; `Overloaded` if they cannot be met because of the load or because a
+            variant is scaled to zero.
     """
-    named = _named(ask.variant, variants, router)
+    named = _named(query.variant, variants, router)
     known = {name: profiles[name] for name in variants if name in profiles}
-    if ask.max_latency_ms is None and ask.min_quality is None:
+    if query.max_latency_ms is None and query.min_quality is None:
         if named is not None:
-            return Choice(named, _named_reason(ask.variant, named))
-        return _default(ask, variants, known, router)
+            return Choice(named, _named_reason(query.variant, named))
+        return _default(query, variants, known, router)
 
     if named is not None:
         known = {name: profile for name, profile in known.items() if name == named}
     if not known:
-        who = "this variant is" if named is not None else "the variants are"
-        raise Refused(
+        subject = "this variant was" if named is not None else "the variants were"
+        raise NoEligibleVariant(
             HintsUnmet(
-                f"{who} not measured on this host, so max_latency_ms and min_quality cannot be "
-                "judged; leave them out, or let the operator run the measure command",
-                "min_quality" if ask.min_quality is not None else "max_latency_ms",
+                f"{subject} not measured on this host, so max_latency_ms and min_quality cannot be "
+                "evaluated; omit them, or have the operator run the measure command",
+                "min_quality" if query.min_quality is not None else "max_latency_ms",
             )
         )
-    good = _good_enough(ask, known)
-    times = {name: expected(good[name], variants[name], ask.prompts, ask.images) for name in good}
-    in_time = _in_time(ask, good, variants, times)
-    chosen = _best(ask, in_time, good, times)
-    reason = _hint_reason(ask, chosen, good[chosen], times[chosen])
+    good = _good_enough(query, known)
+    times = {
+        name: estimate_latency(profile, variants[name], query.prompts, query.images)
+        for name, profile in good.items()
+    }
+    in_time = _in_time(query, good, variants, times)
+    chosen = _best(query, in_time, good, times)
+    reason = _hint_reason(query, chosen, good[chosen], times[chosen])
     if named is not None:
-        reason = f"{_named_reason(ask.variant, named)}; {reason}"
-    better = _kept_away(ask, chosen, good, variants, in_time)
+        reason = f"{_named_reason(query.variant, named)}; {reason}"
+    better = _better_but_loaded(query, chosen, good, variants, in_time)
     if better is not None:
         reason += f"; {better} would be better, but its wait is too long now"
-    wake = better if better is not None and variants[better].asleep else None
-    return Choice(chosen, reason, times[chosen].total_ms, better is not None, wake)
+    start = better if better is not None and variants[better].scaled_to_zero else None
+    return Choice(chosen, reason, times[chosen].total_ms, better is not None, start)
 
 
-def _named(asked: str, variants: Mapping[str, Situation], router: RouterSettings) -> str | None:
+def _named(
+    requested: str, variants: Mapping[str, VariantState], router: RouterSettings
+) -> str | None:
     """The variant that the caller named; None for ``auto``."""
-    if asked == AUTO:
+    if requested == AUTO:
         return None
-    if asked in router.aliases:
-        return router.aliases[asked]
-    if asked not in variants:
+    if requested in router.aliases:
+        return router.aliases[requested]
+    if requested not in variants:
         names = ", ".join(sorted({*variants, *router.aliases}))
-        raise Refused(UnknownVariant(f"this variant is not deployed; use auto, {names}", "variant"))
-    return asked
+        raise NoEligibleVariant(
+            UnknownVariant(f"this variant is not deployed; use auto, {names}", "variant")
+        )
+    return requested
 
 
-def _named_reason(asked: str, variant: str) -> str:
-    if asked == variant:
-        return "asked for"
-    return f"asked for {asked}, for which {variant} answers here"
+def _named_reason(requested: str, variant: str) -> str:
+    if requested == variant:
+        return "requested"
+    return f"requested as {requested}, which {variant} serves here"
 
 
 def _default(
-    ask: Ask,
-    variants: Mapping[str, Situation],
+    query: RoutingQuery,
+    variants: Mapping[str, VariantState],
     known: Mapping[str, Profile],
     router: RouterSettings,
 ) -> Choice:
-    usual = router.default
-    if usual not in known:
-        return Choice(usual, "auto: the default variant")
-    # Without a measured quality nobody is known to be as good.
-    least = _quality(ask, known[usual], math.inf)
+    default = router.default
+    if default not in known:
+        return Choice(default, "auto: the default variant")
+    # Without a measured quality of the default, no other is known to be as good.
+    least = _quality(query, known[default], math.inf)
     times = {
-        name: expected(profile, variants[name], ask.prompts, ask.images).total_ms
+        name: estimate_latency(profile, variants[name], query.prompts, query.images).total_ms
         for name, profile in known.items()
-        # Nobody is woken by those who did not ask for it.
-        if name == usual
+        # Only an explicit request scales a variant from zero.
+        if name == default
         or (
-            not ask.filtered
-            and _quality(ask, profile, -math.inf) >= least
-            and not variants[name].asleep
+            not query.filtered
+            and _quality(query, profile, -math.inf) >= least
+            and not variants[name].scaled_to_zero
         )
     }
-    soonest = min(times, key=times.__getitem__)
-    if soonest != usual and times[soonest] <= _WORTH_IT * times[usual]:
-        why = "has the image's embedding" if variants[soonest].resident else "has less to do"
+    fastest = min(times, key=times.__getitem__)
+    if fastest != default and times[fastest] <= _MAX_RELATIVE_LATENCY * times[default]:
+        why = "has the image's embedding" if variants[fastest].cached else "has a shorter queue"
         return Choice(
-            soonest,
-            f"auto: {soonest} is at least as good as {usual} and {why}",
-            times[soonest],
+            fastest, f"auto: {fastest} is at least as good as {default} and {why}", times[fastest]
         )
-    return Choice(usual, "auto: the default variant", times[usual])
+    return Choice(default, "auto: the default variant", times[default])
 
 
-def _good_enough(ask: Ask, known: Mapping[str, Profile]) -> dict[str, Profile]:
+def _good_enough(query: RoutingQuery, known: Mapping[str, Profile]) -> dict[str, Profile]:
     """Variants that reach ``min_quality``."""
-    least = ask.min_quality
+    least = query.min_quality
     if least is None:
         return dict(known)
-    good = {n: p for n, p in known.items() if _quality(ask, p, -1.0) >= least}
+    good = {n: p for n, p in known.items() if _quality(query, p, -1.0) >= least}
     if good:
         return good
-    found = {n: ask.quality(p) for n, p in known.items()}
+    found = {n: query.quality(p) for n, p in known.items()}
     measured = {n: iou for n, iou in found.items() if iou is not None}
-    kind = "mixed" if ask.mixed else ask.kind
+    kind = "mixed" if query.mixed else query.kind
     most = max(measured, key=measured.__getitem__, default=None)
-    said = (
+    explanation = (
         f"no quality was measured for {kind} prompts here"
         if most is None
-        # Rounded down: whoever asks for what is told gets it.
+        # Rounded down: a request with the reported value must succeed.
         else f"{most} reaches {math.floor(measured[most] * 1e3) / 1e3:.3f}"
     )
-    raise Refused(
+    raise NoEligibleVariant(
         HintsUnmet(
-            f"no variant that may answer has a mean IoU of {least:g} for {kind} prompts; {said}",
+            f"no eligible variant has a mean IoU of {least:g} for {kind} prompts; {explanation}",
             "min_quality",
         )
     )
 
 
 def _in_time(
-    ask: Ask,
+    query: RoutingQuery,
     good: Mapping[str, Profile],
-    variants: Mapping[str, Situation],
-    times: Mapping[str, Expected],
+    variants: Mapping[str, VariantState],
+    times: Mapping[str, LatencyEstimate],
 ) -> list[str]:
-    """Variants that are expected to answer within ``max_latency_ms``."""
-    most = ask.max_latency_ms
+    """Variants whose estimated latency is within ``max_latency_ms``."""
+    most = query.max_latency_ms
     if most is None:
         return list(good)
-    found = [name for name in good if times[name].total_ms + ask.spent_ms <= most]
+    found = [name for name in good if times[name].total_ms + query.spent_ms <= most]
     if found:
         return found
-    alone = {name: idle_ms(good[name], variants[name], ask.prompts, ask.images) for name in good}
-    quickest = min(alone, key=alone.__getitem__)
-    if alone[quickest] > most:
-        raise Refused(
+    idle = {
+        name: idle_ms(profile, variants[name], query.prompts, query.images)
+        for name, profile in good.items()
+    }
+    fastest = min(idle, key=idle.__getitem__)
+    if idle[fastest] > most:
+        raise NoEligibleVariant(
             HintsUnmet(
-                f"no variant that may answer takes at most {most:g} ms for this request; "
-                f"{quickest} takes about {math.ceil(alone[quickest])} ms",
+                f"no eligible variant takes at most {most:g} ms for this request; "
+                f"{fastest} takes about {math.ceil(idle[fastest])} ms",
                 "max_latency_ms",
             )
         )
     soonest = min(times, key=lambda name: times[name].total_ms)
-    asleep = [name for name in good if alone[name] <= most and variants[name].asleep]
-    raise Refused(
+    stopped = [name for name in good if idle[name] <= most and variants[name].scaled_to_zero]
+    raise NoEligibleVariant(
         Overloaded(
-            f"no variant that may answer does so within {most:g} ms at present; {soonest} would "
-            f"in about {math.ceil(times[soonest].total_ms)} ms; try again later"
+            f"no eligible variant responds within {most:g} ms at present; {soonest} would "
+            f"in about {math.ceil(times[soonest].total_ms)} ms; retry later"
         ),
-        wake=min(asleep, key=alone.__getitem__, default=None),
+        scale_from_zero=min(stopped, key=idle.__getitem__, default=None),
     )
 
 
 def _best(
-    ask: Ask, names: list[str], good: Mapping[str, Profile], times: Mapping[str, Expected]
+    query: RoutingQuery,
+    names: list[str],
+    good: Mapping[str, Profile],
+    times: Mapping[str, LatencyEstimate],
 ) -> str:
-    """With ``min_quality`` the soonest; else the best, and the soonest of equals."""
-    if ask.min_quality is None:
-        most = max(_quality(ask, good[name], 0.0) for name in names)
-        names = [n for n in names if _quality(ask, good[n], 0.0) >= most - _SAME_QUALITY]
+    """With ``min_quality`` the fastest; else the best, and the fastest of equals."""
+    if query.min_quality is None:
+        most = max(_quality(query, good[name], 0.0) for name in names)
+        names = [n for n in names if _quality(query, good[n], 0.0) >= most - _QUALITY_TOLERANCE]
     return min(names, key=lambda name: times[name].total_ms)
 
 
-def _kept_away(
-    ask: Ask,
+def _better_but_loaded(
+    query: RoutingQuery,
     chosen: str,
     good: Mapping[str, Profile],
-    variants: Mapping[str, Situation],
+    variants: Mapping[str, VariantState],
     in_time: list[str],
 ) -> str | None:
-    """A better variant that the load alone keeps from answering in time."""
-    if ask.max_latency_ms is None or ask.min_quality is not None:
+    """A better variant that is too slow only because of the load."""
+    if query.max_latency_ms is None or query.min_quality is not None:
         return None
-    mine = _quality(ask, good[chosen], 0.0)
+    mine = _quality(query, good[chosen], 0.0)
     better = {
-        name: _quality(ask, profile, 0.0)
+        name: _quality(query, profile, 0.0)
         for name, profile in good.items()
         if name not in in_time
-        and _quality(ask, profile, 0.0) > mine + _SAME_QUALITY
-        and idle_ms(profile, variants[name], ask.prompts, ask.images) <= ask.max_latency_ms
+        and _quality(query, profile, 0.0) > mine + _QUALITY_TOLERANCE
+        and idle_ms(profile, variants[name], query.prompts, query.images) <= query.max_latency_ms
     }
     return max(better, key=better.__getitem__, default=None)
 
 
-def _hint_reason(ask: Ask, chosen: str, profile: Profile, time: Expected) -> str:
+def _hint_reason(query: RoutingQuery, chosen: str, profile: Profile, time: LatencyEstimate) -> str:
+    quality, bound = query.min_quality, query.max_latency_ms
     parts = []
-    if ask.min_quality is not None:
-        parts.append(
-            f"mean IoU {_quality(ask, profile, 0.0):.3f} reaches min_quality {ask.min_quality:g}"
-        )
-    if ask.max_latency_ms is not None:
-        parts.append(f"expected in {time.total_ms:.0f} ms of the {ask.max_latency_ms:g} ms allowed")
+    if quality is not None:
+        mean_iou = _quality(query, profile, 0.0)
+        parts.append(f"mean IoU {mean_iou:.3f} reaches min_quality {quality:g}")
+    if bound is not None:
+        parts.append(f"expected in {time.total_ms:.0f} ms of the {bound:g} ms allowed")
     return f"{chosen}: " + ", ".join(parts)
 
 
-def _quality(ask: Ask, profile: Profile, unknown: float) -> float:
-    quality = ask.quality(profile)
+def _quality(query: RoutingQuery, profile: Profile, unknown: float) -> float:
+    quality = query.quality(profile)
     return unknown if quality is None else quality

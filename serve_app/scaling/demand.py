@@ -1,4 +1,4 @@
-"""How many replicas each pool needs, from what was measured.  Pure.
+"""How many replicas each pool needs, from measured pass times and load.  Pure.
 
 An item is an image (encoder) or a prompt (decoder), as in `serve_app.scaling.types`.
 """
@@ -15,42 +15,43 @@ from serve_app.core.settings import ScalingSettings
 from serve_app.scaling.types import Load, Pool
 
 ABSURD = 1e7
-"""No figure of one application is beyond this; a larger one is a fault of its source."""
+"""Upper bound of plausible figures; a larger one is an error of its source."""
 LATEST = 1e12
-"""No clock shows more seconds."""
+"""Upper bound of plausible times, in seconds."""
 
 LEVEL_S = 4.0
-"""Least time constant of the smoothed arrivals: a few samples of one second."""
+"""Shortest time constant of the smoothed arrivals: a few samples of one second."""
 LEVEL_ITEMS = 20.0
-"""Items that the smoothed arrivals are taken over at least: fewer are chance."""
+"""Minimum number of items over which arrivals are smoothed: fewer are noise."""
 MARK_S = 15.0
-"""Arrivals grow where they grew in each of the last two spans of this length: a step grows in
-one alone, and its future is not more of it."""
+"""Arrivals count as growing if they grew in each of the last two spans of this length: a step
+grows in one span only and must not be extrapolated."""
 FULL = 0.8
-"""Replicas that get through this share of their best rate do all they can."""
+"""Replicas at this share of their best throughput count as saturated."""
 JUMP = 4.0
-"""Standard deviations of chance that a jump of the arrivals is beyond, to be believed at once."""
+"""Standard deviations of noise beyond which a jump of the arrivals is taken as real at once."""
 DRAIN = 0.25
-"""Replicas for a backlog, at most, as a part of those for what comes in."""
+"""Upper bound of the replicas for a backlog, relative to those for the arrivals."""
 SLACK = 0.8
-"""Fewer replicas must suffice at this share of the usual utilisation before any is stopped..."""
+"""Share of the usual utilisation at which fewer replicas must suffice before any is stopped."""
 STRAIN = 1.2
-"""...and more are started when it is this much above the usual."""
+"""Factor above the usual utilisation at which more replicas are started."""
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
     """What a pool needs.
 
-    Each as a triple: fewer are too few; what to have, once the number changes; more are too many.
+    Numbers of replicas are triples: the lower bound, the number to choose when it changes, the
+    upper bound.
 
     Attributes:
         now: for the present load and its growth over a cold start.
-        surge: the same for a load that suddenly is some times the present one.
-        per_unit: items that a unit of the budget serves in a second.
-        level: items that come in in a second, smoothed.
-        waiting: requests beyond those in passes or next in turn.
-        state: for the next call; JSON values.
+        surge: the same for a sudden multiple of the present load.
+        per_unit: items per second that a unit of the budget serves.
+        level: smoothed arrivals, in items per second.
+        waiting: requests beyond those in passes or in the next one.
+        state: input of the next call; JSON values.
     """
 
     now: tuple[int, int, int]
@@ -69,11 +70,14 @@ def measured(value: Any, most: float = ABSURD) -> float | None:
 
 
 def service(pool: Pool, goal_ms: float, fill: float | None = None) -> tuple[float, int, float]:
-    """Items a replica serves in a second, in passes of how many, and a pass's seconds.
+    """Throughput of one replica.
 
-    The batch is the one of the best rate among those that let an item wait for one pass and be in
-    the next one within the goal, where any does; and no larger than ``fill`` says that batches
-    become.
+    The batch size is the one with the best throughput among those at which an item that waits for
+    one pass and is served by the next stays within the goal, if there is any; and no larger than
+    batches become according to ``fill``.
+
+    Returns:
+        Items per second, batch size, and seconds of a pass.
     """
     most = pool.max_batch if fill is None else max(1, math.ceil(fill * pool.max_batch))
     rate, batch, duration = 0.0, 1, 1.0
@@ -94,12 +98,12 @@ def demand(
     settings: ScalingSettings,
     now: float,
 ) -> Demand | None:
-    """What ``pool`` needs now, or None where nothing usable was measured.
+    """What ``pool`` needs now, or None if nothing usable was measured.
 
     Args:
         own_ongoing: requests that wait for this pool itself; a decoder's own figure also counts
             those that wait for the encoder.
-        coming: requests that will be here as soon as the decoder has a place for them.
+        coming: requests that will arrive as soon as the decoder accepts them.
         before: ``Demand.state`` of the last call, or anything.
     """
     arrivals, running = measured(load.arrivals_per_s), measured(load.running) or 0.0
@@ -108,16 +112,16 @@ def demand(
         return None
     ongoing = own_ongoing or 0.0
 
-    # The queue beyond what is in passes or waits for the next one.
+    # The queue beyond the present and the next passes.
     excess = max(0.0, ongoing - 2.0 * batch * running)
     oldest, fill = measured(load.oldest_s), measured(load.batch_fill)
     if oldest is not None and 1e3 * oldest > settings.goal_ms:
         if fill is not None and fill <= 1 and excess > 0:
-            # Batches stay small although items wait: count on no more than is seen.
+            # Batches stay small although items wait: expect no larger ones.
             rate = service(pool, settings.goal_ms, fill)[0] or rate
         excess = max(excess, rate * running * min(oldest - seconds, 60.0))
     if arrivals is None:
-        # Little's law, with an item's usual time: a pass to wait for and its own.
+        # Little's law, with an item's usual time: half a pass of waiting and its own pass.
         arrivals = ongoing / (1.5 * seconds) if running else 0.0
     excess += coming
     state = _smoothed(before, arrivals, excess, now)
@@ -132,9 +136,9 @@ def demand(
         and target <= running
         and 1e3 * excess > settings.goal_ms * rate * running
     ):
-        # How many prompts wait is not known, only how many requests: take one step at a time.
+        # The number of queued prompts is unknown, only that of requests: double step by step.
         ahead = max(ahead, 2.0 * running)
-    # A backlog adds little: most of what waits will be late before another replica is there.
+    # A backlog adds little: most of it will be late before another replica has started.
     drain = excess / (rate * max(pool.cold_start_s, 2.0 * seconds, 1.0))
     drain = min(drain, max(1.0, DRAIN * ahead))
     busy = int(ongoing > 0 or coming > 0 or level * settings.hold_s > 1.0)
@@ -157,9 +161,9 @@ def _whole(replicas: float) -> int:
 def _smoothed(
     before: Mapping[str, Any], arrivals: float, excess: float, now: float
 ) -> dict[str, Any]:
-    """Exponential smoothing in time, so that it does not matter how often this is called.
+    """Exponential smoothing over time, independent of how often this is called.
 
-    What queues at handles is not yet among a replica's arrivals: the queue's growth is added.
+    Requests queued at handles are not yet among a replica's arrivals: the queue's growth is added.
     """
     t = measured(before.get("t"), LATEST)
     level, queue = measured(before.get("level")), measured(before.get("queue"))
@@ -179,7 +183,7 @@ def _smoothed(
 
 
 def _marks(value: Any, now: float) -> list[list[float]]:
-    """Levels at earlier times, the newest last; nothing if they are not that."""
+    """Levels at earlier times, the newest last; empty if the value is malformed."""
     if not isinstance(value, list | tuple):
         return []
     marks: list[list[float]] = []
@@ -194,7 +198,7 @@ def _marks(value: Any, now: float) -> list[list[float]]:
 
 
 def _growth(state: Mapping[str, Any]) -> float:
-    """Items a second by which arrivals grow each second; 0 if they do not grow for long."""
+    """Growth of the arrivals, in items per second per second; 0 if it is not sustained."""
     marks: list[list[float]] = state["marks"]
     if len(marks) < 3:
         return 0.0

@@ -1,8 +1,8 @@
-"""One policy for all encoders and decoders: what each needs, out of one budget.
+"""One policy for all encoders and decoders: replicas for each, out of one budget.
 
 A pure function, called by Ray's controller about ten times a second through
 `serve_app.deployments.autoscaling` and by the simulator.  It never raises and never blocks, its
-time is linear in the number of pools, and what it remembers is in the ``state`` it returns.
+time is linear in the number of pools, and its memory is the ``state`` that it returns.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 
 from serve_app.core.settings import ScalingSettings
 from serve_app.scaling.demand import LATEST, Demand, demand, measured
-from serve_app.scaling.sharing import Claim, share
-from serve_app.scaling.types import Load, Plan, Pool
+from serve_app.scaling.sharing import ReplicaRequest, share
+from serve_app.scaling.types import Load, Pool, ScalingDecision
 
 IDLE_S = 30.0
-"""A replica that was idle for so long, and a cold start, gives way where the budget is short."""
+"""A replica that was idle for this time and a cold start may be stopped if the budget is short."""
 
 _NOTHING = Load()
 
@@ -29,25 +29,26 @@ def decide(
     state: Mapping[str, Any],
     settings: ScalingSettings,
     now: float,
-) -> Plan:
+) -> ScalingDecision:
     """Replicas for each of ``pools``.
 
-    A pool gets at once what it needs, from the arrivals, their growth over a cold start, and the
-    queue; fewer replicas only after they sufficed for ``hold_s``.  Where the budget does not hold
-    all of it, idle replicas go first, and then the pools that answer fewest items per unit.
+    A pool scales up at once to what it needs for its arrivals, their growth over a cold start, and
+    its queue; it scales down only after fewer replicas sufficed for ``hold_s``.  If the budget is
+    too small, idle replicas are stopped first, then those of the pools that serve fewest items per
+    unit.
 
     Args:
-        pools: by any name; the same names are in the plan.
-        loads: by the same names.  A pool without usable figures keeps what it had.
-        state: ``Plan.state`` of the last call; anything else counts as none.
-        settings: the operator's knobs.
-        now: seconds of any clock that does not go backwards.
+        pools: by any name; the decision uses the same names.
+        loads: by the same names.  A pool without usable figures keeps its replicas.
+        state: ``ScalingDecision.state`` of the last call; anything else counts as none.
+        settings: the operator's settings.
+        now: seconds of any monotonic clock.
     """
     try:
         return _decide(pools, loads, state, settings, now)
     except Exception:
         # A policy that raises stalls every application of the controller.
-        return Plan({name: _as_is(pool, name, loads) for name, pool in pools.items()})
+        return ScalingDecision({name: _as_is(pool, name, loads) for name, pool in pools.items()})
 
 
 def _decide(
@@ -56,7 +57,7 @@ def _decide(
     state: Mapping[str, Any],
     settings: ScalingSettings,
     now: float,
-) -> Plan:
+) -> ScalingDecision:
     before = state.get("pools") if isinstance(state, Mapping) else None
     before = before if isinstance(before, Mapping) else {}
     found: dict[str, Mapping[str, Any]] = {}
@@ -68,36 +69,40 @@ def _decide(
         usable[name] = load if isinstance(load, Load) else _NOTHING
     time = measured(now, LATEST)
     targets = {
-        name: _held(pool, usable[name].target, found[name].get("want"))
+        name: _unchanged(pool, usable[name].target, found[name].get("replicas"))
         for name, pool in pools.items()
     }
     needs = _needs(pools, usable, found, settings, time)
 
-    claims: dict[str, Claim] = {}
+    requests: dict[str, ReplicaRequest] = {}
     states: dict[str, dict[str, Any]] = {}
     for name, pool in pools.items():
         need, target = needs[name], targets[name]
         if need is None or time is None:
-            claims[name] = Claim(target, target, target, target, 0.0)
+            requests[name] = ReplicaRequest(target, target, target, target, 0.0)
             states[name] = dict(_json(found[name]))
             continue
         least, usual, most = (_bounded(n, pool) for n in need.now)
         low, spare, high = (_bounded(n, pool) for n in need.surge)
         own, kept = found[name], {}
         kept["idle"] = _peak(own.get("idle"), most, target, max(IDLE_S, pool.cold_start_s), time)
-        kept["held"] = _peak(own.get("held"), usual, target, settings.hold_s, time)
+        kept["usual"] = _peak(own.get("usual"), usual, target, settings.hold_s, time)
         kept["spare"] = _peak(own.get("spare"), high, target, settings.hold_s, time)
-        firm = usual if least > target else min(target, _whole(kept["idle"]))
-        held = max(firm, min(target, _whole(kept["held"])))
-        want = max(held, spare if low > target else min(target, _whole(kept["spare"])))
-        claims[name] = Claim(
-            least, _bounded(firm, pool), _bounded(held, pool), _bounded(want, pool), need.per_unit
+        minimum = usual if least > target else min(target, _whole(kept["idle"]))
+        current = max(minimum, min(target, _whole(kept["usual"])))
+        desired = max(current, spare if low > target else min(target, _whole(kept["spare"])))
+        requests[name] = ReplicaRequest(
+            required=least,
+            min=_bounded(minimum, pool),
+            current=_bounded(current, pool),
+            desired=_bounded(desired, pool),
+            per_unit=need.per_unit,
         )
         states[name] = {**need.state, **kept}
-    replicas = share(pools, targets, claims, settings.budget, settings.reserve)
+    replicas = share(pools, targets, requests, settings.budget, settings.reserve)
     for name in pools:
-        states[name]["want"] = replicas[name]
-    return Plan(replicas, {"pools": states}, _reasons(targets, replicas, needs))
+        states[name]["replicas"] = replicas[name]
+    return ScalingDecision(replicas, {"pools": states}, _reasons(targets, replicas, needs))
 
 
 def _needs(
@@ -119,7 +124,7 @@ def _needs(
         if pool.role == "encoder":
             continue
         if ongoing is not None and encoder is not None:
-            # Whoever waits for the encoder is counted at the decoder, too.
+            # Requests that wait for the encoder are counted at the decoder as well.
             ongoing = max(0.0, ongoing - (measured(loads[encoder].ongoing) or 0.0))
         needs[name] = need = demand(pool, loads[name], ongoing, 0.0, states[name], settings, now)
         if encoder is not None and need is not None and need.now[0] > 0:
@@ -131,13 +136,12 @@ def _needs(
         need = demand(
             pools[name], loads[name], ongoing, coming.get(name, 0.0), states[name], settings, now
         )
-        # What comes to a decoder will come to its encoder, unless all images are known.
-        awake = misses.get(name, 0.0) > 0
-        needs[name] = _awake(need) if awake else need
+        # Requests to a decoder will reach its encoder, unless all embeddings are cached.
+        needs[name] = _at_least_one(need) if misses.get(name, 0.0) > 0 else need
     return needs
 
 
-def _awake(need: Demand | None) -> Demand:
+def _at_least_one(need: Demand | None) -> Demand:
     """At least one replica."""
     if need is None:
         return Demand((1, 1, 1), (1, 1, 1), 0.0, 0.0, 0.0, {})
@@ -152,16 +156,16 @@ def _least_one(needed: tuple[int, int, int]) -> tuple[int, int, int]:
 
 
 def _as_is(pool: Pool, name: str, loads: Any) -> int:
-    """What Ray was told last, from arguments that may be anything."""
+    """The number last requested from Serve, from arguments that may be anything."""
     try:
-        return _held(pool, loads[name].target, None)
+        return _unchanged(pool, loads[name].target, None)
     except Exception:
         return pool.min_replicas
 
 
-def _held(pool: Pool, target: Any, want: Any) -> int:
-    """The last good answer: what Ray was told, else what this policy remembers, else the least."""
-    for value in (measured(target), measured(want)):
+def _unchanged(pool: Pool, target: Any, remembered: Any) -> int:
+    """The number last requested from Serve, else the remembered one, else the minimum."""
+    for value in (measured(target), measured(remembered)):
         if value is not None:
             return _bounded(math.ceil(value), pool)
     return _bounded(0, pool)
@@ -172,10 +176,12 @@ def _bounded(replicas: int, pool: Pool) -> int:
 
 
 def _peak(peak: Any, value: int, target: int, span_s: float, now: float) -> list[float]:
-    """When a span began, the most of the one before, and the most of this one.
+    """Sliding maximum of ``value`` in two windows of ``span_s``.
 
-    Their larger is the most of ``span_s`` to twice that.  Of what was before the first, nothing
-    is known but that ``target`` was asked for.
+    Returns:
+        Start of the present window, the maximum of the previous one (before the first one:
+        ``target``), and that of the present one.  The larger of both is the maximum over one to
+        two times ``span_s``.
     """
     if isinstance(peak, list | tuple) and len(peak) == 3:
         start, before, most = measured(peak[0], LATEST), measured(peak[1]), measured(peak[2])
@@ -191,7 +197,7 @@ def _whole(peak: list[float]) -> int:
 
 
 def _json(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What of a remembered state can be kept while nothing is measured."""
+    """The part of the state that is kept while nothing is measured."""
     kept = {k: measured(state.get(k), LATEST) for k in ("t", "level", "queue")}
     return {k: v for k, v in kept.items() if v is not None}
 
@@ -207,10 +213,10 @@ def _reasons(
         if n == targets[name]:
             continue
         if need is None:
-            reasons[name] = f"{targets[name]} -> {n}: no figures; bounds or budget changed"
+            reasons[name] = f"{targets[name]} -> {n}: no measurements; bounds or budget changed"
         else:
             reasons[name] = (
                 f"{targets[name]} -> {n}: {need.level:.3g} items/s, {need.waiting:.3g} requests "
-                f"wait; needs {need.now[0]}"
+                f"queued; requires {need.now[0]}"
             )
     return reasons

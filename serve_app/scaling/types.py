@@ -1,4 +1,4 @@
-"""What the scaling policy sees and answers.  Pure data: no Ray here."""
+"""Inputs and output of the scaling policy.  Pure data: no Ray here."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ class Pool:
     """The replicas of one deployment: what does not change while it runs.
 
     Attributes:
-        name: the deployment's.
-        variant: whose half it is.
+        name: the deployment's name.
+        variant: the variant it is a component of.
         role: ``encoder``: an item is an image; ``decoder``: an item is a prompt.  A fused variant
             is one pool of the role ``decoder`` whose ``pass_ms`` includes the encoder's.
         cost: units of the budget that a replica takes (GPUs in fractions, or CPU slots).
         min_replicas, max_replicas: the operator's bounds.
-        max_batch: items in one pass.
-        pass_ms: milliseconds of one pass by items in it, from the ledger.
-        cold_start_s: from the decision to the first answer of a new replica.
+        max_batch: maximum batch size.
+        pass_ms: measured milliseconds of one pass, by items in it.
+        cold_start_s: seconds from the decision to the first response of a new replica.
     """
 
     name: str
@@ -41,11 +41,11 @@ class Load:
     """One pool at one moment.  Any field may be missing (None) or absurd: see `decide`.
 
     Attributes:
-        running: replicas that answer now.
-        target: replicas asked for last.
-        ongoing: requests waiting or under way, a mean over the last seconds.
-        oldest_s: age of the oldest waiting item, of the slowest replica.
-        arrivals_per_s: items that came in, all replicas together.
+        running: replicas that are ready.
+        target: number of replicas last requested from Serve.
+        ongoing: requests queued or in flight, a mean over the last seconds.
+        oldest_s: age of the oldest queued item, of the slowest replica.
+        arrivals_per_s: arriving items, of all replicas together.
         batch_fill: mean share of ``max_batch`` in the passes of the last seconds (0-1).
         hit_rate: share of looked-up images whose embedding was cached (0-1; decoders).
     """
@@ -60,13 +60,13 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """The policy's answer.
+class ScalingDecision:
+    """Output of the policy.
 
     Attributes:
-        replicas: wanted, for each pool that was asked about.
-        state: handed back at the next call; JSON values alone.
-        reasons: for the log, for each pool whose number changes.
+        replicas: desired number, by pool.
+        state: input of the next call; JSON values only.
+        reasons: for the log, by pool whose number changes.
     """
 
     replicas: Mapping[str, int]

@@ -1,5 +1,5 @@
-"""What the service tells of itself: metrics, the request at hand, traces.
+"""Metrics, request ids and trace spans, independent of who collects them.
 
-Everything in the service may tell something here; who collects it is set where a process starts
-(`serve_app.deployments`), and in a process without a collector nothing happens.
+Any module may report here.  The collectors are set where a process starts
+(`serve_app.deployments`); in a process without them, reporting does nothing.
 """

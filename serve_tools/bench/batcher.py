@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from ray import serve
-from ray.serve.batching import _BatchQueue
 
 from serve_app.batching.batcher import Batcher
 from serve_app.core.settings import Batching
+from serve_app.deployments.compat.runtime import batching_outside_replicas
 from serve_tools.bench.rows import Row
 
 OURS = "ours"
@@ -65,7 +64,7 @@ def run(*, rounds: int = 2, arrivals: Arrivals | None = None) -> list[Row]:
     load = arrivals or Arrivals()
     systems = {OURS: _ours, BARE: _bare}
     ran: dict[str, list[Ran]] = {name: [] for name in systems}
-    with _without_replica():
+    with batching_outside_replicas():
         for _ in range(rounds):
             for name, make in systems.items():
                 ran[name].append(asyncio.run(_drive(make, load)))
@@ -130,18 +129,6 @@ def _bare(ran: Ran, load: Arrivals) -> Submit:
 
     submit: Submit = run_batch
     return submit
-
-
-@contextmanager
-def _without_replica() -> Iterator[None]:
-    """`serve.batch` asks the replica around it for a number to warn about; here there is none."""
-    name = "_warn_if_max_batch_size_exceeds_max_ongoing_requests"
-    warn = getattr(_BatchQueue, name)
-    setattr(_BatchQueue, name, lambda queue: None)
-    try:
-        yield
-    finally:
-        setattr(_BatchQueue, name, warn)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from serve_app.cache.codec import decode_embedding, encode_embedding
 from serve_app.cache.redis import RedisTier
 from serve_app.core.settings import CacheSettings
 from serve_app.core.types import Embedding, RgbArray
-from serve_app.deployments.handles import RemoteEncoder, SharedPixels
+from serve_app.deployments.calls import ImageObjectRef, RemoteEncoder
 from serve_tools.bench.rows import Row
 
 KINDS = {"float32, 4 MB": np.float32, "float16, 2 MB": np.float16}
@@ -63,7 +63,7 @@ class _Decoder:
         self._encoders = {kind: RemoteEncoder(handle) for kind, handle in encoders.items()}
 
     async def times(self, repeats: int) -> Times:
-        pixels = await SharedPixels.of(_PIXELS)
+        pixels = await ImageObjectRef.put(_PIXELS)
         return await _by_turns(
             {kind: partial(to.encode, pixels) for kind, to in self._encoders.items()}, repeats
         )

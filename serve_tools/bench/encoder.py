@@ -21,7 +21,7 @@ from serve_app.core.settings import Compute, GraphSettings
 from serve_app.core.types import RgbArray
 from serve_app.engines.sam.model import IMAGE_SIZE, load_sam
 from serve_app.models.factory import ModelSource
-from serve_app.routing.variants import encoder_compute
+from serve_app.profiles.variants import encoder_compute
 from serve_tools.bench.floor import busiest, encoder_flops, matrix_flops, matrix_product
 from serve_tools.bench.rows import Row
 from serve_tools.profiling.engines import unbounded

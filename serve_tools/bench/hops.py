@@ -120,7 +120,7 @@ def bare_decoder(photo: Photo, click: Click | None, config: Path | None, variant
     from serve_app.cli.configuration import load_settings
     from serve_app.core.types import DecodeJob, DecodeOptions, Prompt
     from serve_app.models.factory import ModelSource
-    from serve_app.routing.variants import encoder_compute
+    from serve_app.profiles.variants import encoder_compute
 
     settings = load_settings(config)[0]
     described = settings.variants[variant]

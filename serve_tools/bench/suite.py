@@ -15,7 +15,7 @@ import httpx
 from serve_app.core.settings import GraphSettings
 from serve_app.core.types import Embedding
 from serve_app.models.factory import ModelSource
-from serve_app.routing.variants import encoder_compute
+from serve_app.profiles.variants import encoder_compute
 from serve_tools.bench import decoder, encoder, http, questions
 from serve_tools.bench.clients import IsatClient, OurClient, OurEmbedClient, PlainClient
 from serve_tools.bench.floor import DECODER_REWRITTEN, encoder_flops, matrix_peak

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from serve_app.cli import CommandError, natural, positive
 
 if TYPE_CHECKING:
-    from serve_app.core.measurements import Ledger
+    from serve_app.core.measurements import MeasurementsFile
     from serve_app.core.settings import GraphSettings
     from serve_tools.profiling.protocol import Effort
 
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure, write and print the ledger; 1 if a variant could not be measured."""
     from serve_app.cli.configuration import load_settings
     from serve_app.cli.models import open_models
-    from serve_app.profiles.load import LedgerError, ledger_path
+    from serve_app.profiles.measurements import MeasurementsError, measurements_path
     from serve_tools.profiling.report import markdown
     from serve_tools.profiling.runner import measure
 
@@ -66,8 +66,8 @@ def run(args: argparse.Namespace) -> int:
     effort = _effort(args, settings)
     registry, _ = open_models(settings)
     try:
-        path = args.out or ledger_path(settings)
-    except LedgerError as exc:
+        path = args.out or measurements_path(settings)
+    except MeasurementsError as exc:
         raise CommandError(str(exc)) from exc
     measured = measure(settings, registry, names, effort, _say)
     if measured.ledger is None:
@@ -84,13 +84,17 @@ def measure_once(config: Path | None) -> None:
     """Measure quickly if nothing was ever measured on this host; no failure of it is fatal."""
     from serve_app.cli.configuration import load_settings
     from serve_app.cli.models import open_models
-    from serve_app.profiles.load import LedgerError, ledger_path, load_ledger
+    from serve_app.profiles.measurements import (
+        MeasurementsError,
+        load_measurements,
+        measurements_path,
+    )
     from serve_tools.profiling.protocol import QUICK
     from serve_tools.profiling.runner import measure
 
     settings = load_settings(config)[0]
     registry, _ = open_models(settings)
-    known = load_ledger(settings, registry)
+    known = load_measurements(settings, registry)
     if known.entries:
         # Somebody has measured with care: a quick look must not take the place of that.
         for warning in known.warnings:
@@ -105,8 +109,8 @@ def measure_once(config: Path | None) -> None:
         _say(f"warning: {name} was not measured: {reason}")
     if measured.ledger is not None:
         try:
-            _write(ledger_path(settings), measured.ledger)
-        except (CommandError, LedgerError) as exc:
+            _write(measurements_path(settings), measured.ledger)
+        except (CommandError, MeasurementsError) as exc:
             _say(f"warning: {exc}; the figures are not kept")
 
 
@@ -147,13 +151,13 @@ def _effort(args: argparse.Namespace, settings: GraphSettings) -> Effort:
     return effort
 
 
-def _write(path: Path, ledger: Ledger) -> Ledger:
-    from serve_app.profiles.load import LedgerError, read_ledger
+def _write(path: Path, ledger: MeasurementsFile) -> MeasurementsFile:
+    from serve_app.profiles.measurements import MeasurementsError, read_measurements
     from serve_tools.profiling.write import merged, write_ledger
 
     try:
-        ledger = merged(ledger, read_ledger(path))
-    except LedgerError as exc:
+        ledger = merged(ledger, read_measurements(path))
+    except MeasurementsError as exc:
         _say(f"warning: {exc}; it is written anew")
     try:
         write_ledger(path, ledger)

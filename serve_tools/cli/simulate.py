@@ -157,10 +157,10 @@ def _shared_device(args: argparse.Namespace, profiles: dict[str, Profile]) -> in
 def _profiles(path: Path) -> dict[str, Profile]:
     from pydantic import ValidationError
 
-    from serve_app.core.measurements import Ledger
+    from serve_app.core.measurements import MeasurementsFile
 
     try:
-        ledger = Ledger.model_validate_json(path.read_bytes())
+        ledger = MeasurementsFile.model_validate_json(path.read_bytes())
     except OSError as exc:
         raise CommandError(f"{path} cannot be read") from exc
     except ValidationError as exc:

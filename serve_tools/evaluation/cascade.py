@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from serve_app.core.measurements import Additive, Escalation, Form, Point, Steps
+from serve_app.core.measurements import Additive, Escalation, Point, PromptType, Steps
 
 FEWEST_OBJECTS = 60
 FEWEST_IMAGES = 6
@@ -33,7 +33,7 @@ class Pair:
         first_iou, second_iou: of the mask with the highest predicted IoU, with the truth.
     """
 
-    form: Form
+    form: PromptType
     image: int
     first: Mapping[str, float]
     first_iou: float

@@ -17,10 +17,9 @@ from serve_app.core.errors import (
     WeightsUnavailable,
 )
 from serve_app.core.ports import SegmentationService
-from serve_app.core.request import Task
+from serve_app.core.request import AUTO, Task
 from serve_app.core.rle import decode_rle
 from serve_app.core.types import CacheTier, Mask, PromptResult, SegmentResult
-from serve_app.routing.facts import AUTO
 from serve_tools.evaluation.annotations import AnnotatedImage, Dataset, GroundTruth, Problem
 from serve_tools.evaluation.kinds import Multimask, PromptKind
 from serve_tools.evaluation.metrics import covered_by, iou_matrix, match_greedily

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from serve_app.core.measurements import Escalation, Form, LedgerEntry, Point, pass_ms
+from serve_app.core.measurements import Escalation, Point, PromptType, VariantMeasurements, pass_ms
 from serve_tools.evaluation.cascade import Pair, fit_escalation
 from serve_tools.profiling.quality import QualityRecord
 
@@ -13,9 +13,9 @@ _SHOWN = (0.1, 0.2, 0.3, 0.4, 0.6, 1.0)
 
 def fit_rules(
     records: Iterable[QualityRecord], first: str, second: str, seed: int
-) -> dict[Form, Escalation]:
+) -> dict[PromptType, Escalation]:
     """Rules by form of prompt, of all forms with enough objects that both variants answered."""
-    found: dict[Form, dict[tuple[int, int], dict[str, QualityRecord]]] = {}
+    found: dict[PromptType, dict[tuple[int, int], dict[str, QualityRecord]]] = {}
     for record in records:
         if record.variant in (first, second) and record.features:
             of_object = found.setdefault(record.form, {})
@@ -43,8 +43,8 @@ def fit_rules(
 def cascade_table(
     first: str,
     second: str,
-    rules: Mapping[Form, Escalation],
-    entries: Mapping[str, LedgerEntry],
+    rules: Mapping[PromptType, Escalation],
+    entries: Mapping[str, VariantMeasurements],
 ) -> str:
     """What the cascade brings and costs at several shares, as Markdown.
 
@@ -79,7 +79,9 @@ def _shown(curve: Sequence[Point]) -> list[Point]:
     return shown
 
 
-def _row(form: Form, holds: str, rule: Escalation, point: Point, once: float, twice: float) -> str:
+def _row(
+    form: PromptType, holds: str, rule: Escalation, point: Point, once: float, twice: float
+) -> str:
     gain = rule.second_iou - rule.first_iou
     of_gain = f"{point.gain / gain:.0%}" if gain > 0 else "no gain"
     extra = twice - once

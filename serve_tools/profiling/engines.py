@@ -7,7 +7,7 @@ import importlib
 from serve_app.core.ports import DecoderEngine, EncoderEngine
 from serve_app.core.settings import Compute, GraphSettings
 from serve_app.models.factory import ModelSource
-from serve_app.routing.variants import encoder_compute
+from serve_app.profiles.variants import encoder_compute
 
 
 def import_libraries(settings: GraphSettings, variant: str, source: ModelSource) -> None:

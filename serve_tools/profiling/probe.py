@@ -21,7 +21,7 @@ from serve_app.core.ports import DecoderEngine, EncoderEngine
 from serve_app.core.settings import GraphSettings
 from serve_app.core.types import DecodeJob, DecodeOptions, Embedding, Prompt, RgbArray
 from serve_app.models.factory import ModelSource
-from serve_app.routing.variants import encoder_compute
+from serve_app.profiles.variants import encoder_compute
 from serve_tools.profiling.engines import import_libraries, load_variant
 from serve_tools.profiling.memory import held_bytes, peak_bytes
 from serve_tools.profiling.protocol import Answer, Effort, Event, Request

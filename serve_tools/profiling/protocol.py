@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from serve_app.core.measurements import Agreement, Data, Form
+from serve_app.core.measurements import Agreement, Data, PromptType
 from serve_app.core.settings import GraphSettings, Strict
 from serve_tools.profiling.quality import QualityRecord
 
@@ -32,7 +32,7 @@ class Effort(Strict):
     annotations: str | None = None
     images: int = Field(20, ge=1)
     objects: int = Field(12, ge=1)
-    forms: tuple[Form, ...] = ("box-1", "point-3", "box-3", "point-1")
+    forms: tuple[PromptType, ...] = ("box-1", "point-3", "box-3", "point-1")
     encode_sizes: tuple[int, ...] = (1, 2, 4, 8)
     decode_sizes: tuple[int, ...] = (1, 8, 32)
     repeats: int = Field(5, ge=1)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from serve_app.core.measurements import Form, QualityKind, Share
+from serve_app.core.measurements import PromptType, QualityKind, Share
 from serve_app.core.ports import DecoderEngine, EncoderEngine
 from serve_app.core.rle import Rle, decode_rle
 from serve_app.core.types import DecodeJob, DecodeOptions, Embedding, Mask, Prompt, RgbArray
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # The evaluation's modules are loaded where they are used: they are no part of a cold start.
 
-COUNTED: dict[QualityKind, Form] = {"box": "box-1", "point": "point-3"}
+COUNTED: dict[QualityKind, PromptType] = {"box": "box-1", "point": "point-3"}
 """The form of prompt that is behind each figure of quality, as in `serve_tools.evaluation`."""
 
 
@@ -43,7 +43,7 @@ class QualityRecord:
 
     variant: str
     kind: QualityKind
-    form: Form
+    form: PromptType
     image: int
     object: int
     iou: float
@@ -57,7 +57,7 @@ class Answered:
     """What a variant made of one image; all its prompts, by form and then by object."""
 
     sample: Sample
-    forms: tuple[Form, ...]
+    forms: tuple[PromptType, ...]
     prompts: Sequence[Prompt]
     embedding: Embedding
     masks: Sequence[tuple[Mask, ...]]
@@ -68,7 +68,7 @@ class Answered:
 
 
 def answer_sample(
-    encoder: EncoderEngine, decoder: DecoderEngine, sample: Sample, forms: Sequence[Form]
+    encoder: EncoderEngine, decoder: DecoderEngine, sample: Sample, forms: Sequence[PromptType]
 ) -> Answered:
     """Ask for each object of an image in each form."""
     from serve_tools.evaluation.kinds import PromptKind
@@ -102,7 +102,7 @@ def records_of(variant: str, answered: Answered) -> list[QualityRecord]:
 
 def _record(
     variant: str,
-    form: Form,
+    form: PromptType,
     image: int,
     number: int,
     rle: Rle,
@@ -128,7 +128,7 @@ def _record(
     )
 
 
-def _kind(form: Form) -> QualityKind:
+def _kind(form: PromptType) -> QualityKind:
     return "box" if form.startswith("box") else "point"
 
 

@@ -14,7 +14,7 @@ from serve_app.core.settings import GraphSettings
 from serve_app.core.types import BoolArray, DecodeJob, DecodeOptions, Prompt, RgbArray
 from serve_app.engines.family import ReferenceModel, Tensors
 from serve_app.models.factory import ModelSource
-from serve_app.routing.variants import encoder_compute
+from serve_app.profiles.variants import encoder_compute
 from serve_tools.profiling.engines import load_variant
 
 

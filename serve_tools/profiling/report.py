@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from serve_app.core.measurements import Figure, Ledger, LedgerEntry, dominated
+from serve_app.core.measurements import Figure, MeasurementsFile, VariantMeasurements, dominated
 from serve_tools.profiling.cascade import cascade_table
 
 
-def markdown(ledger: Ledger) -> str:
+def markdown(ledger: MeasurementsFile) -> str:
     """All figures of a ledger with their intervals."""
     host, data = ledger.host, ledger.data
     versions = ", ".join(f"{name} {version}" for name, version in ledger.versions.items())
@@ -33,7 +33,7 @@ def markdown(ledger: Ledger) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _startup(entries: Mapping[str, LedgerEntry]) -> str:
+def _startup(entries: Mapping[str, VariantMeasurements]) -> str:
     head = ["variant", "model", "on", "cold start s", "load s", "memory MB", "peak MB"]
     head += ["GPU MB", "embedding MB"]
     rows = [
@@ -58,7 +58,7 @@ def _startup(entries: Mapping[str, LedgerEntry]) -> str:
     return "## Start and memory\n\n" + _table(head, rows, left=3)
 
 
-def _passes(entries: Mapping[str, LedgerEntry]) -> str:
+def _passes(entries: Mapping[str, VariantMeasurements]) -> str:
     parts = []
     for title, tables in (
         ("encode ms by images in a pass", {n: e.encode_ms for n, e in entries.items()}),
@@ -73,7 +73,7 @@ def _passes(entries: Mapping[str, LedgerEntry]) -> str:
     return "\n\n".join(parts)
 
 
-def _quality(entries: Mapping[str, LedgerEntry]) -> str:
+def _quality(entries: Mapping[str, VariantMeasurements]) -> str:
     head = ["variant", "box IoU", "point IoU", "reference", "embedding cosine", "mask IoU with it"]
     rows = []
     for name, entry in entries.items():

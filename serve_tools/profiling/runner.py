@@ -13,10 +13,16 @@ from datetime import UTC, datetime
 from pydantic import ValidationError
 
 from serve_app.core.host import this_host
-from serve_app.core.measurements import Data, Escalation, Form, Ledger, LedgerEntry
+from serve_app.core.measurements import (
+    Data,
+    Escalation,
+    MeasurementsFile,
+    PromptType,
+    VariantMeasurements,
+)
 from serve_app.core.settings import GraphSettings
 from serve_app.models.registry import Registry
-from serve_app.routing.variants import encoder_compute
+from serve_app.profiles.variants import encoder_compute
 from serve_tools.evaluation.summary import versions_of
 from serve_tools.profiling.cascade import fit_rules
 from serve_tools.profiling.protocol import Answer, Effort, Event, Request
@@ -45,7 +51,7 @@ class Measured:
         failures: by variant, why it could not be measured.
     """
 
-    ledger: Ledger | None
+    ledger: MeasurementsFile | None
     records: tuple[QualityRecord, ...]
     failures: dict[str, str]
 
@@ -58,7 +64,7 @@ def measure(
     Args:
         say: told of the progress, a line at a time.
     """
-    entries: dict[str, LedgerEntry] = {}
+    entries: dict[str, VariantMeasurements] = {}
     failures: dict[str, str] = {}
     records: list[QualityRecord] = []
     data: Data | None = None
@@ -81,7 +87,7 @@ def measure(
         for variant in settings.variants.values()
         for half in (encoder_compute(variant), variant.decoder.compute)
     )
-    ledger = Ledger(
+    ledger = MeasurementsFile(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         host=this_host(gpus),
         versions=versions_of(_PACKAGES),
@@ -94,7 +100,7 @@ def measure(
 
 def _escalation(
     settings: GraphSettings, records: Sequence[QualityRecord], seed: int
-) -> dict[str, dict[Form, Escalation]]:
+) -> dict[str, dict[PromptType, Escalation]]:
     """Rules for the configured cascade, as far as there are enough objects to fit them on."""
     first, second = settings.router.default, settings.router.cascade_to
     if second is None:
@@ -105,7 +111,7 @@ def _escalation(
 
 def _measure_one(
     settings: GraphSettings, registry: Registry, name: str, effort: Effort, say: Say
-) -> tuple[LedgerEntry, Answer]:
+) -> tuple[VariantMeasurements, Answer]:
     cold: list[float] = []
     loads: list[float] = []
     answer: Answer | None = None
@@ -120,7 +126,7 @@ def _measure_one(
         raise ProbeFailed("its process ended without an answer")
     variant = settings.variants[name]
     compute, spec = encoder_compute(variant), registry.get(variant.model)
-    entry = LedgerEntry(
+    entry = VariantMeasurements(
         model=variant.model,
         weights_hash=spec.weights_hash,
         preprocessing=spec.preprocessing,

@@ -6,10 +6,10 @@ import os
 import tempfile
 from pathlib import Path
 
-from serve_app.core.measurements import Ledger
+from serve_app.core.measurements import MeasurementsFile
 
 
-def merged(new: Ledger, old: Ledger | None) -> Ledger:
+def merged(new: MeasurementsFile, old: MeasurementsFile | None) -> MeasurementsFile:
     """The new ledger with those entries of the old one that still compare with it.
 
     They do if host, versions and data are the same; rules of escalation are kept where neither
@@ -30,7 +30,7 @@ def merged(new: Ledger, old: Ledger | None) -> Ledger:
     )
 
 
-def write_ledger(path: Path, ledger: Ledger) -> None:
+def write_ledger(path: Path, ledger: MeasurementsFile) -> None:
     """Write beside the place and move: a reader sees the old file or the new one.
 
     Raises:

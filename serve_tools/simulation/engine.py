@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve_app.core.measurements import best_ms_per_item
-from serve_app.routing.facts import Ask, Situation
-from serve_app.routing.router import Refused, choose_variant
+from serve_app.routing.router import NoEligibleVariant, choose_variant
+from serve_app.routing.types import RoutingQuery, VariantState
 from serve_tools.simulation.clock import Clock, Device, Noise
 from serve_tools.simulation.cluster import Cluster, Replicas, Request
 from serve_tools.simulation.policies import OngoingWindow, Scaler
@@ -259,7 +259,7 @@ class Simulation:
             choice = choose_variant(
                 self._asks[key], variants, self._scale.profiles, self._scale.router
             )
-        except Refused:
+        except NoEligibleVariant:
             self._finish(request, "refused")
             return
         request.variant = choice.variant
@@ -269,15 +269,15 @@ class Simulation:
         elif not decoder.running:
             self._push_asleep(decoder)
 
-    def _situation(self, variant: str, image: int) -> Situation:
+    def _situation(self, variant: str, image: int) -> VariantState:
         encoder, decoder = self._encoders[variant], self._decoders[variant]
-        return Situation(
+        return VariantState(
             encoders=encoder.running,
             decoders=decoder.running,
             images=encoder.queued + encoder.waiting + encoder.in_passes,
             prompts=decoder.queued + decoder.waiting + decoder.in_passes,
             oldest_ms=1e3 * max(encoder.oldest_s(), decoder.oldest_s()),
-            resident=image in self._cached[variant],
+            cached=image in self._cached[variant],
             encoder_batch=encoder.spec.max_batch,
             decoder_batch=decoder.spec.max_batch,
         )
@@ -346,13 +346,13 @@ class Simulation:
         if outcome == "answered":
             self._latency[row] = self._clock.now - request.t
 
-    def _all_asks(self) -> dict[tuple[int, int], Ask]:
+    def _all_asks(self) -> dict[tuple[int, int], RoutingQuery]:
         """By kind and prompts."""
         profiles = self._scale.profiles
         least = (profiles[FAST].quality["box"] + profiles[ACCURATE].quality["box"]) / 2
         most = self._scale.goal_ms[ACCURATE]
         return {
-            (kind, n): Ask(
+            (kind, n): RoutingQuery(
                 prompts=n,
                 min_quality=least if name == "insisting" else None,
                 max_latency_ms=most if name == "bounded" else None,

@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from serve_app.http.tally import Tally
+from serve_app.http.request_info import RequestInfo
 
 Message = MutableMapping[str, Any]
 App = Callable[..., Awaitable[None]]
@@ -39,7 +39,7 @@ class Exchange:
     method: str = "POST"
     headers: Mapping[str, str] = field(default_factory=dict)
     incoming: list[Message] = field(default_factory=lambda: [{"type": "http.request"}])
-    tally: Tally | None = None
+    info: RequestInfo | None = None
     client: tuple[str, int] | None = ("192.0.2.7", 4711)
     read: int = 0
     sent: list[Message] = field(default_factory=list)
@@ -60,8 +60,8 @@ class Exchange:
             "client": self.client,
             "server": ("s", 80),
         }
-        if self.tally is not None:
-            scope["state"] = {"tally": self.tally}
+        if self.info is not None:
+            scope["state"] = {"request_info": self.info}
         await app(scope, self._receive, self._send)
         return self
 

@@ -11,6 +11,7 @@ import pytest
 from fastapi import FastAPI
 
 from serve_app.capabilities import Everything, SegmentRequest, TextQuery
+from serve_app.connectors.article import article_router
 from serve_app.core.limits import Limits
 from serve_app.core.rle import encode_rle
 from serve_app.core.types import (
@@ -23,8 +24,7 @@ from serve_app.core.types import (
     SegmentResult,
 )
 from serve_app.http.app import create_app
-from serve_app.telemetry import instruments
-from serve_app.telemetry.instruments import collect_with
+from serve_app.telemetry.metrics import set_collector
 
 from .asgi import Figures
 
@@ -117,7 +117,7 @@ class FakeService:
                     masks=self._masks(3 if p.multimask_output else 1, request),
                     variant=self.answered_by,
                 )
-                for p in task
+                for p in task.prompts
             )
         return SegmentResult(
             image_id=IMAGE_ID,
@@ -175,10 +175,9 @@ def limits() -> Limits:
 def figures() -> Iterator[Figures]:
     """What this process counts meanwhile."""
     kept = Figures()
-    before = instruments._collector
-    collect_with(kept)
+    before = set_collector(kept)
     yield kept
-    collect_with(before)
+    set_collector(before)
 
 
 @pytest.fixture
@@ -186,7 +185,9 @@ def app(service: FakeService, limits: Limits) -> FastAPI:
     async def metrics() -> bytes:
         return b"# TYPE sam_requests counter\nsam_requests 7\n"
 
-    return create_app(service, limits, metrics=metrics, version="9.8.7")
+    return create_app(
+        service, limits, metrics=metrics, version="9.8.7", connectors=[article_router]
+    )
 
 
 @pytest.fixture

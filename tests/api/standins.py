@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from serve_app.core.limits import Limits
+from serve_app.core.measurements import Measurements
 from serve_app.core.rle import encode_rle
 from serve_app.core.settings import RouterSettings
 from serve_app.core.types import (
@@ -25,8 +26,8 @@ from serve_app.core.types import (
 )
 from serve_app.flow.flow import SegmentationFlow
 from serve_app.images.store import ImageStore
-from serve_app.routing.board import Capacity
-from serve_app.routing.dispatcher import Dispatcher, Knowledge
+from serve_app.routing.dispatcher import Dispatcher
+from serve_app.routing.load_tracker import Capacity
 
 
 class StandInPredictor:
@@ -61,7 +62,7 @@ class StandInPredictor:
         masks = tuple((mask,) * (3 if p.multimask_output else 1) for p in prompts)
         return Prediction(masks=masks, cache=tier, timings_ms={"decode_masks": 1.0})
 
-    async def wake(self) -> None:
+    async def scale_from_zero(self) -> None:
         pass
 
 
@@ -103,7 +104,7 @@ def standin_flow(limits: Limits) -> SegmentationFlow:
     """A flow whose variant *fast* is a stand-in."""
     predictor = StandInPredictor()
     dispatcher = Dispatcher(
-        RouterSettings(), {"fast": Capacity()}, Knowledge(), {"fast": predictor.wake}
+        RouterSettings(), {"fast": Capacity()}, Measurements(), {"fast": predictor.scale_from_zero}
     )
     return SegmentationFlow(
         images=ImageStore(limits, 2**20),

@@ -10,12 +10,13 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
+from serve_app.connectors.article import article_router
 from serve_app.core.errors import Overloaded
 from serve_app.core.limits import Limits
 from serve_app.core.settings import GraphSettings
-from serve_app.http.admission import Admission, Pace
 from serve_app.http.app import create_app
-from serve_app.http.tally import Tally
+from serve_app.http.gate import GateMiddleware, ThroughputEstimator
+from serve_app.http.request_info import RequestInfo
 
 from .asgi import Clock, Exchange, fine
 
@@ -44,7 +45,7 @@ def gate() -> Gate:
     return Gate()
 
 
-async def fill(admission: Admission, gate: Gate, count: int) -> list[asyncio.Task[Exchange]]:
+async def fill(admission: GateMiddleware, gate: Gate, count: int) -> list[asyncio.Task[Exchange]]:
     tasks = [asyncio.create_task(Exchange().run(admission)) for _ in range(count)]
     for _ in tasks:
         await asyncio.wait_for(gate.arrivals.acquire(), 10)
@@ -52,11 +53,13 @@ async def fill(admission: Admission, gate: Gate, count: int) -> list[asyncio.Tas
 
 
 async def test_who_comes_too_many_is_refused_unread(gate, figures):
-    admission = Admission(gate, limits=Limits(max_concurrent_requests=2))
+    admission = GateMiddleware(gate, limits=Limits(max_concurrent_requests=2))
     tasks = await fill(admission, gate, 2)
-    refused = await Exchange(tally=Tally(), headers={"content-length": "5000000"}).run(admission)
+    refused = await Exchange(info=RequestInfo(), headers={"content-length": "5000000"}).run(
+        admission
+    )
     assert refused.status == 503
-    assert refused.error["code"] == refused.tally.code == "overloaded"
+    assert refused.error["code"] == refused.info.error_code == "overloaded"
     assert 1 <= int(refused.answered["retry-after"]) <= 30
     assert refused.answered["connection"] == "close"
     assert (refused.read, gate.entered) == (0, 2)
@@ -72,7 +75,7 @@ async def test_who_comes_too_many_is_refused_unread(gate, figures):
 
 
 async def test_what_only_reads_always_passes(gate):
-    admission = Admission(gate, limits=Limits(max_concurrent_requests=1))
+    admission = GateMiddleware(gate, limits=Limits(max_concurrent_requests=1))
     (task,) = await fill(admission, gate, 1)
     probes = [asyncio.create_task(Exchange(method="GET").run(admission)) for _ in range(5)]
     for _ in probes:
@@ -86,7 +89,7 @@ PIECE = {"type": "http.request", "body": b"x", "more_body": True}
 
 async def test_a_body_on_its_way_takes_no_place(gate):
     limits = Limits(max_concurrent_requests=1, max_arriving_requests=2)
-    admission = Admission(body_of(gate), limits=limits)
+    admission = GateMiddleware(body_of(gate), limits=limits)
     slow = [asyncio.create_task(Exchange(incoming=[PIECE]).run(admission)) for _ in range(2)]
     await asyncio.sleep(0)
     # Who sends slowly keeps others of that kind out, and nobody who has sent: they come and go.
@@ -103,7 +106,7 @@ async def test_a_body_on_its_way_takes_no_place(gate):
 
 async def test_whose_body_has_arrived_when_all_places_are_taken_is_refused(gate):
     limits = Limits(max_concurrent_requests=1, max_arriving_requests=2)
-    admission = Admission(body_of(gate), limits=limits)
+    admission = GateMiddleware(body_of(gate), limits=limits)
     late = Exchange(incoming=[PIECE, {"type": "http.request"}])
     come = asyncio.Event()
     late_task = asyncio.create_task(late.run(_after(admission, come)))
@@ -153,7 +156,7 @@ def _after(app: Any, come: asyncio.Event) -> Any:
 
 @pytest.mark.parametrize("end", ["fault", "cancelled"])
 async def test_a_place_is_free_again_however_a_request_ends(gate, end):
-    admission = Admission(gate, limits=Limits(max_concurrent_requests=1))
+    admission = GateMiddleware(gate, limits=Limits(max_concurrent_requests=1))
     (task,) = await fill(admission, gate, 1)
     if end == "fault":
         gate.failure = RuntimeError()
@@ -168,47 +171,47 @@ async def test_a_place_is_free_again_however_a_request_ends(gate, end):
 
 
 def test_the_wait_is_what_the_present_work_takes_at_the_present_pace():
-    pace = Pace()
-    pace.begin(100.0)
+    pace = ThroughputEstimator()
+    pace.start(100.0)
     for second in range(1, 9):  # two end each second
-        pace.end(100.0 + second)
-        pace.end(100.0 + second)
-    assert pace.wait_s(20, 108.0) == 10
-    assert pace.wait_s(1, 108.0) == 1
-    assert pace.wait_s(1000, 108.0) == 30
+        pace.complete(100.0 + second)
+        pace.complete(100.0 + second)
+    assert pace.retry_after_s(20, 108.0) == 10
+    assert pace.retry_after_s(1, 108.0) == 1
+    assert pace.retry_after_s(1000, 108.0) == 30
     # None ends any more: it takes longer and longer.
-    assert pace.wait_s(20, 112.0) > 10
-    assert pace.wait_s(20, 160.0) == 30
+    assert pace.retry_after_s(20, 112.0) > 10
+    assert pace.retry_after_s(20, 160.0) == 30
 
 
 def test_a_pause_is_not_taken_for_slowness():
-    pace = Pace()
-    pace.begin(0.0)
-    pace.end(1.0)
-    pace.begin(5000.0)
+    pace = ThroughputEstimator()
+    pace.start(0.0)
+    pace.complete(1.0)
+    pace.start(5000.0)
     for i in range(1, 11):
-        pace.end(5000.0 + i * 0.1)
-    assert pace.wait_s(50, 5001.0) == 5
+        pace.complete(5000.0 + i * 0.1)
+    assert pace.retry_after_s(50, 5001.0) == 5
     # Many more than are remembered: still the present pace.
     for i in range(1, 2001):
-        pace.end(5001.0 + i * 0.01)
-    assert pace.wait_s(500, 5021.0) == 5
+        pace.complete(5001.0 + i * 0.01)
+    assert pace.retry_after_s(500, 5021.0) == 5
 
 
 def test_of_a_service_that_has_just_filled_nothing_is_known():
-    pace = Pace()
-    pace.begin(0.0)
-    assert pace.wait_s(64, 0.0) == 1
-    assert pace.wait_s(64, 4.5) == 5
+    pace = ThroughputEstimator()
+    pace.start(0.0)
+    assert pace.retry_after_s(64, 0.0) == 1
+    assert pace.retry_after_s(64, 4.5) == 5
 
 
 def test_where_only_bodies_are_on_their_way_the_wait_is_short():
-    assert Pace().wait_s(0, 5_000.0) == 1
+    assert ThroughputEstimator().retry_after_s(0, 5_000.0) == 1
 
 
 async def test_the_refusal_tells_the_wait_by_the_clock(gate):
     clock = Clock()
-    admission = Admission(gate, limits=Limits(max_concurrent_requests=1), clock=clock)
+    admission = GateMiddleware(gate, limits=Limits(max_concurrent_requests=1), clock=clock)
     (task,) = await fill(admission, gate, 1)
     clock.now += 7
     assert (await Exchange().run(admission)).answered["retry-after"] == "7"
@@ -221,8 +224,8 @@ async def test_the_refusal_tells_the_wait_by_the_clock(gate):
 )
 async def test_a_refusal_on_arrival_tells_the_same_wait(service, path, kind):
     limits, clock = Limits(max_concurrent_requests=1), Clock()
-    app = create_app(service, limits, metrics=None, version="1")
-    admission = Admission(app, limits=limits, clock=clock)
+    app = create_app(service, limits, metrics=None, version="1", connectors=[article_router])
+    admission = GateMiddleware(app, limits=limits, clock=clock)
     entered, come = asyncio.Event(), asyncio.Event()
 
     async def wait(request: Any) -> None:
@@ -248,7 +251,7 @@ async def test_a_refusal_on_arrival_tells_the_same_wait(service, path, kind):
 
 async def test_the_interface_holds_its_own_bound(service):
     limits = Limits(max_concurrent_requests=2)
-    app = create_app(service, limits, metrics=None, version="1")
+    app = create_app(service, limits, metrics=None, version="1", connectors=[article_router])
     entered, go = asyncio.Semaphore(0), asyncio.Event()
 
     async def wait(request: Any) -> None:

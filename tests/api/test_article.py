@@ -51,11 +51,11 @@ async def test_the_articles_client_runs_unchanged(client, service):
         np.testing.assert_array_equal(masks[0], service.array)
     first, second, third = service.requests
     assert first.image == JPEG
-    assert first.task[0].box.tolist() == [3, 4, 20, 20]
+    assert first.task.prompts[0].box.tolist() == [3, 4, 20, 20]
     assert second.variant == "accurate"
-    assert second.task[0].point_coords.tolist() == [[5, 6], [7, 8]]
-    assert second.task[0].point_labels.tolist() == [1, 0]
-    assert third.task[0].point_coords.tolist() == [[5, 6]]
+    assert second.task.prompts[0].point_coords.tolist() == [[5, 6], [7, 8]]
+    assert second.task.prompts[0].point_labels.tolist() == [1, 0]
+    assert third.task.prompts[0].point_coords.tolist() == [[5, 6]]
     assert (await client.get("/health")).json()["status"] == "healthy"
 
 
@@ -67,7 +67,7 @@ async def test_fields_may_be_in_the_query(client, service):
     )
     ArticleResponse.model_validate_json(answer.content)
     assert answer.json()["model_used"] == "accurate"
-    assert service.requests[0].task[0].point_labels.tolist() == [1]
+    assert service.requests[0].task.prompts[0].point_labels.tolist() == [1]
     both = await client.post(
         "/segment?model_type=quantized",
         files={"file": ("x.jpg", JPEG)},
@@ -81,7 +81,7 @@ async def test_without_a_prompt_the_centre_is_segmented(client, service):
     assert answer.status_code == 200, answer.text
     assert service.embedded == [(JPEG, "fast")]
     assert service.requests[0].image == JPEG  # an id might be forgotten in between
-    assert service.requests[0].task[0].point_coords.tolist() == [[16, 12]]
+    assert service.requests[0].task.prompts[0].point_coords.tolist() == [[16, 12]]
     assert service.requests[0].variant == "fast"
 
 

@@ -15,8 +15,8 @@ from starlette.requests import ClientDisconnect
 
 from serve_app.core.errors import Overloaded
 from serve_app.core.limits import Limits
-from serve_app.http.account import Account
 from serve_app.http.app import create_app
+from serve_app.http.middleware import AuditLogMiddleware
 
 from .asgi import Clock, Exchange, fine
 
@@ -73,7 +73,7 @@ async def test_what_each_route_tells(client, lines):
     await client.post("/v1/segment", json={"image_id": "a", "everything": True})
     await client.post("/segment", files={"file": ("f", b"1")}, data={"box": "[1,2,3,4]"})
     await client.post("/segment_batch", files=[("files", ("f", b"1"))] * 2)
-    await client.get("/healthz")
+    await client.get("/v1/models")
     told = [(x["http_route"], x["images"], x["prompts"], x["variant"]) for x in lines()]
     assert told == [
         ("/v1/segment/batch", 3, 4, "-"),
@@ -81,8 +81,23 @@ async def test_what_each_route_tells(client, lines):
         ("/v1/segment", 1, 1, "fast"),
         ("/segment", 1, 1, "fast"),
         ("/segment_batch", 2, 2, "-"),
-        ("/healthz", 0, 0, "-"),
+        ("/v1/models", 0, 0, "-"),
     ]
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/health", "/metrics"])
+async def test_what_is_polled_has_its_line_at_debug_and_is_counted(
+    client, our_log, caplog, figures, path
+):
+    caplog.set_level(logging.INFO, "serve_app")
+    await client.get(path)
+    assert our_log() == []
+    caplog.set_level(logging.DEBUG, "serve_app.audit")
+    await client.get(path)
+    (record,) = our_log()
+    assert (record.levelno, record.http_route, record.status) == (logging.DEBUG, path, 200)
+    assert figures.counts["sam_requests_total", path, "200", ""] == 2
+    assert figures.observed == [("sam_request_duration_seconds", path)] * 2
 
 
 async def test_refused_and_unknown_ones(client, lines, service, figures):
@@ -154,7 +169,7 @@ async def silent(scope: Any, receive: Any, send: Any) -> None:
 async def test_every_end_has_its_status(lines, app, status, code):
     exchange = Exchange(incoming=[{"type": "http.disconnect"}])
     try:
-        await exchange.run(Account(app, templates=lambda: ["/v1/segment"]))
+        await exchange.run(AuditLogMiddleware(app, templates=lambda: ["/v1/segment"]))
     except (RuntimeError, ClientDisconnect):
         assert app in (breaks, left)
     (line,) = lines()
@@ -168,7 +183,7 @@ async def test_a_cancelled_request_is_one_that_was_left(lines, figures):
         entered.set()
         await asyncio.Event().wait()
 
-    account = Account(forever, templates=list)
+    account = AuditLogMiddleware(forever, templates=list)
     task = asyncio.create_task(Exchange().run(account))
     await entered.wait()
     assert lines() == []
@@ -180,7 +195,7 @@ async def test_a_cancelled_request_is_one_that_was_left(lines, figures):
 
 
 async def test_routes_are_told_by_their_templates(lines, figures):
-    account = Account(fine, templates=lambda: ["/a", "/images/{name}/masks"])
+    account = AuditLogMiddleware(fine, templates=lambda: ["/a", "/images/{name}/masks"])
     for path in ("/a", "/images/1/masks", "/images/2/masks", "/images/2", "/a/"):
         await Exchange(path=path).run(account)
     assert [line["http_route"] for line in lines()] == [
@@ -197,7 +212,7 @@ async def test_the_duration_is_the_whole_requests(lines):
         clock.now += 1.5
         await fine(scope, receive, send)
 
-    await Exchange().run(Account(slow, templates=list, clock=clock))
+    await Exchange().run(AuditLogMiddleware(slow, templates=list, clock=clock))
     assert lines()[0]["duration_ms"] == 1500.0
 
 
@@ -207,7 +222,7 @@ async def test_the_duration_is_the_whole_requests(lines):
 )
 async def test_what_a_caller_writes_makes_no_other_line(caplog, our_log, client, method):
     caplog.set_level(logging.INFO, "serve_app.audit")
-    await Exchange(client=client, method=method).run(Account(fine, templates=list))
+    await Exchange(client=client, method=method).run(AuditLogMiddleware(fine, templates=list))
     (record,) = our_log()
     text = record.getMessage()
     assert "\n" not in text

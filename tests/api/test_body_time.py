@@ -9,8 +9,8 @@ import pytest
 from serve_app.core.errors import BodyTimeout
 from serve_app.core.limits import Limits
 from serve_app.http.app import create_app
-from serve_app.http.body_limit import BodyLimit
-from serve_app.http.tally import Tally
+from serve_app.http.middleware import BodyLimitMiddleware
+from serve_app.http.request_info import RequestInfo
 
 from .asgi import Clock, Exchange
 
@@ -44,9 +44,9 @@ async def drip(pieces: int, size: int, seconds: float, limits: Limits = LIMITS) 
         for n in range(pieces)
     ]
     exchange = Exchange(
-        incoming=[*incoming, {"type": "http.disconnect"}], on_receive=wait, tally=Tally()
+        incoming=[*incoming, {"type": "http.disconnect"}], on_receive=wait, info=RequestInfo()
     )
-    await exchange.run(BodyLimit(read_all, limits=limits, clock=clock))
+    await exchange.run(BodyLimitMiddleware(read_all, limits=limits, clock=clock))
     return exchange
 
 
@@ -81,7 +81,9 @@ async def test_what_does_not_is_given_up(pieces, size, seconds, read, figures):
 async def test_a_body_that_never_comes_ends_the_wait(figures):
     limits = Limits(body_grace_seconds=0.01)
     with pytest.raises(BodyTimeout):
-        await asyncio.wait_for(Exchange(incoming=[]).run(BodyLimit(read_all, limits=limits)), 10)
+        await asyncio.wait_for(
+            Exchange(incoming=[]).run(BodyLimitMiddleware(read_all, limits=limits)), 10
+        )
     assert figures.refused("body_time") == 1
 
 
@@ -116,5 +118,5 @@ async def test_work_on_a_body_that_is_there_may_take_its_time():
         clock.now += 10_000
         assert (await receive())["type"] == "http.disconnect"
 
-    await exchange.run(BodyLimit(works, limits=LIMITS, clock=clock))
+    await exchange.run(BodyLimitMiddleware(works, limits=LIMITS, clock=clock))
     assert exchange.read == 2

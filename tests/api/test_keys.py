@@ -12,11 +12,13 @@ import yaml
 from pydantic import ValidationError
 
 from serve_app.__main__ import main
+from serve_app.connectors.article import article_router
 from serve_app.core.exposure import exposure_warning
+from serve_app.core.limits import Limits
 from serve_app.core.settings import ApiKey, GraphSettings, SecuritySettings
 from serve_app.http.app import create_app
-from serve_app.http.keys import Keys
-from serve_app.http.tally import PROBES, Tally
+from serve_app.http.gate import GateMiddleware
+from serve_app.http.request_info import PROBES, RequestInfo
 
 from .asgi import Exchange, fine
 
@@ -34,16 +36,16 @@ SECURITY = SecuritySettings(
 
 async def passes(headers: dict[str, str], route: str = "/v1/segment") -> str | None:
     """The name under which a request is let in; None: it is not."""
-    exchange = Exchange(headers=headers, tally=Tally(route=route))
-    await exchange.run(Keys(fine, security=SECURITY))
+    exchange = Exchange(headers=headers, info=RequestInfo(route=route))
+    await exchange.run(GateMiddleware(fine, limits=Limits(), security=SECURITY))
     assert exchange.read == 0
     if exchange.status == 200:
-        return exchange.tally.key
+        return exchange.info.key
     assert exchange.status == 401
     assert exchange.answered["www-authenticate"] == "Bearer"
     assert exchange.error["code"] == "unauthorized"
-    assert exchange.tally.code == "unauthorized"
-    assert exchange.tally.key == "-"
+    assert exchange.info.error_code == "unauthorized"
+    assert exchange.info.key == "-"
     return None
 
 
@@ -95,7 +97,14 @@ async def test_the_whole_interface_is_behind_the_keys(service, limits, caplog):
     async def metrics() -> bytes:
         return b"figures"
 
-    app = create_app(service, limits, metrics=metrics, version="1", security=SECURITY)
+    app = create_app(
+        service,
+        limits,
+        metrics=metrics,
+        version="1",
+        security=SECURITY,
+        connectors=[article_router],
+    )
     transport = httpx.ASGITransport(app)
     with caplog.at_level(logging.DEBUG):
         async with httpx.AsyncClient(transport=transport, base_url="http://sam") as client:
@@ -150,9 +159,9 @@ async def test_the_command_makes_a_key_that_fits_its_entry(capsys):
     settings = GraphSettings.model_validate(yaml.safe_load(text[text.index("security:") :]))
     (entry,) = settings.security.api_keys
     assert (entry.name, entry.requests_per_minute, entry.burst) == ("alice", 60, 5)
-    exchange = Exchange(headers={"x-api-key": key}, tally=Tally())
-    await exchange.run(Keys(fine, security=settings.security))
-    assert (exchange.status, exchange.tally.key) == (200, "alice")
+    exchange = Exchange(headers={"x-api-key": key}, info=RequestInfo())
+    await exchange.run(GateMiddleware(fine, limits=Limits(), security=settings.security))
+    assert (exchange.status, exchange.info.key) == (200, "alice")
     assert main(["key", "alice"]) == 0
     assert key not in capsys.readouterr().out
     assert main(["key", "no such: name"]) == 1

@@ -11,7 +11,8 @@ import pytest
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve_app.http.lingering import Lingering
+from serve_app.core.limits import Limits
+from serve_app.http.middleware import SlowClientMiddleware
 
 from .asgi import Exchange
 
@@ -24,6 +25,11 @@ async def refusing(scope: Scope, receive: Receive, send: Send) -> None:
     headers = [(b"content-length", b"2"), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": 503, "headers": headers})
     await send({"type": "http.response.body", "body": ANSWER})
+
+
+def lingering(seconds: float, most: int) -> SlowClientMiddleware:
+    limits = Limits(linger_seconds=seconds, max_lingering_requests=most)
+    return SlowClientMiddleware(refusing, limits=limits)
 
 
 async def serving(app: ASGIApp) -> AsyncIterator[int]:
@@ -50,7 +56,7 @@ async def answer_to(port: int, sent: bytes, announced: int) -> bytes:
 
 
 async def test_the_answer_is_read_after_the_whole_body_was_sent() -> None:
-    async for port in serving(Lingering(refusing, seconds=5, most=9)):
+    async for port in serving(lingering(5, 9)):
         for _ in range(5):
             answer = await answer_to(port, BODY, len(BODY))
             assert answer.startswith(b"HTTP/1.1 503")
@@ -65,7 +71,7 @@ async def test_without_it_the_connection_is_reset() -> None:
 
 
 async def test_it_waits_for_the_rest_of_a_body_for_a_while_only() -> None:
-    async for port in serving(Lingering(refusing, seconds=0.05, most=9)):
+    async for port in serving(lingering(0.05, 9)):
         async with asyncio.timeout(10):
             answer = await answer_to(port, b"half", 1_000)
         assert answer.startswith(b"HTTP/1.1 503")
@@ -80,7 +86,7 @@ async def test_no_more_are_waited_for_than_may_be() -> None:
             if message["type"] == "http.response.body" and not message.get("more_body"):
                 ends.append(self.number)
 
-    app = Lingering(refusing, seconds=60, most=2)
+    app = lingering(60, 2)
     asked = []
     for number in range(4):
         exchange = Unfinished(headers={"content-length": "9"}, incoming=[])

@@ -38,6 +38,7 @@ from schemathesis.specs.openapi.checks import (
 )
 from schemathesis.transport.serialization import Binary
 
+from serve_app.connectors.article import article_router
 from serve_app.core.limits import Limits
 from serve_app.http.app import create_app
 
@@ -187,7 +188,7 @@ async def _no_metrics() -> bytes:
 def interface(request: pytest.FixtureRequest) -> Iterator[Interface]:
     flow = request.param == "with the flow"
     service: Any = standin_flow(LIMITS) if flow else FakeService()
-    app = create_app(service, LIMITS, metrics=_no_metrics, version="1")
+    app = create_app(service, LIMITS, metrics=_no_metrics, version="1", connectors=[article_router])
     with asyncio.Runner() as runner:
         yield Interface(app, runner)
 
@@ -201,7 +202,9 @@ def check(case: Case, answer: httpx.Response) -> None:
 
 
 def _operations() -> list[str]:
-    app = create_app(FakeService(), LIMITS, metrics=_no_metrics, version="1")
+    app = create_app(
+        FakeService(), LIMITS, metrics=_no_metrics, version="1", connectors=[article_router]
+    )
     return [
         f"{method.upper()} {path}"
         for path, operations in app.openapi()["paths"].items()

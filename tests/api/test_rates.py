@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
+from typing import Any
+
 import httpx
 import pytest
 
+from serve_app.core.limits import Limits
 from serve_app.core.settings import ApiKey, SecuritySettings
 from serve_app.http.app import create_app
-from serve_app.http.rates import Rates, TokenBucket
-from serve_app.http.tally import Tally
+from serve_app.http.gate import GateMiddleware, TokenBucket
+from serve_app.http.request_info import RequestInfo
 
 from .asgi import Clock, Exchange, fine
 
+
+def sha256(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
 SECURITY = SecuritySettings(
     api_keys=(
-        ApiKey(name="slow", sha256="0" * 64, requests_per_minute=6, burst=2),
-        ApiKey(name="slower", sha256="1" * 64, requests_per_minute=1, burst=1),
-        ApiKey(name="free", sha256="2" * 64),
+        ApiKey(name="slow", sha256=sha256("slow"), requests_per_minute=6, burst=2),
+        ApiKey(name="slower", sha256=sha256("slower"), requests_per_minute=1, burst=1),
+        ApiKey(name="free", sha256=sha256("free")),
     )
 )
 
@@ -27,20 +36,24 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def rates(clock: Clock) -> Rates:
-    return Rates(fine, security=SECURITY, clock=clock)
+def rates(clock: Clock) -> GateMiddleware:
+    return gate(fine, SECURITY, clock)
 
 
-async def ask(rates: Rates, key: str = "slow", **more) -> Exchange:
-    tally = Tally(route="/v1/segment", key=key)
-    return await Exchange(tally=tally, **more).run(rates)
+def gate(app: Any, security: SecuritySettings, clock: Clock) -> GateMiddleware:
+    return GateMiddleware(app, limits=Limits(), security=security, clock=clock)
+
+
+async def ask(rates: GateMiddleware, key: str = "slow", **more) -> Exchange:
+    info = RequestInfo(route="/v1/segment")
+    return await Exchange(info=info, headers={"x-api-key": key}, **more).run(rates)
 
 
 async def test_a_burst_passes_and_then_one_for_each_ten_seconds(rates, clock, figures):
     assert [(await ask(rates)).status for _ in range(3)] == [200, 200, 429]
     refused = await ask(rates)
     assert refused.answered["retry-after"] == "10"
-    assert refused.error["code"] == refused.tally.code == "rate_limited"
+    assert refused.error["code"] == refused.info.error_code == "rate_limited"
     assert refused.read == 0
     clock.now += 7.5
     assert (await ask(rates)).answered["retry-after"] == "3"
@@ -63,10 +76,12 @@ async def test_a_key_has_its_own_rate_or_none(rates):
 
 
 async def test_those_without_a_key_share_one_rate(clock):
-    rates = Rates(fine, security=SecuritySettings(requests_per_minute=1, burst=1), clock=clock)
+    rates = gate(fine, SecuritySettings(requests_per_minute=1, burst=1), clock)
     assert (await ask(rates, "-", client=("192.0.2.1", 1))).status == 200
     assert (await ask(rates, "-", client=("192.0.2.2", 1))).status == 429
-    probe = await Exchange(tally=Tally(route="/readyz"), path="/readyz", method="GET").run(rates)
+    probe = await Exchange(info=RequestInfo(route="/readyz"), path="/readyz", method="GET").run(
+        rates
+    )
     assert probe.status == 200
 
 
@@ -80,10 +95,10 @@ async def test_answers_tell_what_is_left(rates, clock):
 
 async def test_the_images_of_a_batch_count_and_a_debt_is_paid_off_first(clock):
     async def batch(scope, receive, send):
-        scope["state"]["tally"].work(images=5, prompts=5)
+        scope["state"]["request_info"].record_size(images=5, prompts=5)
         await fine(scope, receive, send)
 
-    rates = Rates(batch, security=SECURITY, clock=clock)
+    rates = gate(batch, SECURITY, clock)
     # 2 were there, 5 are taken: 4 are missing to the next.
     assert (await ask(rates)).status == 200
     assert (await ask(rates)).answered["retry-after"] == "40"

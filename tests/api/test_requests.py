@@ -38,18 +38,18 @@ async def test_form_with_a_box(client, service):
     answer = await form(client, box="[10,20,30,23]", multimask_output="false", variant="accurate")
     assert answer.status_code == 200, answer.text
     request = service.requests[0]
-    assert request.task[0].box.tolist() == [10, 20, 30, 23]
-    assert not request.task[0].multimask_output
+    assert request.task.prompts[0].box.tolist() == [10, 20, 30, 23]
+    assert not request.task.prompts[0].multimask_output
     assert request.variant == "accurate"
 
 
 @pytest.mark.parametrize("text", ["[[5, 6]]", "[5, 6]"])
 async def test_form_points_are_on_the_object_unless_labelled(client, service, text):
     assert (await form(client, point_coords=text)).status_code == 200
-    assert service.requests[0].task[0].point_coords.tolist() == [[5, 6]]
-    assert service.requests[0].task[0].point_labels.tolist() == [1]
+    assert service.requests[0].task.prompts[0].point_coords.tolist() == [[5, 6]]
+    assert service.requests[0].task.prompts[0].point_labels.tolist() == [1]
     assert (await form(client, point_coords=text, point_labels="[0]")).status_code == 200
-    assert service.requests[1].task[0].point_labels.tolist() == [0]
+    assert service.requests[1].task.prompts[0].point_labels.tolist() == [0]
     assert (await form(client, point_coords=text, point_labels="0")).status_code == 200
 
 
@@ -70,7 +70,7 @@ async def test_form_with_request_as_field_and_as_file(client, service):
     assert (await form(client, request=request, format="png")).status_code == 200
     files = {"file": ("x.jpg", FILE), "request": ("r.json", request, "application/json")}
     assert (await client.post("/v1/segment", files=files)).status_code == 200
-    assert [len(r.task) for r in service.requests] == [2, 2]
+    assert [len(r.task.prompts) for r in service.requests] == [2, 2]
 
 
 async def test_a_large_file_does_not_go_through_a_disk(client, service, monkeypatch):
@@ -117,7 +117,7 @@ async def test_json_prompts(client, service):
     )
     assert answer.status_code == 200, answer.text
     request = service.requests[0]
-    first, second = request.task
+    first, second = request.task.prompts
     np.testing.assert_array_equal(first.point_coords, np.float32([[1, 2], [3.5, 4]]))
     assert first.point_labels.tolist() == [1, 0]
     assert (first.multimask_output, second.multimask_output) == (False, True)
@@ -134,7 +134,7 @@ async def test_mask_input_in_all_its_forms(client, service, dtype):
     body = {"image_id": "a", "prompts": [{"mask_input": value}]}
     answer = await client.post("/v1/segment", json=body)
     assert answer.status_code == 200, answer.text
-    np.testing.assert_array_equal(service.requests[0].task[0].mask_input, logits)
+    np.testing.assert_array_equal(service.requests[0].task.prompts[0].mask_input, logits)
 
 
 async def test_logits_come_back_as_mask_input(client, service):
@@ -143,7 +143,7 @@ async def test_logits_come_back_as_mask_input(client, service):
     logits = answer["results"][0]["masks"][0]["low_res_logits"]
     body = {"image_id": "a", "mask_input": logits}
     assert (await client.post("/v1/segment", json=body)).status_code == 200
-    assert (service.requests[1].task[0].mask_input == 1.5).all()
+    assert (service.requests[1].task.prompts[0].mask_input == 1.5).all()
 
 
 async def test_text_parameters(client, service):

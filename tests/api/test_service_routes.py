@@ -139,7 +139,7 @@ def test_the_interface_imports_neither_torch_nor_ray():
 def test_everything_is_checked_for_python_callers_too(name, value):
     with pytest.raises(InvalidRequest) as caught:
         Everything(**{name: value})
-    assert caught.value.field == name
+    assert caught.value.field == f"everything.{name}"
 
 
 @pytest.mark.parametrize(

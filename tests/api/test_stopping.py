@@ -12,7 +12,7 @@ import pytest
 
 from serve_app.core.limits import Limits
 from serve_app.http.app import create_app
-from serve_app.http.work import Work
+from serve_app.http.gate import InFlightTracker
 
 from .conftest import FakeService
 
@@ -20,24 +20,26 @@ BODY = {"image_id": "32x24-abc", "box": [1, 1, 9, 9]}
 
 
 @pytest.fixture
-def sign(tmp_path: Path) -> Path:
+def drain_file(tmp_path: Path) -> Path:
     return tmp_path / "draining"
 
 
-def stop(sign: Path) -> None:
-    sign.touch()
+def stop(drain_file: Path) -> None:
+    drain_file.touch()
 
 
-def go_on_again(sign: Path) -> None:
-    sign.unlink()
+def go_on_again(drain_file: Path) -> None:
+    drain_file.unlink()
 
 
 @pytest.fixture
-async def client(service: FakeService, sign: Path) -> AsyncIterator[httpx.AsyncClient]:
+async def client(service: FakeService, drain_file: Path) -> AsyncIterator[httpx.AsyncClient]:
     async def metrics() -> bytes:
         return b""
 
-    app = create_app(service, Limits(), metrics=metrics, version="1", work=Work(sign))
+    app = create_app(
+        service, Limits(), metrics=metrics, version="1", tracker=InFlightTracker(drain_file)
+    )
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app), base_url="http://sam"
     ) as client:
@@ -45,7 +47,7 @@ async def client(service: FakeService, sign: Path) -> AsyncIterator[httpx.AsyncC
 
 
 async def test_what_has_begun_is_answered_and_what_comes_then_is_not_begun(
-    client: httpx.AsyncClient, service: FakeService, sign: Path
+    client: httpx.AsyncClient, service: FakeService, drain_file: Path
 ) -> None:
     begun, go_on = asyncio.Event(), asyncio.Event()
 
@@ -57,7 +59,7 @@ async def test_what_has_begun_is_answered_and_what_comes_then_is_not_begun(
     first = asyncio.create_task(client.post("/v1/segment", json=BODY))
     await begun.wait()
     assert (await client.get("/readyz")).json() == {"status": "ready"}
-    stop(sign)
+    stop(drain_file)
     probe = await client.get("/readyz")
     assert (probe.status_code, probe.json()) == (503, {"status": "draining", "in_flight": 1})
     refused = await client.post("/v1/segment", json=BODY)
@@ -70,10 +72,10 @@ async def test_what_has_begun_is_answered_and_what_comes_then_is_not_begun(
     assert len(service.requests) == 1
 
 
-async def test_without_the_sign_it_takes_requests_again(
-    client: httpx.AsyncClient, sign: Path
+async def test_without_the_file_it_takes_requests_again(
+    client: httpx.AsyncClient, drain_file: Path
 ) -> None:
-    stop(sign)
+    stop(drain_file)
     assert (await client.post("/v1/segment", json=BODY)).status_code == 503
-    go_on_again(sign)
+    go_on_again(drain_file)
     assert (await client.post("/v1/segment", json=BODY)).status_code == 200

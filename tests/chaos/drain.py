@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from serve_app.cli.environment import free_ports
+from serve_app.deployments.compat.environment import free_ports
 
 from ..faults.standins import ROOT, application, graph
 from .load import Client, Ledger

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from serve_app.cli.environment import free_ports
+from serve_app.deployments.compat.environment import free_ports
 
 from ..cluster.ray_cluster import RayCluster, session_members, wait_until
 from ..faults.standins import application

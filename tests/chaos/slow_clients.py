@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from serve_app.cli.environment import free_ports
+from serve_app.deployments.compat.environment import free_ports
 
 from ..front.running import RawClient, RunningEdge, wait_until
 from .report import Report

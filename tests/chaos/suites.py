@@ -47,7 +47,7 @@ SUITES = (
             "tests/unit/test_image_id.py",
             "tests/unit/test_cache_codec.py",
             "tests/unit/test_configs.py",
-            "tests/unit/test_handles.py",
+            "tests/unit/test_calls.py",
         ),
     ),
     Suite(

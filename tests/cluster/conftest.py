@@ -65,7 +65,7 @@ def served(ray_cluster: RayCluster) -> Served:
     }
     arguments = config["applications"][0]["args"]
     ledger = ray_cluster.folder / "ledger.json"
-    arguments["ledger"] = {"path": str(ledger)}
+    arguments["measurements"] = {"path": str(ledger)}
     write_ledger(GraphSettings.model_validate(arguments), ledger)
     url = f"http://127.0.0.1:{port}"
     ray_cluster.deploy(config)

@@ -52,7 +52,7 @@ def gpu_service(dry: bool = False) -> Iterator[Service]:
             _without_gpu(arguments)
         else:
             arguments["registry"] = str(_registry(Path(folder)))
-        arguments["ledger"] = {"path": f"{folder}/ledger.json"}
+        arguments["measurements"] = {"path": f"{folder}/ledger.json"}
         arguments["text"]["open_clip"] = tiny_clip_settings(TINY_CLIP).model_dump(mode="json")
         with serving_config(config, "sam", num_gpus=1, num_cpus=8) as service:
             yield service

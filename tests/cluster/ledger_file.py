@@ -13,14 +13,14 @@ from serve_app.core.measurements import (
     Data,
     Duration,
     Escalation,
-    Ledger,
-    LedgerEntry,
+    MeasurementsFile,
     Point,
     Share,
+    VariantMeasurements,
 )
 from serve_app.core.settings import GraphSettings
 from serve_app.models.registry import load_registry
-from serve_app.routing.variants import encoder_compute
+from serve_app.profiles.variants import encoder_compute
 
 ENCODE_MS = {"fast": 1500.0, "accurate": 4500.0}
 DECODE_MS = {"fast": 35.0, "accurate": 60.0}
@@ -38,7 +38,7 @@ def write_ledger(settings: GraphSettings, path: Path) -> None:
         if name not in ENCODE_MS:
             continue
         spec, compute = registry.get(variant.model), encoder_compute(variant)
-        entries[name] = LedgerEntry(
+        entries[name] = VariantMeasurements(
             model=variant.model,
             weights_hash=spec.weights_hash,
             preprocessing=spec.preprocessing,
@@ -65,7 +65,7 @@ def write_ledger(settings: GraphSettings, path: Path) -> None:
         first_iou=0.6,
         second_iou=0.8,
     )
-    ledger = Ledger(
+    ledger = MeasurementsFile(
         created="2026-01-01T00:00:00Z",
         host=this_host(gpus=False),
         versions={},

@@ -24,9 +24,9 @@ import httpx
 import pytest
 import yaml
 
-from serve_app.cli.environment import free_ports, ray_environment
+from serve_app.deployments.compat.environment import free_ports, ray_environment
 
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 30.0
 _POLL_S = 0.2
 
@@ -86,6 +86,7 @@ class RayCluster:
             # Callers too: else they look for it at this machine's other address.
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_raylet_start_wait_time_s": "120",  # on a busy machine
             "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
             # Nobody else uses this node: there is nothing to drain before it ends.
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",

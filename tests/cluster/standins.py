@@ -17,12 +17,13 @@ import numpy as np
 from ray.serve import Application
 
 from graphs.nodes import deployed
+from serve_app.core.measurements import Profile
 from serve_app.core.ports import DecoderEngine, EncoderEngine
 from serve_app.core.settings import Compute, GraphSettings
 from serve_app.core.types import DecodeJob, DecodeOptions, Embedding, Mask, Prompt, RgbArray
+from serve_app.deployments.calls import RemotePredictor
 from serve_app.deployments.decoder import DecoderReplica
 from serve_app.deployments.encoder import EncoderReplica
-from serve_app.deployments.handles import RemotePredictor
 from serve_app.models.factory import ModelSource
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +33,10 @@ PASS_MS = {"fast": 400.0, "accurate": 800.0}
 BATCH = {"fast": 2, "accurate": 4}
 """So either variant's encoder embeds five images a second."""
 DECODE_MS = 5.0
+PROFILES = {
+    "fast": Profile({1: PASS_MS["fast"], BATCH["fast"]: PASS_MS["fast"]}, {1: 5.0, 16: 5.0})
+}
+"""The measured variants."""
 SLOT = 0.25
 """CPUs, in Ray's bookkeeping, of an encoder or decoder."""
 QUICK = {
@@ -121,8 +126,8 @@ def graph(
     return {
         "variants": variants,
         "ingress": {"ray_actor_options": {"num_cpus": 0.05}, "autoscaling_config": small},
-        # Nobody measured sleeping: the policy goes by what replicas tell.
-        "ledger": {"path": "/nonexistent/ledger.json"},
+        # There is no file: replicas of *fast* report `PROFILES`, those of *accurate* what they see.
+        "measurements": {"path": "/nonexistent/ledger.json"},
         "scaling": scaling,
     }
 
@@ -161,10 +166,10 @@ def _build(settings: GraphSettings, encoder: type[EncoderReplica]) -> Applicatio
     for name, variant in settings.variants.items():
         source = SleepingSource(pass_ms=PASS_MS[name])
         images = deployed(encoder, f"{name}-encoder", variant.encoder).bind(
-            variant.model, variant.encoder, source
+            variant.model, variant.encoder, source, PROFILES.get(name)
         )
         decoders[name] = deployed(DecoderReplica, f"{name}-decoder", variant.decoder).bind(
-            variant, settings.cache, source, images
+            variant, settings.cache, source, images, PROFILES.get(name)
         )
     application: Application = deployed(Ingress, "ingress", settings.ingress).bind(decoders)
     return application

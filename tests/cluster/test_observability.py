@@ -14,8 +14,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve_app.telemetry import catalogue
-from serve_app.telemetry.instruments import Instrument
+from serve_app.telemetry import metrics as all_metrics
+from serve_app.telemetry.metrics import Instrument
 
 from .conftest import Served
 from .ray_cluster import wait_until
@@ -47,7 +47,7 @@ Samples = dict[str, list[dict[str, str]]]
 
 
 def instruments() -> dict[str, Instrument]:
-    found = vars(catalogue).values()
+    found = vars(all_metrics).values()
     return {i.name: i for i in found if isinstance(i, Instrument)}
 
 

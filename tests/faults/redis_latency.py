@@ -69,7 +69,7 @@ async def in_state(server: RedisServer, state: str, count: int) -> tuple[list[fl
     elif state == "dead":
         await asyncio.to_thread(server.start)
     back = time.perf_counter()
-    while tier.left_alone:  # noqa: ASYNC110
+    while tier.circuit_open:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     seconds = time.perf_counter() - back
     cache = TieredEmbeddingCache(0, tier)

@@ -34,6 +34,7 @@ from serve_app.deployments.encoder import EncoderReplica
 from serve_app.deployments.proposals import ProposalsReplica
 from serve_app.deployments.text import TextReplica
 from serve_app.models.factory import ModelSource
+from serve_app.profiles.plan import resolve
 
 from .models import (
     SleepingDecoder,
@@ -147,7 +148,7 @@ def graph(
         "proposals": role(replicas, detector=None),
         "text": role(replicas),
         # Nobody measured sleeping.
-        "ledger": {"path": "/nonexistent/ledger.json"},
+        "measurements": {"path": "/nonexistent/ledger.json"},
         **({} if standins is None else {"standins": standins}),
         **more,
     }
@@ -186,5 +187,5 @@ def build(settings: FaultSettings) -> Application:
     text: Any = None
     if settings.text is not None:
         text = deployed(WatchedText, "text", settings.text).bind(settings.text, source)
-    application: Application = ingress_node(settings, decoders, proposals, text)
+    application: Application = ingress_node(resolve(settings), decoders, proposals, text)
     return application

@@ -16,14 +16,14 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save
 
-from serve_app.cache.codec import encode_embedding, seal
+from serve_app.cache.codec import add_checksum, encode_embedding
 from serve_app.core.errors import UnknownImage
 from serve_app.core.image_id import image_id
 from serve_app.core.limits import Limits
 from serve_app.core.types import CacheTier, Embedding
 from serve_app.embeddings.tiers import TieredEmbeddingCache
 from serve_app.images.store import ImageStore
-from serve_app.telemetry.catalogue import CACHE_LOOKUPS
+from serve_app.telemetry.metrics import CACHE_LOOKUPS
 
 KEY = "emb-of-this-image"
 TENSORS = {
@@ -106,7 +106,7 @@ def damaged_values(canary: Path) -> Iterator[tuple[str, bytes]]:
         "pickle": pickles(canary),
         "oversize": iter([GOOD + b"\0", GOOD + bytes(32 * 2**20), bytes(64 * 2**20)]),
         "header length": header_lengths(),
-        "an image": iter([seal(KEY, png(0))]),
+        "an image": iter([add_checksum(KEY, png(0))]),
     }
     for kind, values in cases.items():
         yield from ((kind, value) for value in values)
@@ -169,9 +169,14 @@ async def test_every_damaged_image_is_a_counted_miss(tmp_path: Path, counted: An
     canary = tmp_path / "sings"
     bomb = pickle.dumps(Canary(canary))
     # The last ones have a right checksum, and are no image, or another one.
-    sealed = [seal(key, bomb), seal(key, file[:40]), seal(key, other), seal(key, b"")]
+    sealed = [
+        add_checksum(key, bomb),
+        add_checksum(key, file[:40]),
+        add_checksum(key, other),
+        add_checksum(key, b""),
+    ]
     values = [*bit_flips(good, 256), *truncations(good), file, bomb, good + b"\0"]
-    values += [seal(f"{key}x", file), old_version(key, file), *sealed]
+    values += [add_checksum(f"{key}x", file), old_version(key, file), *sealed]
     for number, value in enumerate(values, start=1):
         tier.kept[key] = value
         store = ImageStore(Limits(), 10**6, tier)

@@ -23,7 +23,7 @@ from serve_app.cache.redis import RedisTier
 from serve_app.core.settings import CacheSettings
 from serve_app.core.types import CacheTier, Embedding
 from serve_app.embeddings.tiers import TieredEmbeddingCache
-from serve_app.telemetry.catalogue import REDIS_BREAKER_OPEN, REDIS_OPERATIONS
+from serve_app.telemetry.metrics import REDIS_BREAKER_OPEN, REDIS_OPERATIONS
 
 from .redis_server import RedisServer
 
@@ -40,7 +40,7 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 def _settings(url: str, **more: Any) -> CacheSettings:
-    return CacheSettings(redis_url=url, **{"redis_rest_s": 0.05} | more)
+    return CacheSettings(redis_url=url, **{"redis_probe_interval_s": 0.05} | more)
 
 
 @asynccontextmanager
@@ -111,10 +111,10 @@ async def test_it_may_be_absent_at_the_start(server: RedisServer, counted: Any) 
         load = Load(tier)
         await load.phase(CacheTier.MISS)
         assert load.tiers[CacheTier.REDIS] == 0
-        assert tier.left_alone
+        assert tier.circuit_open
         await asyncio.to_thread(server.start)
         await load.phase(CacheTier.REDIS)
-        assert not tier.left_alone
+        assert not tier.circuit_open
         await load.end()
     assert counted.of(REDIS_OPERATIONS, outcome="error") >= 3
 
@@ -127,12 +127,12 @@ async def test_it_may_die_and_return_under_load(server: RedisServer, counted: An
             await load.phase(CacheTier.REDIS)
             assert counted.of(REDIS_BREAKER_OPEN) == 0
             server.kill()
-            await load.until(lambda: tier.left_alone)
+            await load.until(lambda: tier.circuit_open)
             assert counted.of(REDIS_BREAKER_OPEN) == 1
             await load.phase(CacheTier.MISS)
             assert load.tiers[CacheTier.REDIS] == 0
             await asyncio.to_thread(server.start)
-            await load.until(lambda: not tier.left_alone)
+            await load.until(lambda: not tier.circuit_open)
         await load.phase(CacheTier.REDIS)
         await load.end()
 
@@ -144,13 +144,13 @@ async def test_it_may_freeze_and_thaw_under_load(server: RedisServer, counted: A
         for _ in range(3):
             await load.phase(CacheTier.REDIS)
             server.stop()
-            await load.until(lambda: tier.left_alone)
+            await load.until(lambda: tier.circuit_open)
             await load.phase(CacheTier.MISS)
             assert load.tiers[CacheTier.REDIS] == 0
             # Left alone, it costs nothing: nobody waits for a time limit.
             assert statistics.median(load.seconds) < 0.05
             server.cont()
-            await load.until(lambda: not tier.left_alone)
+            await load.until(lambda: not tier.circuit_open)
         await load.phase(CacheTier.REDIS)
         await load.end()
     assert counted.of(REDIS_OPERATIONS, operation="get", outcome="timeout") >= 3
@@ -162,15 +162,15 @@ async def test_three_lookups_wait_for_a_frozen_one_and_the_next_do_not(
     await asyncio.to_thread(server.start)
     server.stop()
     # Only a probe that fails at once could fall into this test.
-    async with tier_at(server.url, redis_rest_s=8.0) as tier:
+    async with tier_at(server.url, redis_probe_interval_s=8.0) as tier:
         seconds = []
         for failures in (1, 2, 3):
-            assert not tier.left_alone
+            assert not tier.circuit_open
             begun = time.perf_counter()
             assert await tier.get("k") is None
             seconds.append(time.perf_counter() - begun)
             assert counted.of(REDIS_OPERATIONS, operation="get", outcome="timeout") == failures
-        assert tier.left_alone
+        assert tier.circuit_open
         assert min(seconds) < 0.5  # 0.05, on a machine that has nothing else to do
         for _ in range(50):
             assert await tier.get("k") is None
@@ -190,7 +190,7 @@ async def test_writing_to_a_frozen_one_holds_nobody_up(server: RedisServer, coun
             tier.put("k", lambda: bytes(8_000_000), 10_000)
         assert counted.of(REDIS_OPERATIONS, operation="put", outcome="dropped") == 30
         await tier.written()
-        assert tier.left_alone
+        assert tier.circuit_open
         assert counted.of(REDIS_OPERATIONS, operation="put", outcome="timeout") == 3
         assert counted.of(REDIS_OPERATIONS, operation="put", outcome="skipped") == 7
         server.cont()
@@ -233,22 +233,22 @@ async def test_a_slow_one_is_used_as_long_as_it_is_in_time(server: RedisServer) 
     async with delayed(server.port, 0.005) as far, tier_at(far.url, redis_timeout_s=1.0) as tier:
         load = Load(tier)
         await load.phase(CacheTier.REDIS)
-        assert not tier.left_alone
+        assert not tier.circuit_open
         await load.end()
 
 
-async def test_one_that_is_always_late_is_left_alone_although_it_answers(
+async def test_one_that_is_always_late_opens_the_circuit_although_it_answers(
     server: RedisServer, counted: Any
 ) -> None:
     await asyncio.to_thread(server.start)
     async with delayed(server.port, 0.1) as far, tier_at(far.url) as tier:
         load = Load(tier)
-        await load.until(lambda: tier.left_alone)
+        await load.until(lambda: tier.circuit_open)
         await load.phase(CacheTier.MISS)
         late = counted.of(REDIS_OPERATIONS, operation="get", outcome="timeout")
         # Pings are answered, each too late to be of use to a lookup.
         await load.until(lambda: far.pings >= 6)
-        assert tier.left_alone
+        assert tier.circuit_open
         assert counted.of(REDIS_OPERATIONS, operation="get", outcome="timeout") == late
         assert load.tiers[CacheTier.REDIS] == 0
         await load.end()
@@ -313,7 +313,9 @@ async def test_what_redis_has_evicted_is_a_miss(tmp_path: Path, counted: Any) ->
     assert counted.of(REDIS_OPERATIONS, operation="put", outcome="ok") == 20
 
 
-async def test_one_that_is_full_is_read_and_not_left_alone(tmp_path: Path, counted: Any) -> None:
+async def test_one_that_is_full_is_read_and_its_circuit_stays_closed(
+    tmp_path: Path, counted: Any
+) -> None:
     options = ("--maxmemory", "6mb", "--maxmemory-policy", "noeviction")
     with RedisServer(tmp_path, *options) as server:
         async with tier_at(server.url, redis_timeout_s=1.0) as tier:
@@ -322,7 +324,7 @@ async def test_one_that_is_full_is_read_and_not_left_alone(tmp_path: Path, count
                 await cache.get_or_compute(str(number), _computing(number, 250_000))
                 await tier.written()
             assert counted.of(REDIS_OPERATIONS, operation="put", outcome="error") > 3
-            assert not tier.left_alone
+            assert not tier.circuit_open
             first = await TieredEmbeddingCache(0, tier).get_or_compute("0", None)
             assert first is not None
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from serve_app.connectors.article import article_router
 from serve_app.core.limits import Limits
 from serve_app.http.app import create_app
 
@@ -28,7 +29,9 @@ def backend(service: FakeService) -> Iterator[Backend]:
         return b"secret 1\n"
 
     limits = Limits(max_body_bytes=MAX_BODY_BYTES)
-    running = Backend(create_app(service, limits, metrics=metrics, version="1"))
+    running = Backend(
+        create_app(service, limits, metrics=metrics, version="1", connectors=[article_router])
+    )
     yield running
     running.stop()  # before the next file, whose tests may look at this process's log and metrics
 

@@ -11,7 +11,7 @@ import yaml
 from serve_app.__main__ import main
 from serve_app.core.settings import GraphSettings
 from serve_app.models.registry import load_registry
-from serve_app.profiles.load import load_ledger
+from serve_app.profiles.measurements import load_measurements
 
 pytestmark = pytest.mark.weights
 
@@ -27,7 +27,7 @@ def test_the_fast_variant_is_measured_and_its_ledger_counts(
     threads = {"compute": {"threads": 2}}
     args = {
         "variants": {"fast": {"model": "vit_t", "encoder": threads, "decoder": threads}},
-        "ledger": {"path": str(tmp_path / "ledger.json")},
+        "measurements": {"path": str(tmp_path / "ledger.json")},
     }
     config = tmp_path / "graph.yaml"
     config.write_text(yaml.safe_dump({"applications": [{"args": args}]}))
@@ -37,7 +37,7 @@ def test_the_fast_variant_is_measured_and_its_ledger_counts(
     assert "Traceback" not in out.err
     assert "Warning" not in out.err
 
-    found = load_ledger(GraphSettings.model_validate(args), load_registry())
+    found = load_measurements(GraphSettings.model_validate(args), load_registry())
     assert found.warnings == ()
     entry = found.entries["fast"]
     assert entry.agreement is not None

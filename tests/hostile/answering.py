@@ -19,7 +19,9 @@ import httpx
 import numpy as np
 from fastapi import FastAPI
 
+from serve_app.connectors.article import article_router
 from serve_app.core.limits import Limits
+from serve_app.core.measurements import Measurements
 from serve_app.core.rle import encode_rle
 from serve_app.core.settings import RouterSettings
 from serve_app.core.types import (
@@ -36,8 +38,8 @@ from serve_app.core.types import (
 from serve_app.flow.flow import SegmentationFlow
 from serve_app.http.app import create_app
 from serve_app.images.store import ImageStore
-from serve_app.routing.board import Capacity
-from serve_app.routing.dispatcher import Dispatcher, Knowledge
+from serve_app.routing.dispatcher import Dispatcher
+from serve_app.routing.load_tracker import Capacity
 
 KEPT_BYTES = 16 * 2**20
 _HEAD = struct.Struct(">II")
@@ -75,7 +77,7 @@ class StandIn:
         )
         return Prediction(masks=((mask,),) * len(prompts), cache=CacheTier.MISS, timings_ms={})
 
-    async def wake(self) -> None:
+    async def scale_from_zero(self) -> None:
         """Is always awake."""
 
     async def propose(
@@ -99,7 +101,10 @@ def application() -> FastAPI:
         proposer=standin,
         scorer=None,
         dispatcher=Dispatcher(
-            RouterSettings(), {"fast": Capacity()}, Knowledge(), {"fast": standin.wake}
+            RouterSettings(),
+            {"fast": Capacity()},
+            Measurements(),
+            {"fast": standin.scale_from_zero},
         ),
         limits=limits,
     )
@@ -107,7 +112,7 @@ def application() -> FastAPI:
     async def metrics() -> bytes:
         return b""
 
-    return create_app(flow, limits, metrics=metrics, version="0")
+    return create_app(flow, limits, metrics=metrics, version="0", connectors=[article_router])
 
 
 def peak_bytes() -> int:

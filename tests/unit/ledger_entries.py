@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from serve_app.core.host import this_host
-from serve_app.core.measurements import Host, Ledger, LedgerEntry
+from serve_app.core.measurements import Host, MeasurementsFile, VariantMeasurements
 from serve_app.models.registry import Registry
 
 REGISTRY = Registry.model_validate(
@@ -28,7 +28,7 @@ REGISTRY = Registry.model_validate(
 )
 
 
-def entry(model: str = "small", **changes: Any) -> LedgerEntry:
+def entry(model: str = "small", **changes: Any) -> VariantMeasurements:
     """An entry that fits `REGISTRY` and default settings."""
     spec = REGISTRY.get(model)
     figures: dict[str, Any] = {
@@ -48,10 +48,12 @@ def entry(model: str = "small", **changes: Any) -> LedgerEntry:
         "quality": {"box": {"value": 0.8, "low": 0.7, "high": 0.9}, "point": {"value": 0.6}},
         "agreement": {"reference": "segment_anything", "mask_iou": {"value": 1.0}},
     }
-    return LedgerEntry.model_validate(figures | changes)
+    return VariantMeasurements.model_validate(figures | changes)
 
 
-def ledger(entries: dict[str, LedgerEntry] | None = None, **changes: Any) -> Ledger:
+def ledger(
+    entries: dict[str, VariantMeasurements] | None = None, **changes: Any
+) -> MeasurementsFile:
     """A ledger of this host."""
     content: dict[str, Any] = {
         "created": "2026-01-02T03:04:05+00:00",
@@ -60,7 +62,7 @@ def ledger(entries: dict[str, LedgerEntry] | None = None, **changes: Any) -> Led
         "data": {"name": "drawn", "images": 2, "objects": 4},
         "entries": entries if entries is not None else {"fast": entry()},
     }
-    return Ledger.model_validate(content | changes)
+    return MeasurementsFile.model_validate(content | changes)
 
 
 def other_host(**changes: Any) -> Host:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-import ray.serve.batching
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,13 +17,6 @@ from serve_app.core.errors import DeadlineExceeded, InvalidPrompt
 from serve_app.core.settings import Batching
 
 BATCHING = Batching(max_batch_size=4, batch_wait_timeout_s=0.02)
-
-
-@pytest.fixture(autouse=True)
-def _outside_a_replica(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that `serve.batch` wants of its replica is a number to warn about."""
-    name = "_warn_if_max_batch_size_exceeds_max_ongoing_requests"
-    monkeypatch.setattr(ray.serve.batching._BatchQueue, name, lambda queue: None)
 
 
 class Engine:
@@ -122,7 +114,7 @@ class Gate:
 
 
 async def settle() -> None:
-    """Let every task that can go on do so, `serve.batch`'s too."""
+    """Let every task that can go on do so."""
     for _ in range(50):
         await asyncio.sleep(0)
 
@@ -139,6 +131,26 @@ async def test_a_batch_is_sealed_when_its_pass_begins() -> None:
     gate.let_go(3)
     assert await asyncio.gather(*callers) == list(range(7))
     assert gate.batches == [[0], [1, 2, 3, 4], [5, 6]]
+
+
+async def test_an_idle_engine_waits_for_a_full_batch() -> None:
+    gate = Gate()
+    batcher = Batcher(gate.run, Batching(max_batch_size=3, batch_wait_timeout_s=3600.0))
+    callers = [asyncio.create_task(batcher(i)) for i in range(3)]
+    callers[2].cancel()
+    await settle()
+    assert (batcher.load().waiting, batcher.load().running) == (2, 0)
+    assert gate.batches == []
+    gate.let_go()
+    assert await batcher(3) == 3  # the batch is full: it does not wait for the hour to be over
+    assert await asyncio.gather(*callers[:2]) == [0, 1]
+    assert gate.batches == [[0, 1, 3]]
+
+
+async def test_the_wait_for_a_full_batch_ends() -> None:
+    batcher = Batcher(Engine().run, Batching(max_batch_size=3, batch_wait_timeout_s=0.01))
+    for i in range(2):  # the timer is set anew for the next batch
+        assert await asyncio.wait_for(batcher(i), 10) == 2 * i
 
 
 async def test_passes_run_side_by_side_where_that_is_allowed() -> None:
@@ -198,15 +210,15 @@ async def test_an_engine_that_loses_items_fails_them_and_hangs_nobody() -> None:
 async def test_a_callers_items_come_back_in_order_and_no_items_at_once() -> None:
     engine = Engine()
     batcher = Batcher(engine.run, BATCHING)
-    assert await batcher.all(range(10)) == list(range(0, 20, 2))
+    assert await batcher.run_all(range(10)) == list(range(0, 20, 2))
     assert [len(batch) for batch in engine.batches] == [4, 4, 2]
-    assert await batcher.all([]) == []
+    assert await batcher.run_all([]) == []
 
 
 async def test_one_click_does_not_wait_for_anothers_thousand_points() -> None:
     gate = Gate()
     batcher = Batcher(gate.run, Batching(max_batch_size=4, batch_wait_timeout_s=0.0))
-    everything = asyncio.create_task(batcher.all(range(1024)))
+    everything = asyncio.create_task(batcher.run_all(range(1024)))
     await gate.wait_until_begun()
     click = asyncio.create_task(batcher(-1))
     await settle()
@@ -220,7 +232,7 @@ async def test_one_click_does_not_wait_for_anothers_thousand_points() -> None:
 async def test_once_an_item_failed_the_rest_of_its_caller_is_not_run() -> None:
     engine = Engine(bad=[2])
     batcher = Batcher(engine.run, BATCHING)
-    outcomes = await asyncio.gather(batcher.all(range(12)), batcher(50), return_exceptions=True)
+    outcomes = await asyncio.gather(batcher.run_all(range(12)), batcher(50), return_exceptions=True)
     assert isinstance(outcomes[0], InvalidPrompt)
     assert outcomes[1] == 100
     assert {item for batch in engine.batches for item in batch} == {0, 1, 2, 50}
@@ -232,8 +244,8 @@ async def test_an_item_whose_time_is_over_is_in_no_pass() -> None:
     batcher = Batcher(gate.run, Batching(max_batch_size=4, batch_wait_timeout_s=0.0))
     first = asyncio.create_task(batcher(0))
     await gate.wait_until_begun()
-    late = asyncio.create_task(batcher.all([1, 2], until=time.monotonic()))
-    punctual = asyncio.create_task(batcher(3, until=time.monotonic() + 60))
+    late = asyncio.create_task(batcher.run_all([1, 2], deadline=time.monotonic()))
+    punctual = asyncio.create_task(batcher(3, deadline=time.monotonic() + 60))
     await settle()
     gate.let_go(2)
     with pytest.raises(DeadlineExceeded):
@@ -245,16 +257,16 @@ async def test_an_item_whose_time_is_over_is_in_no_pass() -> None:
 async def test_a_pass_is_short_when_somebody_cannot_wait_for_a_long_one() -> None:
     gate = Gate()
     batcher = Batcher(gate.run, Batching(max_batch_size=4, batch_wait_timeout_s=0.0))
-    batcher._times.ended(4, 4000.0)  # a thousand seconds an item
+    batcher._latency.observe(4, 4000.0)  # a thousand seconds an item
     first = asyncio.create_task(batcher(0))
     await gate.wait_until_begun()
-    patient = asyncio.create_task(batcher.all([1, 2, 3]))
-    urgent = asyncio.create_task(batcher(9, until=time.monotonic() + 2500))
+    patient = asyncio.create_task(batcher.run_all([1, 2, 3]))
+    urgent = asyncio.create_task(batcher(9, deadline=time.monotonic() + 2500))
     await settle()
     gate.let_go(3)
     assert (await first, await urgent, await patient) == (0, 9, [1, 2, 3])
     assert gate.batches == [[0], [9, 1], [2, 3]]
-    assert set(batcher._times._seconds) == {4, 1, 2}  # and it has learnt from them
+    assert set(batcher._latency._seconds) == {4, 1, 2}  # and it has learnt from them
 
 
 class Hand:
@@ -301,7 +313,7 @@ def test_whenever_somebody_waits_all_slots_are_busy(
             if event == "comes":
                 items = list(range(number, number + n))
                 number += n
-                callers[asyncio.create_task(batcher.all(items))] = items
+                callers[asyncio.create_task(batcher.run_all(items))] = items
                 wanted.update(items)
             elif event == "leaves" and callers:
                 leaver = list(callers)[n % len(callers)]

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from serve_app.cache.breaker import Breaker
 
 
-def _opened(rest_s: float = 2.0) -> Breaker:
-    breaker = Breaker(3, rest_s)
+def _opened(retry_s: float = 2.0) -> Breaker:
+    breaker = Breaker(3, retry_s)
     assert [breaker.failed(10.0) for _ in range(3)] == [False, False, True]
     return breaker
 
@@ -29,31 +29,31 @@ def test_it_opens_with_the_third_failure_in_a_row() -> None:
 
 def test_one_probe_at_a_time_and_only_after_the_rest() -> None:
     breaker = _opened()
-    assert breaker.rest_left(10.5) == 1.5
-    assert not breaker.probe(11.9)
-    assert breaker.probe(12.0)
-    assert not breaker.probe(12.0)
-    assert not breaker.probe(99.0)
+    assert breaker.seconds_until_probe(10.5) == 1.5
+    assert not breaker.try_probe(11.9)
+    assert breaker.try_probe(12.0)
+    assert not breaker.try_probe(12.0)
+    assert not breaker.try_probe(99.0)
     assert breaker.is_open
 
 
 def test_a_failed_probe_begins_another_rest() -> None:
     breaker = _opened()
-    assert breaker.probe(12.0)
+    assert breaker.try_probe(12.0)
     breaker.probed(False, 12.5)
     assert breaker.is_open
-    assert breaker.rest_left(12.5) == 2.0
-    assert not breaker.probe(14.4)
-    assert breaker.probe(14.5)
+    assert breaker.seconds_until_probe(12.5) == 2.0
+    assert not breaker.try_probe(14.4)
+    assert breaker.try_probe(14.5)
 
 
 def test_an_answered_probe_closes_it_and_forgets_the_failures() -> None:
     breaker = _opened()
-    assert breaker.probe(12.0)
+    assert breaker.try_probe(12.0)
     breaker.probed(True, 12.0)
     assert not breaker.is_open
-    assert breaker.rest_left(12.0) == 0.0
-    assert not breaker.probe(99.0)
+    assert breaker.seconds_until_probe(12.0) == 0.0
+    assert not breaker.try_probe(99.0)
     assert [breaker.failed(13.0) for _ in range(3)] == [False, False, True]
 
 
@@ -62,7 +62,7 @@ def test_what_began_before_it_opened_changes_nothing() -> None:
     breaker.succeeded()
     assert breaker.is_open
     assert not breaker.failed(11.0)
-    assert breaker.rest_left(11.0) == 1.0
+    assert breaker.seconds_until_probe(11.0) == 1.0
 
 
 @given(st.lists(st.sampled_from(["ok", "fail", "probe", "answered", "silent"]), max_size=60))
@@ -79,7 +79,7 @@ def test_it_is_open_between_its_opening_and_an_answered_probe(events: list[str])
             opened = opened or told
             in_a_row = 0 if told else in_a_row
         elif event == "probe":
-            allowed = breaker.probe(now)
+            allowed = breaker.try_probe(now)
             assert not allowed or (opened and not probing)
             probing = probing or allowed
         elif probing:

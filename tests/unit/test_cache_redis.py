@@ -18,14 +18,16 @@ from redis.exceptions import OutOfMemoryError
 from serve_app.cache.redis import RedisTier
 from serve_app.cache.shared import shared_tier
 from serve_app.core.settings import CacheSettings, GraphSettings
-from serve_app.telemetry.catalogue import REDIS_BREAKER_OPEN, REDIS_OPERATIONS
+from serve_app.telemetry.metrics import REDIS_BREAKER_OPEN, REDIS_OPERATIONS
 
 URL = "redis://user:hunter2@127.0.0.1:9/0"
 
 
 def _settings(**more: Any) -> CacheSettings:
     # Long time limits: no test here waits for one, and a busy machine is to fail none.
-    return CacheSettings(**{"redis_url": URL, "redis_timeout_s": 1.0, "redis_rest_s": 8.0} | more)
+    return CacheSettings(
+        **{"redis_url": URL, "redis_timeout_s": 1.0, "redis_probe_interval_s": 8.0} | more
+    )
 
 
 class Client:
@@ -89,16 +91,16 @@ async def test_values_are_kept_for_the_configured_time() -> None:
 @pytest.mark.parametrize(
     "error", [RedisConnectionError(URL), OSError("no route"), ValueError("invalid literal")]
 )
-async def test_after_three_failures_it_is_left_alone(
+async def test_after_three_failures_the_circuit_is_open(
     error: Exception, counted: Any, our_log: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = Client(error)
     tier = _tier(client)
     for asked in (1, 2, 3):
-        assert not tier.left_alone
+        assert not tier.circuit_open
         assert await tier.get("k") is None
         assert client.calls == ["get"] * asked
-    assert tier.left_alone
+    assert tier.circuit_open
     for _ in range(10):
         assert await tier.get("k") is None
         tier.put("k", lambda: b"value", 5)
@@ -118,15 +120,15 @@ async def test_an_answer_between_failures_keeps_it_in_use() -> None:
     tier = _tier(Client(gone, gone, b"value", gone, gone, b"value"))
     found = [await tier.get("k") for _ in range(6)]
     assert found == [None, None, b"value", None, None, b"value"]
-    assert not tier.left_alone
+    assert not tier.circuit_open
 
 
 async def test_it_is_asked_again_once_a_ping_in_the_background_was_answered(counted: Any) -> None:
     client = Client(*[RedisConnectionError("gone")] * 5, b"fine")
-    tier = _tier(client, redis_rest_s=0.001)
+    tier = _tier(client, redis_probe_interval_s=0.001)
     for _ in range(3):
         await tier.get("k")
-    await _until(lambda: not tier.left_alone)
+    await _until(lambda: not tier.circuit_open)
     # Two pings that failed, then one to connect and one that shows how quick it is.
     assert client.calls == ["get"] * 3 + ["ping"] * 4
     assert await tier.get("k") == b"fine"
@@ -134,13 +136,13 @@ async def test_it_is_asked_again_once_a_ping_in_the_background_was_answered(coun
     await tier.close()
 
 
-async def test_one_that_answers_once_and_hangs_up_is_left_alone_still() -> None:
+async def test_one_that_answers_once_and_hangs_up_keeps_the_circuit_open() -> None:
     gone = RedisConnectionError("gone")
     client = Client(gone, gone, gone, b"PONG", gone, b"fine")
-    tier = _tier(client, redis_rest_s=0.001)
+    tier = _tier(client, redis_probe_interval_s=0.001)
     for _ in range(3):
         await tier.get("k")
-    await _until(lambda: not tier.left_alone)
+    await _until(lambda: not tier.circuit_open)
     assert client.calls == ["get"] * 3 + ["ping"] * 4
     await tier.close()
 
@@ -162,7 +164,7 @@ async def test_lookups_that_find_no_connection_are_failures_too(counted: Any) ->
     client.gate.clear()
     tier = _tier(client, redis_timeout_s=0.001, redis_connections=1)
     assert [await tier.get("k") for _ in range(3)] == [None] * 3
-    assert (client.calls, tier.left_alone) == (["get"], True)
+    assert (client.calls, tier.circuit_open) == (["get"], True)
     client.gate.set()
     await tier.close()
 
@@ -178,7 +180,7 @@ async def test_while_others_are_answered_a_late_lookup_is_not_held_against_redis
             await tier.get("k")
         assert await stuck is None
         assert counted.of(REDIS_OPERATIONS, operation="get", outcome="timeout") >= late
-        assert not tier.left_alone
+        assert not tier.circuit_open
     await tier.close()
 
 
@@ -186,13 +188,13 @@ async def test_writes_that_succeed_do_not_excuse_lookups_that_are_late() -> None
     client = Client(b"value")
     tier = _tier(client, redis_timeout_s=0.001, redis_connections=9)
     for _ in range(3):
-        assert not tier.left_alone
+        assert not tier.circuit_open
         client.gate.clear()
         assert await tier.get("k") is None
         client.gate.set()
         tier.put("k", lambda: b"value", 5)
         await tier.written()
-    assert tier.left_alone
+    assert tier.circuit_open
     await tier.close()
 
 
@@ -217,7 +219,7 @@ async def test_a_refusal_is_counted_and_told_once_and_lookups_go_on(
         tier.put("k", lambda: b"value", 5)
     await tier.written()
     assert counted.of(REDIS_OPERATIONS, operation="put", outcome="error") == 10
-    assert (len(our_log()), tier.left_alone) == (1, False)
+    assert (len(our_log()), tier.circuit_open) == (1, False)
     client.replies = [b"value"]
     assert await tier.get("k") == b"value"
 
@@ -274,7 +276,7 @@ async def test_a_caller_who_leaves_harms_nobody() -> None:
         await leaving
     client.gate.set()
     assert await tier.get("k") == b"value"
-    assert not tier.left_alone
+    assert not tier.circuit_open
 
 
 async def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

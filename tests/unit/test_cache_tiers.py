@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from serve_app.cache.codec import encode_embedding
 from serve_app.core.types import CacheTier, Embedding
+from serve_app.embeddings import tiers
 from serve_app.embeddings.tiers import TieredEmbeddingCache
 
 
@@ -133,3 +135,36 @@ async def test_a_request_that_asks_twice_asks_the_shared_tier_once() -> None:
     found = await cache.get_or_compute("k", None)
     assert found is not None
     assert (found[1], shared.gets) == (CacheTier.REDIS, 2)
+
+
+async def test_what_was_used_last_stays_in_memory() -> None:
+    cache = TieredEmbeddingCache(800)
+    encoders = {key: Encoder(value) for value, key in enumerate("abc")}
+    for key in "ab":
+        await cache.get_or_compute(key, encoders[key])
+    assert await cache.get_or_compute("a", None) is not None  # now b is the oldest
+    await cache.get_or_compute("c", encoders["c"])
+    found = {key for key in "abc" if await cache.get_or_compute(key, None) is not None}
+    assert found == {"a", "c"}
+
+
+async def test_nothing_is_evicted_for_what_is_too_large_to_be_kept() -> None:
+    cache, small, large = TieredEmbeddingCache(400), Encoder(), Encoder()
+    large.embedding = Embedding({"e": np.zeros(101, np.float32)}, height=3, width=4)
+    await cache.get_or_compute("small", small)
+    assert await cache.get_or_compute("large", large) == (large.embedding, CacheTier.MISS)
+    assert await cache.get_or_compute("large", None) is None
+    assert await cache.get_or_compute("small", None) is not None
+
+
+async def test_a_miss_of_the_shared_tier_is_remembered_for_a_moment_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(tiers, "time", SimpleNamespace(monotonic=lambda: now))
+    shared = DictTier()
+    cache = TieredEmbeddingCache(0, shared)
+    assert await cache.get_or_compute("k", None) is None
+    now += 1.5
+    assert await cache.get_or_compute("k", None) is None
+    assert shared.gets == 2

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from serve_app.core.measurements import Additive, Escalation, Point, Steps
 from serve_app.core.types import Mask, Prompt
-from serve_app.routing.cascade import second_is_better, worth_asking
+from serve_app.routing.cascade import select_for_escalation, should_replace
 
 from .answers import mask
 
@@ -43,10 +43,10 @@ def answers(*scores: float) -> list[tuple[Mask, ...]]:
 
 
 def ask(
-    *scores: float, share: float = 0.2, resident: bool = False, rule: Escalation = RULE
+    *scores: float, share: float = 0.2, cached: bool = False, rule: Escalation = RULE
 ) -> list[int]:
-    return worth_asking(
-        [BOX] * len(scores), answers(*scores), {"box-1": rule}, share=share, resident=resident
+    return select_for_escalation(
+        [BOX] * len(scores), answers(*scores), {"box-1": rule}, share=share, cached=cached
     )
 
 
@@ -100,31 +100,31 @@ def test_a_prompt_alone_has_a_threshold_of_its_own() -> None:
 
 def test_an_embedding_that_is_there_makes_asking_cheap() -> None:
     assert ask(0.5, 0.5) == []
-    assert ask(0.5, 0.5, resident=True) == [0, 1]
-    assert ask(0.9, 0.9, resident=True) == []
+    assert ask(0.5, 0.5, cached=True) == [0, 1]
+    assert ask(0.9, 0.9, cached=True) == []
 
 
 def test_where_nothing_is_to_be_gained_nobody_is_asked() -> None:
     hopeless = RULE.model_copy(update={"second_iou": 0.6})
-    for resident in (False, True):
-        assert ask(0.1, 0.1, share=1, rule=hopeless, resident=resident) == []
-    assert worth_asking([BOX], answers(0.1), {}, share=1, resident=True) == []
+    for cached in (False, True):
+        assert ask(0.1, 0.1, share=1, rule=hopeless, cached=cached) == []
+    assert select_for_escalation([BOX], answers(0.1), {}, share=1, cached=True) == []
 
 
 def test_each_form_has_its_rule_and_other_forms_stay_as_they_are() -> None:
     prompts, masks = [BOX, POINT, BOX], answers(0.2, 0.2, 0.2)
-    assert worth_asking(prompts, masks, {"box-1": RULE}, share=0.2, resident=False) == [0, 2]
+    assert select_for_escalation(prompts, masks, {"box-1": RULE}, share=0.2, cached=False) == [0, 2]
     easy = RULE.model_copy(update={"curve": (Point(threshold=0.1, share=0.1, gain=0.1),)})
     rules = {"box-1": RULE, "point-3": easy}
     masks = answers(0.5, 0.2, 0.5)
     # 0.1 + 0.4 + 0.1 were asked to be 0.3 + 0.1 + 0.3; with one box fewer, 0.3 + 0.1.
-    assert worth_asking(prompts, masks, rules, share=0.2, resident=False) == []
-    assert worth_asking(prompts[:2], masks[:2], rules, share=0.2, resident=False) == [0, 1]
+    assert select_for_escalation(prompts, masks, rules, share=0.2, cached=False) == []
+    assert select_for_escalation(prompts[:2], masks[:2], rules, share=0.2, cached=False) == [0, 1]
 
 
 def test_a_prompt_without_masks_stays_as_it_is() -> None:
     masks: list[tuple[Mask, ...]] = [(), *answers(0.2)]
-    assert worth_asking([BOX, BOX], masks, {"box-1": RULE}, share=0.2, resident=False) == [1]
+    assert select_for_escalation([BOX, BOX], masks, {"box-1": RULE}, share=0.2, cached=False) == [1]
 
 
 # Whose answer is kept.
@@ -136,15 +136,15 @@ def test_a_prompt_without_masks_stays_as_it_is() -> None:
 )
 def test_each_answer_is_judged_by_its_own_features(first: float, second: float, kept: bool) -> None:
     one, other = answers(first, second)
-    assert second_is_better(BOX, one, other, {"box-1": RULE}) == kept
+    assert should_replace(BOX, one, other, {"box-1": RULE}) == kept
 
 
 def test_equal_answers_and_empty_ones_leave_the_first() -> None:
     same = RULE.model_copy(update={"second": RULE.first})
     masks = answers(0.9)[0]
-    assert not second_is_better(BOX, masks, masks, {"box-1": same})
-    assert not second_is_better(BOX, masks, (), {"box-1": RULE})
-    assert not second_is_better(POINT, masks, masks, {"box-1": RULE})
+    assert not should_replace(BOX, masks, masks, {"box-1": same})
+    assert not should_replace(BOX, masks, (), {"box-1": RULE})
+    assert not should_replace(POINT, masks, masks, {"box-1": RULE})
 
 
 # The estimates.
@@ -177,4 +177,4 @@ def test_estimates_add_up_and_a_missing_feature_counts_as_the_middle() -> None:
 def test_with_the_embedding_at_hand_no_prompt_vetoes_another() -> None:
     scores = [0.2, 0.9, 0.9, 0.9, 0.9, 0.9]
     assert ask(*scores) == []
-    assert ask(*scores, resident=True) == [0]
+    assert ask(*scores, cached=True) == [0]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from serve_app.core.types import Prompt
-from serve_app.routing.confidence import FEATURES, best_mask, features, form_of
+from serve_app.routing.confidence import FEATURES, best_mask, features, prompt_type
 
 from .answers import mask
 
@@ -28,7 +28,7 @@ BOX = Prompt(box=[10, 10, 30, 20], multimask_output=False)
     ],
 )
 def test_a_prompts_form(prompt: Prompt, form: str) -> None:
-    assert form_of(prompt) == form
+    assert prompt_type(prompt) == form
 
 
 def test_the_best_mask_is_the_one_with_the_highest_predicted_iou() -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import yaml
 from pydantic import ValidationError
-from ray.autoscaler._private.util import fill_node_type_min_max_workers, validate_config
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.schema import ServeDeploySchema
 
@@ -60,6 +59,8 @@ def test_a_config_is_of_serves_form_and_of_ours(name: str) -> None:
     made_here = {"quantized"} if name == "local" else set()
     assert set(settings.variants) == {"fast", "accurate", *made_here}
     assert settings.router.default == "fast"
+    # The ingress cannot ask Ray for the address, about which it may have to warn.
+    assert settings.ingress.http_host == content(name)["http_options"]["host"]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -129,9 +130,9 @@ def test_one_policy_shares_a_budget_that_holds_the_least_and_not_the_most(name: 
     # The policy sees what the graph is built from.
     assert policy.policy_kwargs["graph"] == application["args"]
     assert policy.policy_function == "serve_app.deployments.autoscaling:BudgetPolicy"
-    assert BudgetPolicy(**policy.policy_kwargs)._halves.keys() == {
+    assert BudgetPolicy(**policy.policy_kwargs)._components.keys() == {
         f"{variant}-{role}"
-        for variant in drop_unavailable_variants(settings_of(name))[0].variants
+        for variant in settings_of(name).variants
         for role in ("encoder", "decoder")
     }
     settings = settings_of(name)
@@ -156,7 +157,7 @@ def test_one_policy_shares_a_budget_that_holds_the_least_and_not_the_most(name: 
 @pytest.mark.parametrize("name", ["gpu", "cluster"])
 def test_the_budget_lets_each_half_have_one_more_replica(name: str) -> None:
     settings = settings_of(name)
-    halves = [half for variant in settings.variants.values() for half in variant.halves]
+    halves = [half for variant in settings.variants.values() for half in variant.components]
     least = sum(half.cost(on_gpus=True) * half.initial_replicas for half in halves)
     for half in halves:
         assert half.max_replicas > half.initial_replicas
@@ -166,7 +167,7 @@ def test_the_budget_lets_each_half_have_one_more_replica(name: str) -> None:
 def test_a_budget_in_which_a_sleeper_could_never_wake_is_refused() -> None:
     arguments = content("local")["applications"][0]["args"]
     arguments["scaling"]["budget"] = 0.3
-    with pytest.raises(ValidationError, match=r"budget 0\.3 does not hold"):
+    with pytest.raises(ValidationError, match=r"budget 0\.3 is less than"):
         GraphSettings.model_validate(arguments)
 
 
@@ -221,18 +222,7 @@ def test_the_cluster_config_shares_embeddings_and_logs_json() -> None:
 
 def launcher_config() -> dict[str, Any]:
     loaded: dict[str, Any] = yaml.safe_load((ROOT / "ray_cluster.yaml").read_text("utf-8"))
-    # `ray up` fills in these before it checks.
-    loaded.setdefault("cluster_synced_files", [])
-    fill_node_type_min_max_workers(loaded)
     return loaded
-
-
-def test_the_launcher_config_is_of_rays_form() -> None:
-    validate_config(launcher_config())
-    wrong = launcher_config()
-    wrong["available_node_types"]["gpu"]["instance"] = "large"
-    with pytest.raises(Exception, match="instance"):
-        validate_config(wrong)
 
 
 def test_the_launchers_head_takes_no_replicas_and_a_worker_takes_the_gpu_replicas() -> None:

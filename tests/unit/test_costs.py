@@ -11,7 +11,7 @@ from serve_app.capabilities import CAPABILITIES, Everything, SegmentRequest, Tex
 from serve_app.core.capability import Cost
 from serve_app.core.limits import Limits
 from serve_app.core.types import Prompt, ProposalSource
-from serve_app.images.store import ImageStore, OpenImage
+from serve_app.images.store import ImageRef, ImageStore
 
 BOX = Prompt(box=[1, 1, 9, 9])
 POINT = Prompt(point_coords=[[5, 5]], point_labels=[1])
@@ -20,7 +20,7 @@ GRID, DETECTOR = ProposalSource.GRID, ProposalSource.DETECTOR
 
 
 @pytest.fixture
-async def image() -> OpenImage:
+async def image() -> ImageRef:
     return await ImageStore(Limits(), 2**20).open(np.zeros((40, 60, 3), np.uint8))
 
 
@@ -55,7 +55,7 @@ async def image() -> OpenImage:
     ],
 )
 async def test_the_type_and_number_of_prompts(
-    image: OpenImage, task: Any, kind: str, prompts: int, images: int
+    image: ImageRef, task: Any, kind: str, prompts: int, images: int
 ) -> None:
     task = SegmentRequest(image="x", task=task).task
     cost = await CAPABILITIES.of(task).cost(task, image, None)
@@ -68,7 +68,7 @@ async def test_the_type_and_number_of_prompts(
     ("prompts", "mixed"), [([BOX], False), ([POINT], False), ([BOX, POINT], True)]
 )
 async def test_prompts_of_both_types_are_mixed(
-    image: OpenImage, prompts: list[Prompt], mixed: bool
+    image: ImageRef, prompts: list[Prompt], mixed: bool
 ) -> None:
     task = SegmentRequest(image="x", task=prompts).task
     assert (await CAPABILITIES.of(task).cost(task, image, None)).mixed is mixed

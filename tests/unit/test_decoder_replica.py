@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import ray.serve.batching
 
 import serve_app.deployments.decoder
 from serve_app.core.errors import DeadlineExceeded
@@ -23,9 +22,9 @@ from serve_app.core.types import (
     Prompt,
     RgbArray,
 )
+from serve_app.deployments.calls import ImageObjectRef
 from serve_app.deployments.decoder import DecoderReplica
 from serve_app.deployments.encoder import EncoderReplica
-from serve_app.deployments.handles import SharedPixels
 from serve_app.models.factory import ModelSource
 
 PIXELS = np.zeros((4, 6, 3), np.uint8)
@@ -65,18 +64,16 @@ class Source(ModelSource):
         return self.engine
 
 
-class Here(SharedPixels):
+class Here(ImageObjectRef):
     """Pixels that are in no object store."""
 
-    async def array(self) -> RgbArray:
+    async def get(self) -> RgbArray:
         return PIXELS
 
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     made = Engine()
-    warn = "_warn_if_max_batch_size_exceeds_max_ongoing_requests"
-    monkeypatch.setattr(ray.serve.batching._BatchQueue, warn, lambda queue: None)
     context = SimpleNamespace(replica_tag="one", app_name="sam", deployment="fast-decoder")
     monkeypatch.setattr(serve_app.deployments.decoder.serve, "get_replica_context", lambda: context)
     yield made

@@ -43,7 +43,7 @@ def test_every_limit_is_documented_with_its_default(name: str) -> None:
     assert f"| `{name}` | {told} |" in HTTP
 
 
-@pytest.mark.parametrize("key", ["ledger", "router", "scaling"])
+@pytest.mark.parametrize("key", ["measurements", "router", "scaling"])
 def test_every_setting_of_routing_and_scaling_is_documented(key: str) -> None:
     _, _, after = ROUTING.partition(f"| setting (`{key}:`) |")
     rows = [row.split("|")[1] for row in after.partition("\n\n")[0].splitlines()[2:]]

@@ -127,7 +127,7 @@ class TestEvaluation:
             (p.box is not None, p.multimask_output)
             for r in service.requests
             if not isinstance(r.task, TextQuery)
-            for p in list(r.task)  # type: ignore[arg-type]
+            for p in list(r.task.prompts)  # type: ignore[arg-type]
             if isinstance(p, Prompt)
         }
         assert asked == {(True, False), (False, True)}

@@ -16,7 +16,7 @@ from serve_app.engines.family import Family, Segmentation, Weights
 from serve_app.models import families
 from serve_app.models.factory import ModelSource
 from serve_app.models.registry import ModelSpec, Registry, load_registry
-from serve_app.routing.variants import variant_info
+from serve_app.profiles.variants import variant_info
 
 ROOT = Path(__file__).parents[2]
 NAMES = "|".join(families.FAMILIES)

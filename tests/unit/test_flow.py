@@ -30,7 +30,7 @@ from serve_app.core.errors import (
 )
 from serve_app.core.image_id import image_id
 from serve_app.core.limits import Limits
-from serve_app.core.measurements import Additive, Escalation, Point, Profile, Steps
+from serve_app.core.measurements import Additive, Escalation, Measurements, Point, Profile, Steps
 from serve_app.core.request import Task
 from serve_app.core.rle import encode_rle
 from serve_app.core.settings import RouterSettings
@@ -50,8 +50,8 @@ from serve_app.core.types import (
 )
 from serve_app.flow.flow import SegmentationFlow, _minus_network_margin, _respond_by
 from serve_app.images.store import ImageStore
-from serve_app.routing.board import Capacity
-from serve_app.routing.dispatcher import Dispatcher, Knowledge
+from serve_app.routing.dispatcher import Dispatcher
+from serve_app.routing.load_tracker import Capacity
 
 HEIGHT, WIDTH = 40, 60
 PIXELS = np.random.default_rng(1).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
@@ -104,7 +104,7 @@ class FakePredictor:
         masks = tuple(self._answer(prompt, (height, width)) for prompt in prompts)
         return Prediction(masks=masks, cache=tier, timings_ms={"decode_masks": 1.0})
 
-    async def wake(self) -> None:
+    async def scale_from_zero(self) -> None:
         self.woken += 1
 
     def _answer(self, prompt: Prompt, size: tuple[int, int]) -> tuple[Mask, ...]:
@@ -184,7 +184,7 @@ class Graph:
         limits: Limits | None = None,
         timeout_s: float | None = None,
         router: RouterSettings | None = None,
-        knowledge: Knowledge | None = None,
+        measurements: Measurements | None = None,
     ) -> None:
         limits = limits or Limits()
         self.fast, self.accurate = FakePredictor(), FakePredictor()
@@ -192,8 +192,8 @@ class Graph:
         self.dispatcher = Dispatcher(
             router or RouterSettings(),
             {"fast": Capacity(), "accurate": Capacity()},
-            knowledge or Knowledge(),
-            {"fast": self.fast.wake, "accurate": self.accurate.wake},
+            measurements or Measurements(),
+            {"fast": self.fast.scale_from_zero, "accurate": self.accurate.scale_from_zero},
         )
         self.flow = SegmentationFlow(
             images=ImageStore(limits, 2**20),
@@ -258,7 +258,7 @@ async def test_pixels_follow_where_a_variant_does_not_know_the_image() -> None:
     assert (answer.cache, answer.variant, answer.reason) == (
         CacheTier.MISS,
         "accurate",
-        "asked for",
+        "requested",
     )
     name = first.image_id
     assert graph.accurate.calls == [(name, False, 1), (name, True, 1)]
@@ -331,7 +331,7 @@ LIMITS = Limits(
 @pytest.mark.parametrize(
     ("task", "kind", "field"),
     [
-        ([], InvalidRequest, "prompts"),
+        ([], InvalidPrompt, "prompts"),
         ([POINT] * 3, TooManyPrompts, "prompts"),
         (
             [POINT, Prompt(point_coords=[[1, 1]] * 4, point_labels=[1] * 4)],
@@ -438,7 +438,7 @@ async def test_everything_over_the_grid() -> None:
     (answer,) = result.results
     # Of each point's two squares the worse overlaps the better by 4/9, as Meta measures boxes.
     assert [m.bbox for m in answer.masks] == [(10, 10, 4, 4), (30, 10, 4, 4), (10, 30, 4, 4)]
-    assert [m.point_coords for m in answer.masks] == [(10, 10), (30, 10), (10, 30)]
+    assert [m.point_coords for m in answer.masks] == [((10, 10),), ((30, 10),), ((10, 30),)]
     assert {m.crop_box for m in answer.masks} == {(0, 0, WIDTH, HEIGHT)}
     # All points in one call: what is done of them at a time is the decoder's business.
     assert graph.fast.calls == [(image_id(PIXELS), True, 3)]
@@ -514,7 +514,7 @@ async def test_models_tells_what_is_deployed() -> None:
 
 FAST = Profile({1: 20.0}, {1: 5.0}, {"box": 0.8, "point": 0.6})
 ACCURATE = Profile({1: 900.0}, {1: 10.0}, {"box": 0.9, "point": 0.8})
-MEASURED = Knowledge({"fast": FAST, "accurate": ACCURATE})
+MEASURED = Measurements({"fast": FAST, "accurate": ACCURATE})
 BOX = Prompt(box=[5, 5, 25, 15], multimask_output=False)
 OTHER = Prompt(box=[30, 5, 50, 15], multimask_output=False)
 
@@ -524,7 +524,7 @@ def _request(task: Task = (BOX,), **more: object) -> SegmentRequest:
 
 
 async def test_hints_reach_the_router_and_the_answer_tells_what_it_expected() -> None:
-    graph = Graph(knowledge=MEASURED)
+    graph = Graph(measurements=MEASURED)
     quick = await graph.flow.segment(_request(max_latency_ms=100))
     assert (quick.variant, quick.expected_ms, quick.degraded) == ("fast", 25, False)
     good = await graph.flow.segment(_request(min_quality=0.85))
@@ -538,7 +538,7 @@ async def test_hints_reach_the_router_and_the_answer_tells_what_it_expected() ->
 
 
 async def test_requests_under_way_are_load_for_those_that_come() -> None:
-    graph = Graph(knowledge=MEASURED)
+    graph = Graph(measurements=MEASURED)
     image = await graph.flow.embed(PIXELS, "fast")
     arrived, go_on = asyncio.Event(), asyncio.Event()
     predict = graph.fast.predict
@@ -552,30 +552,30 @@ async def test_requests_under_way_are_load_for_those_that_come() -> None:
     async with asyncio.timeout(5):
         first = asyncio.create_task(graph.flow.segment(_request([POINT] * 40)))
         await arrived.wait()
-        assert graph.dispatcher.situation("fast", image.image_id).prompts == 40
+        assert graph.dispatcher.variant_state("fast", image.image_id).prompts == 40
         with pytest.raises(Overloaded):
             await graph.flow.segment(_request(max_latency_ms=8))
         go_on.set()
         await first
-    assert graph.dispatcher.situation("fast", image.image_id).prompts == 0
+    assert graph.dispatcher.variant_state("fast", image.image_id).prompts == 0
 
 
 async def test_a_request_that_fails_is_no_load_any_more() -> None:
-    graph = Graph(knowledge=MEASURED)
+    graph = Graph(measurements=MEASURED)
     graph.fast.failure = Overloaded("full")
     with pytest.raises(Overloaded):
         await graph.flow.segment(_request([POINT], variant="fast"))
-    now = graph.dispatcher.situation("fast", image_id(PIXELS))
-    assert (now.prompts, now.images, now.resident) == (0, 0, False)
+    now = graph.dispatcher.variant_state("fast", image_id(PIXELS))
+    assert (now.prompts, now.images, now.cached) == (0, 0, False)
 
 
 async def test_an_image_that_a_variant_has_lost_is_not_resident() -> None:
-    graph = Graph(knowledge=MEASURED)
+    graph = Graph(measurements=MEASURED)
     await graph.flow.segment(_request())
-    assert graph.dispatcher.situation("fast", image_id(PIXELS)).resident
+    assert graph.dispatcher.variant_state("fast", image_id(PIXELS)).cached
     graph.fast.forgets = True
     await _error(graph, [POINT])
-    assert not graph.dispatcher.situation("fast", image_id(PIXELS)).resident
+    assert not graph.dispatcher.variant_state("fast", image_id(PIXELS)).cached
 
 
 # The caller's deadline.
@@ -629,8 +629,8 @@ def _cascade(
 ) -> Graph:
     """The fast variant is unsure of boxes on the left, and the accurate one sure of all."""
     profiles = {"fast": FAST, "accurate": accurate}
-    knowledge = Knowledge(profiles, {"fast>accurate": {"box-1": RULE}})
-    graph = Graph(router=router, knowledge=knowledge, timeout_s=timeout_s)
+    measurements = Measurements(profiles, {"fast>accurate": {"box-1": RULE}})
+    graph = Graph(router=router, measurements=measurements, timeout_s=timeout_s)
 
     def unsure(prompt: Prompt, size: tuple[int, int]) -> tuple[Mask, ...]:
         (mask,) = FakePredictor()._answer(prompt, size)[:1]
@@ -653,7 +653,7 @@ async def test_only_what_is_worth_it_is_asked_again_and_better_answers_are_kept(
     assert (result.variant, result.model, result.escalated) == ("fast", "fast_model", 1)
     assert result.reason == (
         "auto: the default variant; "
-        "unsure of 1 of 3 prompts, accurate asked again, 1 of its answers kept"
+        "unsure of 1 of 3 prompts, escalated to accurate, 1 of its masks kept"
     )
     assert not result.degraded
     assert result.timings_ms["decode_masks"] == 2  # of both
@@ -672,7 +672,7 @@ async def test_a_second_answer_that_is_no_better_is_not_kept() -> None:
     result = await graph.flow.segment(_request())
     assert (result.escalated, result.results[0].variant) == (1, None)
     assert result.results[0].masks[0].score == 0.2
-    assert "0 of its answers kept" in result.reason
+    assert "0 of its masks kept" in result.reason
 
 
 async def test_logits_of_an_escalated_answer_are_the_second_ones() -> None:
@@ -716,7 +716,7 @@ async def test_a_second_variant_that_fails_loses_nothing(failure: Exception) -> 
     assert [r.masks[0].score for r in result.results] == [0.2, 0.9]
     assert [r.variant for r in result.results] == [None, None]
     assert (result.degraded, result.escalated) == (True, 1)
-    assert "unsure of 1 of 2 prompts, but accurate did not answer in time" in result.reason
+    assert "unsure of 1 of 2 prompts, but accurate did not respond in time" in result.reason
 
 
 @pytest.mark.parametrize(
@@ -764,11 +764,11 @@ def test_who_says_nothing_waits_for_a_second_answer_as_long_as_configured() -> N
 
 @pytest.mark.parametrize("failure", [Overloaded("full"), WeightsUnavailable("none")])
 async def test_a_full_variant_is_answered_for_by_another(failure: Exception) -> None:
-    graph = Graph(knowledge=MEASURED)
+    graph = Graph(measurements=MEASURED)
     graph.accurate.failure = failure
     hinted = await graph.flow.segment(_request(max_latency_ms=5000))
     assert (hinted.variant, hinted.degraded) == ("fast", True)
-    assert hinted.reason.startswith("accurate cannot take it now")
+    assert hinted.reason.startswith("accurate is unavailable")
     for asked in ({"variant": "accurate"}, {"min_quality": 0.9}):
         with pytest.raises(type(failure)):
             await graph.flow.segment(_request(**asked))
@@ -816,8 +816,8 @@ async def test_within_the_callers_time_a_second_answer_is_worth_it() -> None:
 
 @pytest.mark.parametrize("wakes", [True, False])
 async def test_a_sleeping_second_variant_is_woken_not_waited_for(wakes: bool) -> None:
-    graph = _cascade(CASCADE.model_copy(update={"cascade_wakes": wakes}))
-    graph.dispatcher.board.replicas("accurate", 0, 0)
+    graph = _cascade(CASCADE.model_copy(update={"cascade_scales_from_zero": wakes}))
+    graph.dispatcher.load_tracker.replicas("accurate", 0, 0)
     graph.accurate.failure = AssertionError("asked while asleep")
     # Its cold start takes 10 s, which is all that a second answer may.
     result = await graph.flow.segment(_request())

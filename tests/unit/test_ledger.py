@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from serve_app.core import host
 from serve_app.core.measurements import (
     Figure,
-    Ledger,
+    MeasurementsFile,
     Profile,
     best_ms_per_item,
     dominated,
@@ -37,7 +37,7 @@ ENTRY = entry().model_dump(mode="json")
 def test_a_ledger_survives_its_file(tmp_path: Path) -> None:
     before = ledger({"fast": entry(), "accurate": entry("large")})
     write_ledger(tmp_path / "new" / "ledger.json", before)
-    after = Ledger.model_validate_json((tmp_path / "new" / "ledger.json").read_bytes())
+    after = MeasurementsFile.model_validate_json((tmp_path / "new" / "ledger.json").read_bytes())
     assert after == before
     assert after.entries["fast"].encode_ms[4].value == 300.0
 
@@ -65,7 +65,7 @@ def test_absurd_figures_are_refused(path: tuple[str, ...], value: Any) -> None:
         place = place[key]
     place[path[-1]] = value
     with pytest.raises(ValidationError):
-        Ledger.model_validate_json(json.dumps(content))
+        MeasurementsFile.model_validate_json(json.dumps(content))
 
 
 def test_intervals_hold_their_value() -> None:

@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 from serve_app.__main__ import main
-from serve_app.core.measurements import Agreement, Ledger, Share
+from serve_app.core.measurements import Agreement, MeasurementsFile, Share
 from serve_app.core.rle import encode_rle, rle_area, rle_bbox
 from serve_app.core.settings import Compute, GraphSettings
 from serve_app.core.types import BoolArray, DecodeJob, Embedding, Mask, Prompt, RgbArray
@@ -326,14 +326,14 @@ BROKEN_ACCURATE = GOOD.replace(
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     variants = {"fast": {"model": "vit_t"}, "accurate": {"model": "sam2_hiera_tiny"}}
-    args = {"variants": variants, "ledger": {"path": str(tmp_path / "ledger.json")}}
+    args = {"variants": variants, "measurements": {"path": str(tmp_path / "ledger.json")}}
     path = tmp_path / "graph.yaml"
     path.write_text(yaml.safe_dump({"applications": [{"args": args}]}, sort_keys=False))
     return path
 
 
-def written(config: Path, name: str = "ledger.json") -> Ledger:
-    return Ledger.model_validate_json((config.parent / name).read_bytes())
+def written(config: Path, name: str = "ledger.json") -> MeasurementsFile:
+    return MeasurementsFile.model_validate_json((config.parent / name).read_bytes())
 
 
 def test_the_command_writes_and_prints_the_ledger(

@@ -7,9 +7,9 @@ import gzip
 import json
 import re
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
-from contextvars import Context, ContextVar
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from contextvars import ContextVar
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,26 +19,27 @@ from unittest.mock import AsyncMock
 import pytest
 import yaml
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased, Sampler
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 from ray.exceptions import ActorDiedError
-from ray.serve.context import _RequestContext, _serve_request_context
 
 from serve_app.batching.batcher import Batcher
 from serve_app.core.errors import ReplicaLost
 from serve_app.core.settings import Batching, GraphSettings
 from serve_app.core.single_flight import SingleFlight
 from serve_app.deployments import telemetry
-from serve_app.deployments.handles import ask
-from serve_app.deployments.tracing import RequestsAlone, exporter
+from serve_app.deployments.calls import call_with_retry
+from serve_app.deployments.tracing import RootSpanSampler, exporter
 from serve_app.deployments.watch import ReplicaCounts
-from serve_app.flow.timings import Timings
-from serve_app.http.middleware import RequestIds
-from serve_app.telemetry import catalogue, request, spans
-from serve_app.telemetry.instruments import Counter, Histogram, Instrument, collect_with
+from serve_app.flow.context import Timings
+from serve_app.http.middleware import AuditLogMiddleware
+from serve_app.telemetry import context, metrics
+from serve_app.telemetry.metrics import Counter, Histogram, Instrument, set_collector
 
 ROOT = Path(__file__).resolve().parents[2]
-INSTRUMENTS = [i for i in vars(catalogue).values() if isinstance(i, Instrument)]
+INSTRUMENTS = [i for i in vars(metrics).values() if isinstance(i, Instrument)]
 EXPORTED = {f"ray_{i.name}": i for i in INSTRUMENTS}
 DOCUMENT = (ROOT / "docs/observability.md").read_text("utf-8")
 DASHBOARD = json.loads((ROOT / "deploy/grafana/sam-serve.json").read_text("utf-8"))
@@ -70,9 +71,9 @@ class Told:
 @pytest.fixture
 def told() -> Iterator[Told]:
     collector = Told()
-    collect_with(collector)
+    previous = set_collector(collector)
     yield collector
-    collect_with(None)
+    set_collector(previous)
 
 
 # What the files say of metrics.
@@ -174,7 +175,7 @@ def test_names_follow_the_conventions_of_prometheus() -> None:
 
 def test_an_instrument_wants_its_labels_also_where_nobody_collects() -> None:
     with pytest.raises(ValueError, match="labels"):
-        catalogue.REFUSALS.inc(cause="rate")
+        metrics.REJECTIONS.inc(cause="rate")
 
 
 def test_timings_become_a_figure_for_each_stage(told: Told) -> None:
@@ -183,7 +184,7 @@ def test_timings_become_a_figure_for_each_stage(told: Told) -> None:
     timings.add({"model": 5.0})
     assert told.figures == []
     timings.publish()
-    assert told.of(catalogue.STAGE_SECONDS) == [
+    assert told.of(metrics.STAGE_SECONDS) == [
         (1.5, {"stage": "embed"}),
         (0.025, {"stage": "model"}),
     ]
@@ -191,13 +192,13 @@ def test_timings_become_a_figure_for_each_stage(told: Told) -> None:
 
 async def test_a_queue_tells_of_its_passes_and_is_empty_again(told: Told) -> None:
     batcher: Batcher[int, int] = Batcher(list, Batching(max_batch_size=4), "prompts")
-    assert await batcher.all([1, 2, 3, 4, 5, 6]) == [1, 2, 3, 4, 5, 6]
+    assert await batcher.run_all([1, 2, 3, 4, 5, 6]) == [1, 2, 3, 4, 5, 6]
     labels = {"queue": "prompts"}
-    assert told.of(catalogue.BATCH_ITEMS) == [(4, labels), (2, labels)]
+    assert told.of(metrics.BATCH_ITEMS) == [(4, labels), (2, labels)]
     batcher.report()
-    assert told.of(catalogue.QUEUE_ITEMS) == [(0, labels)]
-    assert told.of(catalogue.QUEUE_AGE) == [(0.0, labels)]
-    ((fill, _),) = told.of(catalogue.BATCH_FILL)
+    assert told.of(metrics.QUEUE_ITEMS) == [(0, labels)]
+    assert told.of(metrics.QUEUE_AGE) == [(0.0, labels)]
+    ((fill, _),) = told.of(metrics.BATCH_FILL)
     assert fill == pytest.approx(0.75, abs=0.01)
 
 
@@ -219,7 +220,7 @@ def test_what_waits_is_told_when_serve_asks(told: Told) -> None:
         await asyncio.gather(*calls)
 
     asyncio.run(wait())
-    assert told.of(catalogue.QUEUE_ITEMS)[0] == (2, {"queue": "images"})
+    assert told.of(metrics.QUEUE_ITEMS)[0] == (2, {"queue": "images"})
 
 
 async def test_calls_that_are_made_again_are_counted_by_what_came_of_it(told: Told) -> None:
@@ -232,18 +233,16 @@ async def test_calls_that_are_made_again_are_counted_by_what_came_of_it(told: To
     for second in (found, lost):
         calls = iter((lost, second))
         with suppress(ReplicaLost):
-            await ask("decoder", lambda calls=calls: next(calls)())
-    assert told.of(catalogue.RETRIES) == [
+            await call_with_retry("decoder", lambda calls=calls: next(calls)())
+    assert told.of(metrics.RETRIES) == [
         (1.0, {"callee": "decoder", "outcome": outcome}) for outcome in ("ok", "failed")
     ]
 
 
 def test_replicas_are_told_by_variant_and_half(told: Told) -> None:
-    board: Any = SimpleNamespace(replicas=lambda *_: None)
-    ReplicaCounts(GraphSettings(), board).told(
-        "fast-encoder", SimpleNamespace(running_replicas=[object()] * 2)
-    )
-    assert told.of(catalogue.VARIANT_REPLICAS) == [(2, {"variant": "fast", "half": "encoder"})]
+    load_tracker: Any = SimpleNamespace(replicas=lambda *_: None)
+    ReplicaCounts(GraphSettings(), load_tracker).update("fast-encoder", 2)
+    assert told.of(metrics.VARIANT_REPLICAS) == [(2, {"variant": "fast", "half": "encoder"})]
 
 
 # How Ray is told.
@@ -278,9 +277,9 @@ def rays(monkeypatch: pytest.MonkeyPatch) -> type[FakeMetric]:
 def test_ray_is_told_with_the_replicas_labels_by_one_metric_each(rays: type[FakeMetric]) -> None:
     collector = telemetry.RayCollector({"application": "sam", "replica": "r1"})
     for callee in ("decoder", "encoder"):
-        collector.count(catalogue.RETRIES, 1.0, {"callee": callee, "outcome": "ok"})
-    collector.count(catalogue.RETRIES, 0.0, {"callee": "text", "outcome": "ok"})
-    collector.observe(catalogue.STAGE_SECONDS, 0.5, {"stage": "embed"})
+        collector.count(metrics.RETRIES, 1.0, {"callee": callee, "outcome": "ok"})
+    collector.count(metrics.RETRIES, 0.0, {"callee": "text", "outcome": "ok"})
+    collector.observe(metrics.STAGE_SECONDS, 0.5, {"stage": "embed"})
     place = {"application": "sam", "replica": "r1"}
     retries, stages = rays.made
     assert retries.told == [
@@ -295,15 +294,15 @@ def test_a_metric_that_cannot_be_made_disturbs_nobody_and_is_logged_once(
     rays.broken = True
     collector = telemetry.RayCollector({})
     for _ in range(3):
-        collector.set(catalogue.REDIS_BREAKER_OPEN, 1.0, {})
-    assert [r.message for r in our_log()] == ["the metric sam_redis_breaker_open is not collected"]
+        collector.set(metrics.REDIS_BREAKER_OPEN, 1.0, {})
+    assert [r.message for r in our_log()] == ["the metric sam_redis_breaker_open is not exported"]
 
 
 def test_gauges_are_told_again_and_again_as_they_were_last(rays: type[FakeMetric]) -> None:
     collector = telemetry.RayCollector({})
-    collector.set(catalogue.QUEUE_ITEMS, 3.0, {"queue": "images"})
-    collector.set(catalogue.QUEUE_ITEMS, 0.0, {"queue": "images"})
-    collector.set(catalogue.QUEUE_ITEMS, 7.0, {"queue": "prompts"})
+    collector.set(metrics.QUEUE_ITEMS, 3.0, {"queue": "images"})
+    collector.set(metrics.QUEUE_ITEMS, 0.0, {"queue": "images"})
+    collector.set(metrics.QUEUE_ITEMS, 7.0, {"queue": "prompts"})
     collector.refresh()
     (metric,) = rays.made
     assert metric.told[3:] == [(0.0, {"queue": "images"}), (7.0, {"queue": "prompts"})]
@@ -311,9 +310,9 @@ def test_gauges_are_told_again_and_again_as_they_were_last(rays: type[FakeMetric
 
 def test_what_is_no_replica_collects_nothing() -> None:
     telemetry.start_telemetry()
-    catalogue.RETRIES.inc(callee="decoder", outcome="ok")
-    assert request.request_id() == ""
-    assert spans.here() is None
+    metrics.RETRIES.inc(callee="decoder", outcome="ok")
+    assert context.current_request_id() == ""
+    assert context.current_trace() is None
 
 
 # The request at hand.
@@ -330,7 +329,7 @@ class FakeRequests:
     def rename(self, request_id: str) -> None:
         _HAND.set(request_id)
 
-    def carry(self) -> request.Carry:
+    def carry(self) -> Callable[[], None]:
         found = _HAND.get()
 
         def carry() -> None:
@@ -341,9 +340,9 @@ class FakeRequests:
 
 @pytest.fixture
 def requests() -> Iterator[None]:
-    request.requests_known_by(FakeRequests())
+    context.set_request_context(FakeRequests())
     yield
-    request.requests_known_by(None)
+    context.set_request_context(None)
 
 
 @pytest.mark.usefixtures("requests")
@@ -353,15 +352,20 @@ async def test_the_request_is_named_as_the_answer_says(sent: str) -> None:
     seen, answered = [], {}
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        seen.append(request.request_id())
+        seen.append(context.current_request_id())
         await send({"type": "http.response.start", "status": 200, "headers": []})
 
     async def send(message: Any) -> None:
         answered.update(message["headers"])
 
-    scope = {"type": "http", "headers": [(b"x-request-id", sent.encode())]}
-    request.rename_request("another")
-    await RequestIds(app)(scope, AsyncMock(), send)
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/",
+        "headers": [(b"x-request-id", sent.encode())],
+    }
+    context.rename_request("another")
+    await AuditLogMiddleware(app, templates=list)(scope, AsyncMock(), send)
     assert seen == [answered[b"x-request-id"].decode()]
     assert (seen == [sent]) is ("!" not in sent)
 
@@ -373,9 +377,15 @@ async def test_an_id_that_serve_has_is_not_put_into_the_answer_twice() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
 
-    request.rename_request("serves")
-    scope = {"type": "http", "headers": [(b"x-request-id", b"serves")]}
-    await RequestIds(app)(scope, AsyncMock(), AsyncMock(side_effect=sent.append))
+    context.rename_request("serves")
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/",
+        "headers": [(b"x-request-id", b"serves")],
+    }
+    middleware = AuditLogMiddleware(app, templates=list)
+    await middleware(scope, AsyncMock(), AsyncMock(side_effect=sent.append))
     assert sent[0]["headers"] == []
 
 
@@ -387,10 +397,10 @@ async def test_a_shared_computation_belongs_to_the_request_that_began_it() -> No
     async def compute() -> str:
         begun.set()
         await go_on.wait()
-        return request.request_id()
+        return context.current_request_id()
 
     async def ask(name: str) -> str:
-        request.rename_request(name)
+        context.rename_request(name)
         return await flight.run("key", compute)
 
     first = asyncio.create_task(ask("first"))
@@ -401,78 +411,65 @@ async def test_a_shared_computation_belongs_to_the_request_that_began_it() -> No
     assert await asyncio.gather(first, second) == ["first, carried"] * 2
 
 
-async def test_serves_request_is_carried_without_what_cancels_it() -> None:
-    known = telemetry.ServeRequests()
-    assert known.request_id() == ""
-    _serve_request_context.set(
-        _RequestContext(
-            route="/v1/segment",
-            request_id="raw",
-            _internal_request_id="internal",
-            app_name="sam",
-            cancel_on_parent_request_cancel=True,
-        )
-    )
-    known.rename("ours")
-    assert known.request_id() == "ours"
-    carry, carried = known.carry(), None
-
-    async def elsewhere() -> None:
-        nonlocal carried
-        carry()
-        carried = _serve_request_context.get()
-
-    await asyncio.create_task(elsewhere(), context=Context())
-    assert carried == _RequestContext(route="/v1/segment", request_id="ours", app_name="sam")
-
-
 # Spans.
 
 
-class FakeTracer:
-    """Keeps the spans that are recorded."""
-
-    def __init__(self) -> None:
-        self.recorded: list[tuple[str, str, int]] = []
-        self.place = "somewhere"
-
-    def span(self, name: str) -> AbstractContextManager[Any]:
-        return nullcontext()
-
-    def here(self) -> str:
-        return self.place
-
-    def record(self, name: str, parent: str, began: float, ended: float, items: int) -> None:
-        assert began <= ended
-        self.recorded.append((name, parent, items))
-
-
 @pytest.fixture
-def tracer() -> Iterator[FakeTracer]:
-    fake = FakeTracer()
-    spans.trace_with(fake)
-    yield fake
-    spans.trace_with(None)
+def spans() -> Iterator[InMemorySpanExporter]:
+    """The spans that this process finishes."""
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    context.set_tracer(provider.get_tracer("test"))
+    yield exporter
+    context.set_tracer(None)
 
 
-async def test_a_call_waits_once_and_has_a_span_for_each_of_its_passes(tracer: FakeTracer) -> None:
+async def test_a_call_waits_once_and_has_a_span_for_each_of_its_passes(
+    spans: InMemorySpanExporter,
+) -> None:
     batcher: Batcher[int, int] = Batcher(list, Batching(max_batch_size=4))
-    await batcher.all(list(range(6)))
-    assert tracer.recorded == [
-        ("wait", "somewhere", 6),
-        ("pass", "somewhere", 4),
-        ("pass", "somewhere", 2),
-    ]
+    with context.span("request"):
+        await batcher.run_all(list(range(6)))
+    *found, request = spans.get_finished_spans()
+    assert request.context is not None
+    told = [(s.name, s.attributes["items"]) for s in found if s.attributes]
+    assert told == [("wait", 6), ("pass", 4), ("pass", 2)]
+    for span in found:
+        assert span.parent is not None
+        assert span.parent.span_id == request.context.span_id
+        assert (request.start_time or 0) <= (span.start_time or 0) <= (span.end_time or 0)
+
+
+async def test_a_shared_computation_belongs_to_the_trace_that_began_it(
+    spans: InMemorySpanExporter,
+) -> None:
+    flight: SingleFlight[None] = SingleFlight()
+
+    async def compute() -> None:
+        with context.span("compute"):
+            pass
+
+    with context.span("request"):
+        await flight.run("key", compute)
+    inner, request = spans.get_finished_spans()
+    assert (inner.name, request.name) == ("compute", "request")
+    assert inner.parent == request.context
+
+
+async def test_what_is_outside_of_a_trace_records_no_passes(spans: InMemorySpanExporter) -> None:
+    batcher: Batcher[int, int] = Batcher(list, Batching(max_batch_size=4))
+    await batcher.run_all(list(range(6)))
+    assert spans.get_finished_spans() == ()
 
 
 def _started(sampler: Sampler, ingress: bool, name: str, parent: bool | None) -> bool:
     """Whether a span is recorded; ``parent``: whether that was sampled, None: there is none."""
-    provider = TracerProvider(sampler=RequestsAlone(sampler, ingress=ingress))
-    context = None
+    provider = TracerProvider(sampler=RootSpanSampler(sampler, ingress=ingress))
+    parent_context = None
     if parent is not None:
         above = SpanContext(1, 1, is_remote=True, trace_flags=TraceFlags(int(parent)))
-        context = set_span_in_context(NonRecordingSpan(above))
-    return provider.get_tracer("test").start_span(name, context).is_recording()
+        parent_context = set_span_in_context(NonRecordingSpan(above))
+    return provider.get_tracer("test").start_span(name, parent_context).is_recording()
 
 
 @pytest.mark.parametrize("ingress", [True, False])
@@ -487,7 +484,7 @@ def test_only_a_request_at_the_ingress_begins_a_trace(ingress: bool) -> None:
 
 
 def test_spans_go_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_app.deployments.tracing.get_serve_logs_dir", lambda: str(tmp_path))
+    monkeypatch.setattr("serve_app.deployments.tracing.serve_logs_dir", lambda: tmp_path)
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", raising=False)
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
     provider = TracerProvider()

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from serve_app.core.host import this_host
 from serve_app.core.settings import Compute, GraphSettings
 from serve_app.models.factory import ModelSource
 from serve_app.models.quantized import MANIFEST, Manifest, drop_unavailable_variants, open_registry
 from serve_app.models.registry import ModelSpec, RegistryError, load_registry
-from serve_app.routing.variants import variant_info
+from serve_app.profiles.variants import variant_info
 from serve_tools.profiling.protocol import Effort
 from serve_tools.workshop.quantise import Calibration, QuantiseError, quantise
 
@@ -121,7 +120,7 @@ def test_figures_of_another_processor_count_where_the_ledgers_do(tmp_path: Path)
     path = tmp_path / "vit_t_int8" / MANIFEST
     path.write_text(manifest.model_copy(update={"cpu": "another"}).model_dump_json(), "utf-8")
     assert "another processor" in drop_unavailable_variants(settings(tmp_path))[1]["quantized"]
-    assert not drop_unavailable_variants(settings(tmp_path, ledger={"trust_host": True}))[1]
+    assert not drop_unavailable_variants(settings(tmp_path, measurements={"trust_host": True}))[1]
 
 
 def test_a_copied_folder_hides_no_model(tmp_path: Path) -> None:
@@ -209,13 +208,3 @@ def test_a_folder_of_other_things_is_not_written_to(tmp_path: Path) -> None:
             ModelSource(), "vit_t", "vit_t_int8", calibration, effort, 1, tmp_path, lambda _: None
         )
     assert precious.read_text(encoding="utf-8") == "years of work"
-
-
-def test_the_former_name_of_the_settings_is_accepted_with_a_warning(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    found = GraphSettings.model_validate({"quantised": {"least_speedup": 3}})
-    assert found.quantized.least_speedup == 3
-    assert "'quantised' is now called 'quantized'" in caplog.text
-    with pytest.raises(ValidationError):
-        GraphSettings.model_validate({"quantised": {}, "quantized": {}})

@@ -13,8 +13,8 @@ from serve_app.deployments.replica import EngineReplica
 
 
 class Replica(EngineReplica):
-    def __init__(self, stuck_after_s: float) -> None:
-        super().__init__(Replicas(stuck_after_s=stuck_after_s))
+    def __init__(self, max_pass_s: float) -> None:
+        super().__init__(Replicas(max_pass_s=max_pass_s))
         self.engine = EngineThread()
         self.threads = [self.engine]
 

@@ -6,11 +6,11 @@ import math
 
 import pytest
 
-from serve_app.batching.stats import BatchStats, Decaying, HitRate, Level, finite
+from serve_app.batching.stats import BatchStats, EwmaCounter, HitRate, TimeWeightedMean, finite
 
 
 def test_a_steady_rate_is_found_and_forgotten() -> None:
-    rate = Decaying(2.0)
+    rate = EwmaCounter(2.0)
     for i in range(400):
         rate.add(1.0, i * 0.05)
     assert rate.per_s(20.0) == pytest.approx(20.0, rel=0.03)
@@ -19,14 +19,14 @@ def test_a_steady_rate_is_found_and_forgotten() -> None:
 
 
 def test_a_clock_that_steps_back_breaks_nothing() -> None:
-    rate = Decaying(2.0)
+    rate = EwmaCounter(2.0)
     rate.add(1.0, 100.0)
     rate.add(1.0, 50.0)
     assert rate.at(100.0) == pytest.approx(2.0)
 
 
 def test_a_level_is_averaged_over_time() -> None:
-    level = Level()
+    level = TimeWeightedMean()
     assert level.at(5.0) == 0.0
     level.set(1.0, 0.0)
     assert level.at(0.0) < level.at(1.0) < level.at(100.0) <= 1.0
@@ -66,10 +66,10 @@ def test_the_hit_rate_is_of_the_last_lookups() -> None:
     hits = HitRate()
     assert "hit_rate" not in hits.report(0.0)
     for i in range(20):
-        hits.looked_up(i % 4 == 0, 1.0)
+        hits.observe(i % 4 == 0, 1.0)
     assert hits.report(1.0)["hit_rate"] == pytest.approx(0.25)
     for i in range(100):
-        hits.looked_up(True, 20.0 + i)
+        hits.observe(True, 20.0 + i)
     assert hits.report(120.0)["hit_rate"] > 0.95
     assert "hit_rate" not in hits.report(1e6)
 

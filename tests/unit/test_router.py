@@ -23,11 +23,12 @@ from serve_app.core.settings import (
     VariantSettings,
 )
 from serve_app.models.registry import load_registry
-from serve_app.routing.facts import Ask, Situation, expected
-from serve_app.routing.router import Choice, Refused, choose_variant
-from serve_app.routing.variants import variant_info
+from serve_app.profiles.variants import variant_info
+from serve_app.routing.latency import estimate_latency
+from serve_app.routing.router import Choice, NoEligibleVariant, choose_variant
+from serve_app.routing.types import RoutingQuery, VariantState
 
-IDLE = Situation()
+IDLE = VariantState()
 DEPLOYED = {"fast": IDLE, "accurate": IDLE}
 FAST = Profile({1: 90.0}, {1: 10.0}, {"box": 0.80, "point": 0.70}, cold_start_s=4)
 ACCURATE = Profile({1: 980.0}, {1: 20.0}, {"box": 0.90, "point": 0.85}, cold_start_s=9)
@@ -36,19 +37,19 @@ MEASURED = {"fast": FAST, "accurate": ACCURATE}
 
 
 def choose(
-    variants: Mapping[str, Situation] = DEPLOYED,
+    variants: Mapping[str, VariantState] = DEPLOYED,
     profiles: Mapping[str, Profile] = MEASURED,
     router: RouterSettings | None = None,
     **ask: Any,
 ) -> Choice:
-    return choose_variant(Ask(**ask), variants, profiles, router or RouterSettings())
+    return choose_variant(RoutingQuery(**ask), variants, profiles, router or RouterSettings())
 
 
 def refusal(**given: Any) -> tuple[SamServeError, str | None]:
     """What the caller is told, and who is to be woken."""
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(NoEligibleVariant) as caught:
         choose(**given)
-    return caught.value.error, caught.value.wake
+    return caught.value.error, caught.value.scale_from_zero
 
 
 # Without hints.
@@ -69,7 +70,7 @@ def test_auto_leaves_the_default_for_one_as_good_that_is_clearly_sooner() -> Non
     twin = replace(ACCURATE, encode_ms={1: 700.0})  # 720 ms: less than 80 % of 1000
     choice = choose(profiles={"accurate": ACCURATE, "fast": twin}, router=router)
     assert (choice.variant, choice.expected_ms) == ("fast", 720)
-    assert choice.reason == "auto: fast is at least as good as accurate and has less to do"
+    assert choice.reason == "auto: fast is at least as good as accurate and has a shorter queue"
     for profile, why in [
         (replace(ACCURATE, encode_ms={1: 800.0}), "not clearly sooner"),
         (replace(twin, quality={"box": 0.899}), "not as good"),
@@ -80,16 +81,16 @@ def test_auto_leaves_the_default_for_one_as_good_that_is_clearly_sooner() -> Non
 
 
 def test_auto_leaves_a_queue_for_a_better_variant_that_is_idle() -> None:
-    busy = {"fast": Situation(images=20), "accurate": IDLE}
+    busy = {"fast": VariantState(images=20), "accurate": IDLE}
     assert choose(busy).variant == "accurate"
-    assert choose({"fast": Situation(images=5), "accurate": IDLE}).variant == "fast"
+    assert choose({"fast": VariantState(images=5), "accurate": IDLE}).variant == "fast"
     # Waking one is for those who ask for it, however long the queue.
-    asleep = Situation(encoders=0, decoders=0)
-    assert choose({"fast": Situation(images=10_000), "accurate": asleep}).variant == "fast"
+    asleep = VariantState(encoders=0, decoders=0)
+    assert choose({"fast": VariantState(images=10_000), "accurate": asleep}).variant == "fast"
 
 
 def test_auto_takes_the_variant_that_has_the_image() -> None:
-    known = {"fast": IDLE, "accurate": Situation(resident=True)}
+    known = {"fast": IDLE, "accurate": VariantState(cached=True)}
     choice = choose(known)
     assert (choice.variant, choice.expected_ms) == ("accurate", 20)
     assert (
@@ -98,7 +99,7 @@ def test_auto_takes_the_variant_that_has_the_image() -> None:
 
 
 def test_scores_that_thresholds_are_made_for_stay_the_defaults() -> None:
-    known = {"fast": IDLE, "accurate": Situation(resident=True)}
+    known = {"fast": IDLE, "accurate": VariantState(cached=True)}
     assert choose(known, filtered=True).variant == "fast"
     assert choose(known, filtered=True, variant="accurate").variant == "accurate"
 
@@ -117,17 +118,17 @@ def test_without_a_measured_quality_nobody_is_as_good_as_the_default() -> None:
 @pytest.mark.parametrize("hints", [{}, {"max_latency_ms": 5000}, {"min_quality": 0.5}])
 def test_a_pinned_variant_is_never_changed(asked: str, hints: dict[str, float]) -> None:
     # The other one is awake and idle, this one has a queue and sleeps.
-    variants = {**DEPLOYED, asked: Situation(images=3)}
+    variants = {**DEPLOYED, asked: VariantState(images=3)}
     choice = choose(variants, variant=asked, **hints)
     assert choice.variant == asked
-    assert choice.reason.startswith("asked for")
+    assert choice.reason.startswith("requested")
     assert not choice.degraded
 
 
 def test_hints_decide_whether_a_pinned_variant_may_answer() -> None:
     choice = choose(variant="accurate", max_latency_ms=1000, min_quality=0.9)
     assert choice.reason == (
-        "asked for; accurate: mean IoU 0.900 reaches min_quality 0.9, "
+        "requested; accurate: mean IoU 0.900 reaches min_quality 0.9, "
         "expected in 1000 ms of the 1000 ms allowed"
     )
     slow, _ = refusal(variant="accurate", max_latency_ms=999)
@@ -137,20 +138,20 @@ def test_hints_decide_whether_a_pinned_variant_may_answer() -> None:
     assert (type(poor), poor.field) == (HintsUnmet, "min_quality")
     assert "fast reaches 0.800" in poor.message
     busy, _ = refusal(
-        variants={**DEPLOYED, "fast": Situation(images=9)}, variant="fast", max_latency_ms=150
+        variants={**DEPLOYED, "fast": VariantState(images=9)}, variant="fast", max_latency_ms=150
     )
     assert type(busy) is Overloaded
 
 
 def test_a_pinned_variant_needs_no_measurement_but_its_hints_do() -> None:
-    assert choose(profiles={"fast": FAST}, variant="accurate") == Choice("accurate", "asked for")
+    assert choose(profiles={"fast": FAST}, variant="accurate") == Choice("accurate", "requested")
     for hint in ("min_quality", "max_latency_ms"):
         error, _ = refusal(profiles={"fast": FAST}, variant="accurate", **{hint: 0.5})
         assert (type(error), error.field) == (HintsUnmet, hint)
-        assert "this variant is not measured" in error.message
+        assert "this variant was not measured" in error.message
         error, _ = refusal(profiles={}, **{hint: 0.5})
         assert (type(error), error.field) == (HintsUnmet, hint)
-        assert "the variants are not measured" in error.message
+        assert "the variants were not measured" in error.message
 
 
 @pytest.mark.parametrize("asked", ["", "Fast", "quantized", "../fast", "a" * 10_000])
@@ -170,12 +171,12 @@ def test_an_alias_is_answered_by_its_variant_and_told() -> None:
     choice = choose(variant="quantized", router=router)
     assert (choice.variant, choice.reason) == (
         "fast",
-        "asked for quantized, for which fast answers here",
+        "requested as quantized, which fast serves here",
     )
     hinted = choose(variant="quantized", router=router, max_latency_ms=9999)
     assert hinted.variant == "fast"
     assert "quantized" in hinted.reason
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(NoEligibleVariant) as caught:
         choose(variant="huge", router=router)
     assert "auto, accurate, fast, quantized" in caught.value.error.message
 
@@ -217,49 +218,49 @@ def test_more_prompts_take_longer() -> None:
 
 
 def test_an_embedding_that_is_there_makes_a_variant_cheap() -> None:
-    known = {**DEPLOYED, "accurate": Situation(resident=True)}
+    known = {**DEPLOYED, "accurate": VariantState(cached=True)}
     choice = choose(known, max_latency_ms=50)
     assert (choice.variant, choice.expected_ms) == ("accurate", 20)
     # What waits for the encoder is then not in the way, nor is an encoder needed.
-    busy = Situation(resident=True, images=100, encoders=0)
+    busy = VariantState(cached=True, images=100, encoders=0)
     assert choose({**DEPLOYED, "accurate": busy}, max_latency_ms=50).variant == "accurate"
 
 
 @pytest.mark.parametrize(
     "load",
     [
-        Situation(images=5),
-        Situation(prompts=50),
-        Situation(oldest_ms=400),
-        Situation(slowdown=1.5),
-        Situation(encoders=0),
-        Situation(decoders=0),
+        VariantState(images=5),
+        VariantState(prompts=50),
+        VariantState(oldest_ms=400),
+        VariantState(slowdown=1.5),
+        VariantState(encoders=0),
+        VariantState(decoders=0),
     ],
     ids=["images", "prompts", "age", "slow", "no encoder", "no decoder"],
 )
-def test_load_degrades_to_fast_before_it_refuses_and_says_so(load: Situation) -> None:
+def test_load_degrades_to_fast_before_it_refuses_and_says_so(load: VariantState) -> None:
     choice = choose({"fast": IDLE, "accurate": load}, max_latency_ms=1300)
     assert (choice.variant, choice.degraded) == ("fast", True)
-    assert choice.wake == ("accurate" if load.asleep else None)
+    assert choice.scale_from_zero == ("accurate" if load.scaled_to_zero else None)
     assert "accurate would be better, but its wait is too long now" in choice.reason
     error, wake = refusal(variants={"fast": load, "accurate": load}, max_latency_ms=120)
     assert isinstance(error, Overloaded)
-    assert wake == ("fast" if load.asleep else None)
+    assert wake == ("fast" if load.scaled_to_zero else None)
 
 
 def test_replicas_share_the_queue_and_batches_shorten_it() -> None:
-    assert choose({**DEPLOYED, "accurate": Situation(images=5)}, max_latency_ms=2500).degraded
-    shared = Situation(images=5, encoders=4)
+    assert choose({**DEPLOYED, "accurate": VariantState(images=5)}, max_latency_ms=2500).degraded
+    shared = VariantState(images=5, encoders=4)
     assert not choose({**DEPLOYED, "accurate": shared}, max_latency_ms=2500).degraded
     batched = replace(ACCURATE, encode_ms={1: 980.0, 4: 1000.0})
-    queue = Situation(images=5, encoder_batch=4)
+    queue = VariantState(images=5, encoder_batch=4)
     profiles = {"fast": FAST, "accurate": batched}
     assert not choose({**DEPLOYED, "accurate": queue}, profiles, max_latency_ms=2500).degraded
 
 
 def test_a_time_nobody_can_meet_is_refused_with_what_is_possible() -> None:
     # Whatever the load: it is the hint that is at fault.
-    busy = {"fast": Situation(images=99), "accurate": Situation(decoders=0)}
+    busy = {"fast": VariantState(images=99), "accurate": VariantState(decoders=0)}
     for variants in (DEPLOYED, busy):
         error, wake = refusal(variants=variants, max_latency_ms=50)
         assert (type(error), error.field, wake) == (HintsUnmet, "max_latency_ms", None)
@@ -268,20 +269,20 @@ def test_a_time_nobody_can_meet_is_refused_with_what_is_possible() -> None:
 
 
 def test_what_only_load_prevents_is_overload_and_tells_who_would_be_soonest() -> None:
-    busy = {"fast": Situation(images=9), "accurate": Situation(images=9)}
+    busy = {"fast": VariantState(images=9), "accurate": VariantState(images=9)}
     error, wake = refusal(variants=busy, max_latency_ms=150)
     assert (type(error), wake) == (Overloaded, None)
     assert "fast would in about 910 ms" in error.message
 
 
 def test_a_sleeping_variant_that_alone_could_is_woken() -> None:
-    asleep = {"fast": Situation(encoders=0, decoders=0), "accurate": IDLE}
+    asleep = {"fast": VariantState(encoders=0, decoders=0), "accurate": IDLE}
     error, wake = refusal(variants=asleep, max_latency_ms=500)
     assert (type(error), wake) == (Overloaded, "fast")
     # Its cold start of 4 s counts as waiting.
     assert choose(asleep, max_latency_ms=4200, variant="fast").expected_ms == 4100
     # Nobody is woken who would be too slow when awake.
-    slow = {"fast": Situation(images=99), "accurate": Situation(decoders=0)}
+    slow = {"fast": VariantState(images=99), "accurate": VariantState(decoders=0)}
     assert refusal(variants=slow, max_latency_ms=500)[1] is None
 
 
@@ -297,9 +298,11 @@ def test_with_a_quality_the_soonest_that_reaches_it(least: float, variant: str) 
 
 
 def test_with_a_quality_load_counts_too() -> None:
-    assert choose({**DEPLOYED, "fast": Situation(images=20)}, min_quality=0.7).variant == "accurate"
+    assert (
+        choose({**DEPLOYED, "fast": VariantState(images=20)}, min_quality=0.7).variant == "accurate"
+    )
     # Without a time, one waits as long as it takes.
-    assert choose({**DEPLOYED, "accurate": Situation(decoders=0)}, min_quality=0.85).variant == (
+    assert choose({**DEPLOYED, "accurate": VariantState(decoders=0)}, min_quality=0.85).variant == (
         "accurate"
     )
 
@@ -311,10 +314,10 @@ def test_both_hints_bind() -> None:
     assert (type(slow), slow.field) == (HintsUnmet, "max_latency_ms")
     assert "accurate takes about 1000 ms" in slow.message
     # Who says what quality suffices is not degraded by getting it.
-    loaded = {**DEPLOYED, "accurate": Situation(images=5)}
+    loaded = {**DEPLOYED, "accurate": VariantState(images=5)}
     assert not choose(loaded, min_quality=0.5, max_latency_ms=1200).degraded
     # Degrading would break the caller's word on quality.
-    busy = {**DEPLOYED, "accurate": Situation(images=5)}
+    busy = {**DEPLOYED, "accurate": VariantState(images=5)}
     assert type(refusal(variants=busy, min_quality=0.85, max_latency_ms=1200)[0]) is Overloaded
 
 
@@ -352,19 +355,19 @@ any_profile = st.builds(
     cold_start_s=positive,
 )
 any_situation = st.builds(
-    Situation,
+    VariantState,
     encoders=st.integers(0, 5),
     decoders=st.integers(0, 5),
     images=st.floats(0, 1e6),
     prompts=st.floats(0, 1e6),
     oldest_ms=st.floats(0, 1e9),
-    resident=st.booleans(),
+    cached=st.booleans(),
     encoder_batch=st.integers(1, 64),
     decoder_batch=st.integers(1, 64),
     slowdown=st.floats(0.125, 8),
 )
 any_ask = st.builds(
-    Ask,
+    RoutingQuery,
     variant=st.sampled_from(["auto", "alias", *NAMES, "nobody"]),
     max_latency_ms=st.none() | positive,
     min_quality=st.none() | st.floats(0.001, 1),
@@ -379,19 +382,19 @@ any_ask = st.builds(
     profiles=st.dictionaries(st.sampled_from([*NAMES, "not deployed"]), any_profile),
 )
 def test_whatever_the_numbers_an_answer_keeps_its_hints_or_is_refused(
-    ask: Ask, variants: dict[str, Situation], profiles: dict[str, Profile]
+    ask: RoutingQuery, variants: dict[str, VariantState], profiles: dict[str, Profile]
 ) -> None:
     router = RouterSettings(default="fast", aliases={"alias": "slow"})
     choice, refused = None, None
     try:
         choice = choose_variant(ask, variants, profiles, router)
-    except Refused as caught:
+    except NoEligibleVariant as caught:
         refused = caught
     if choice is None:
         assert refused is not None
         assert isinstance(refused.error, UnknownVariant | HintsUnmet | Overloaded)
         assert isinstance(refused.error, UnknownVariant) == (ask.variant == "nobody")
-        assert refused.wake is None or variants[refused.wake].asleep
+        assert refused.scale_from_zero is None or variants[refused.scale_from_zero].scaled_to_zero
         # Without hints nothing is refused that is deployed.
         assert ask.variant == "nobody" or ask.max_latency_ms or ask.min_quality
         return
@@ -401,7 +404,7 @@ def test_whatever_the_numbers_an_answer_keeps_its_hints_or_is_refused(
         assert not choice.degraded
     if ask.max_latency_ms is not None or ask.min_quality is not None:
         profile = profiles[choice.variant]
-        time = expected(profile, variants[choice.variant], ask.prompts).total_ms
+        time = estimate_latency(profile, variants[choice.variant], ask.prompts).total_ms
         assert choice.expected_ms == time
         assert ask.max_latency_ms is None or time <= ask.max_latency_ms
         assert ask.min_quality is None or profile.quality[ask.kind] >= ask.min_quality

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from serve_app.core.settings import ScalingSettings
 from serve_app.scaling.policy import decide
-from serve_app.scaling.types import Load, Plan, Pool
+from serve_app.scaling.types import Load, Pool, ScalingDecision
 
 ABSURD = (None, math.nan, math.inf, -math.inf, -1, -1e300, 1e300, 10**400, True, "7", [], {}, b"x")
 NAMES = ("fast-encoder", "fast-decoder", "accurate-encoder", "accurate-decoder")
@@ -41,7 +41,7 @@ anything = st.recursive(
     ),
     max_leaves=10,
 )
-KEYS = ("t", "level", "queue", "marks", "idle", "held", "spare", "want")
+KEYS = ("t", "level", "queue", "marks", "idle", "usual", "spare", "replicas")
 states = st.one_of(
     anything,
     st.fixed_dictionaries(
@@ -87,7 +87,7 @@ knobs = st.builds(
 )
 
 
-def check(plan: Plan, given_pools: dict[str, Pool], budget: float | None) -> None:
+def check(plan: ScalingDecision, given_pools: dict[str, Pool], budget: float | None) -> None:
     assert plan.replicas.keys() == given_pools.keys()
     for name, pool in given_pools.items():
         n = plan.replicas[name]

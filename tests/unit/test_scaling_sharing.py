@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serve_app.scaling.sharing import Claim, share
+from serve_app.scaling.sharing import ReplicaRequest, share
 from serve_app.scaling.types import Pool, Role
 
 PER_UNIT = {"encoder": 5.0, "decoder": 100.0}
@@ -12,8 +12,8 @@ def pool(variant: str, role: Role, least: int = 0) -> Pool:
     return Pool(f"{variant}-{role}", variant, role, 0.1, least, 1, 8, {1: 10.0}, 5.0)
 
 
-def claim(role: Role, need: int = 1) -> Claim:
-    return Claim(need, need, need, need, PER_UNIT[role])
+def request(role: Role, need: int = 1) -> ReplicaRequest:
+    return ReplicaRequest(need, need, need, need, PER_UNIT[role])
 
 
 POOLS = {
@@ -21,7 +21,7 @@ POOLS = {
     for variant, least in (("fast", 1), ("accurate", 0), ("quantized", 0))
     for p in (pool(variant, "encoder", least), pool(variant, "decoder", least))
 }
-ALL = {name: claim(p.role) for name, p in POOLS.items()}
+ALL = {name: request(p.role) for name, p in POOLS.items()}
 
 
 def shared(budget: float, running: set[str]) -> set[str]:

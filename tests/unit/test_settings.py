@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -88,3 +89,50 @@ def test_settings_do_not_change(path: tuple[str | int, ...]) -> None:
     name = next(iter(type(model).model_fields))
     with pytest.raises(ValidationError):
         setattr(model, name, getattr(model, name))
+
+
+RENAMED = {
+    "stuck_after_s": ({"proposals": {"stuck_after_s": 7}}, {"proposals": {"max_pass_s": 7}}),
+    "cascade_wakes": (
+        {"router": {"cascade_wakes": False}},
+        {"router": {"cascade_scales_from_zero": False}},
+    ),
+    "redis_rest_s": (
+        {"cache": {"redis_rest_s": 5}},
+        {"cache": {"redis_probe_interval_s": 5}},
+    ),
+    "ledger": ({"ledger": {"trust_host": True}}, {"measurements": {"trust_host": True}}),
+    "quantised": (
+        {"quantised": {"least_speedup": 2}},
+        {"quantized": {"least_speedup": 2}},
+    ),
+}
+
+
+def test_every_renamed_key_is_tested() -> None:
+    assert {key for kind in _all_kinds(Strict) for key in kind.renamed_keys} == RENAMED.keys()
+
+
+def _all_kinds(kind: type[Strict]) -> Iterator[type[Strict]]:
+    yield kind
+    for below in kind.__subclasses__():
+        if below.__module__.startswith("serve_app.core.settings"):
+            yield from _all_kinds(below)
+
+
+@pytest.mark.parametrize("name", RENAMED)
+def test_a_former_name_works_with_a_warning_that_names_the_new_one(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    old, new = RENAMED[name]
+    with caplog.at_level(logging.WARNING, "serve_app"):
+        assert GraphSettings.model_validate(old) == GraphSettings.model_validate(new)
+        (warning,) = [r.getMessage() for r in caplog.records]
+    assert name in warning
+    (section,) = new.values()
+    assert next(iter(new if name in old else section)) in warning
+
+
+def test_both_names_of_a_key_are_rejected() -> None:
+    with pytest.raises(ValidationError, match="former name of measurements"):
+        GraphSettings.model_validate({"ledger": {}, "measurements": {}})

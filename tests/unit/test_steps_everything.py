@@ -17,7 +17,7 @@ from serve_app.core.limits import Limits
 from serve_app.core.rle import encode_rle, rle_area, rle_bbox
 from serve_app.core.types import BoolArray, Mask
 from serve_app.engines.proposals.sources import grid_proposals
-from serve_app.images.store import ImageStore, OpenImage
+from serve_app.images.store import ImageRef, ImageStore
 
 
 def _mask(array: BoolArray, score: float = 0.9) -> Mask:
@@ -47,7 +47,7 @@ def test_crops_of_tiny_images_have_pixels(w: int, h: int, layers: int, overlap: 
 def test_masks_cut_off_by_a_crop_are_metas() -> None:
     """Boxes with one edge moved over all distances from the crop's borders."""
     crop, whole = Crop(50, 0, 150, 100, 1), [0, 0, 300, 200]
-    image = OpenImage(ImageStore(Limits(), 0), image_id(np.zeros((200, 300, 3), np.uint8)), None)
+    image = ImageRef(ImageStore(Limits(), 0), image_id(np.zeros((200, 300, 3), np.uint8)), None)
     inner = [100, 30, 150, 60]
     outcomes = set()
     for edge, places in enumerate((range(50, 90), range(40), range(150, 200), range(60, 100))):

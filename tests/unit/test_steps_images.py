@@ -210,7 +210,7 @@ async def test_a_file_sent_again_is_found_by_others_whatever_became_of_it(lost: 
     shared.takes = True
     with pytest.raises(UnknownImage):
         await (await there.open(name)).pixels()
-    now += images._SHARED_AGAIN_S
+    now += images._SHARE_AGAIN_S
     await here.open(_png())
     np.testing.assert_array_equal(await (await there.open(name)).pixels(), PIXELS)
 

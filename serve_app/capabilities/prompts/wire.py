@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.fields import FieldInfo
 
 from serve_app.core.errors import InvalidPrompt, InvalidRequest, TooManyPrompts
 from serve_app.core.limits import Limits
 from serve_app.core.request import Members, Task
 from serve_app.core.types import Prompt
-from serve_app.core.wire import AtMost, as_tuple
+from serve_app.core.wire import AtMost, as_tuple, fault
 
 _SINGLE = ("point_coords", "point_labels", "box", "mask_input")
+
+
+def _not_empty(prompts: tuple[Prompt, ...]) -> tuple[Prompt, ...]:
+    if not prompts:
+        raise fault(InvalidPrompt.code, "prompts must hold at least one prompt")
+    return prompts
 
 
 class Prompts(Task):
@@ -25,7 +31,7 @@ class Prompts(Task):
 
     prompts: Annotated[
         tuple[Prompt, ...],
-        Field(min_length=1),
+        AfterValidator(_not_empty),
         AtMost("max_prompts", "prompts"),
         BeforeValidator(as_tuple),
     ] = Field(description="objects to segment; each has its own result")

@@ -1,0 +1,7 @@
+"""Every private or unofficial part of Ray that this project uses; all other modules use public Ray.
+
+- `inventory`: the list of these parts, and `check`, which names those that a Ray has changed
+- `runtime`: logs, calls, replica counts, request context, policies, metrics endpoints
+- `router`: a request router that ranks replicas
+- `environment`: Ray's environment variables, and corrections to its HAProxy
+"""

@@ -1,0 +1,202 @@
+"""Ray's environment variables for a service on one machine, and its HAProxy made safe for that.
+
+docs/deploy.md explains each variable and says which to take over for a cluster.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+import socket
+import sys
+import sysconfig
+from collections.abc import Mapping
+from pathlib import Path
+
+from serve_app.edge.haproxy import EdgeError, find_haproxy
+from serve_app.edge.render import REQUEST_ID_PATTERN
+
+_BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
+_TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+_PORTS = "two Rays on one machine"
+_PORT_SWITCHES = (
+    "RAY_SERVE_HAPROXY_STATS_PORT",
+    "RAY_SERVE_HAPROXY_METRICS_PORT",
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
+    "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
+)
+
+_CORE = "_raylet.so"
+_CONSTANTS = "_private/ray_constants.py"
+_SERVE = "serve/_private/constants.py"
+_FILES = "files of HAProxy in a private folder"
+
+HAPROXY_SWITCHES: Mapping[str, tuple[str, str]] = {
+    "RAY_SERVE_ENABLE_HA_PROXY": (_SERVE, "HAProxy instead of the Python proxy"),
+    "RAY_SERVE_HAPROXY_NBTHREAD": (_SERVE, "one HAProxy thread"),
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": (_SERVE, "no metrics page of HAProxy"),
+    "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": (_SERVE, _FILES),
+    "RAY_SERVE_HAPROXY_SOCKET_PATH": (_SERVE, _FILES),
+    "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": (_SERVE, _FILES),
+    "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": (_SERVE, _FILES),
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": (_SERVE, "draining of an ingress replica"),
+    _BINARY: (_SERVE, "corrections to HAProxy's configuration"),
+    **dict.fromkeys(_PORT_SWITCHES, (_SERVE, _PORTS)),
+}
+"""Those of Ray's HAProxy, which exists for Linux only."""
+
+SWITCHES: Mapping[str, tuple[str, str]] = {
+    "RAY_AUTH_MODE": (_CORE, "token authentication of Ray's own processes"),
+    "RAY_AUTH_TOKEN": (_CORE, "the token"),
+    "RAY_AUTH_TOKEN_PATH": (_CORE, "the token of the user"),
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": (_CONSTANTS, "Ray listens on 127.0.0.1 only"),
+    "RAY_USAGE_STATS_ENABLED": ("_common/usage/usage_constants.py", "no usage statistics"),
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": (_CONSTANTS, "workers use the interpreter in use"),
+    "RAY_worker_niceness": (_CORE, "replicas with normal priority"),
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": (_SERVE, "one event loop per replica"),
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": (_SERVE, "one event loop per replica"),
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": (_SERVE, "gRPC for small calls between replicas"),
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": (_SERVE, "the limit on messages over gRPC"),
+    **HAPROXY_SWITCHES,
+}
+"""Ray's environment variables in use: the file of Ray that reads each, and its purpose."""
+
+_WRAPPER = r"""#!/bin/sh
+for word; do
+    if [ "$last" = -f ]; then
+        sed -i -E -e 's/^( *bind )\*?:/\1127.0.0.1:/' \
+            -e 's/^( *stats socket .*) mode 666 /\1 mode 600 /' "$word"
+        grep -q -F '{id_rule}' "$word" ||
+            sed -i -e '/^frontend http_frontend *$/a\    {id_rule}' "$word"
+    fi
+    last=$word
+done
+exec {haproxy} -dS "$@"
+"""
+
+
+# Serve would respond with a second header of such an id, or fail to decode it.
+_ID = "x-request-id"
+_ID_RULE = (
+    f"http-request del-header {_ID} "
+    f"unless {{ req.fhdr_cnt({_ID}) eq 1 }} {{ req.fhdr({_ID}) -m reg {REQUEST_ID_PATTERN} }}"
+)
+
+
+def whole_environment(folder: Path) -> dict[str, str]:
+    """This process' environment with `ray_environment` and the user's own token.
+
+    Variables that are set already are kept, except for another HAProxy: that is run by the
+    program that corrects its configuration.
+    """
+    switches = ray_environment(folder)
+    if token := users_token():
+        switches.pop("RAY_AUTH_TOKEN")
+        switches |= token
+    ours = {name: switches[name] for name in switches.keys() & {_BINARY}}
+    return {**switches, **os.environ, **ours}
+
+
+def users_token() -> dict[str, str]:
+    """The variable for Ray's token of this user, a file that is created if it is missing.
+
+    It is the file where Ray itself looks, so only the user who runs the service can call it from
+    Python.  Empty if the environment sets a token.
+    """
+    if os.environ.keys() & set(_TOKENS):
+        return {}
+    file = Path.home() / ".ray" / "auth_token"
+    if file.exists():
+        file.chmod(0o600)  # Ray's own command makes it readable for all
+    else:
+        file.parent.mkdir(mode=0o700, exist_ok=True)
+        with open(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as created:
+            created.write(secrets.token_hex(32))
+    return {"RAY_AUTH_TOKEN_PATH": str(file)}
+
+
+def ray_environment(folder: Path) -> dict[str, str]:
+    """Environment variables for ``ray start`` or ``serve run`` on a machine of its own.
+
+    Args:
+        folder: Private folder for HAProxy's files; its path must be short (Unix sockets).
+    """
+    switches = {
+        # Ray's processes unpickle what they receive, so callers need this token.  It is only in
+        # the environment: neither written nor logged.
+        "RAY_AUTH_MODE": "token",
+        **_token(),
+        # Despite its name: the node's address is 127.0.0.1, so all of Ray listens only there.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        # Ray starts workers with the lowest priority: any other process would delay requests.
+        "RAY_worker_niceness": "0",
+        # Fewer threads per request, and gRPC instead of actor calls for small messages.
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+        "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+        "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+        "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**30),
+    }
+    if sys.platform == "linux":  # Ray brings HAProxy for Linux alone
+        switches |= {
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+            "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "haproxy.sock"),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "haproxy-state"),
+            # Long enough for one HAProxy to learn that a replica is shutting down.
+            "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5.0",
+            **dict(zip(_PORT_SWITCHES, map(str, free_ports(len(_PORT_SWITCHES))), strict=True)),
+            **_haproxy_wrapper(folder),
+        }
+    return switches
+
+
+def _token() -> dict[str, str]:
+    """A new token, unless the environment has one."""
+    if os.environ.keys() & set(_TOKENS):
+        return {}
+    return {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
+def _haproxy_wrapper(folder: Path) -> dict[str, str]:
+    """A program that corrects Ray's HAProxy configuration and then runs HAProxy.
+
+    Ray's has statistics and metrics pages on all interfaces and an admin socket that is open to
+    all users, without switches for them, and it passes on request ids of any form.
+
+    HAProxy runs without ``splice`` (``-dS``), which Ray's configuration enables: HAProxy 2.8 does
+    not notice that a client disconnects after it has spliced a body to a reused connection.
+    """
+    try:
+        haproxy = find_haproxy()
+    except EdgeError:
+        return {}  # Ray reports it
+    folder.mkdir(parents=True, exist_ok=True)
+    program = folder / "ray-haproxy"
+    text = _WRAPPER.format(haproxy=shlex.quote(haproxy), id_rule=_ID_RULE)
+    program.write_text(text, encoding="utf-8")
+    program.chmod(0o700)
+    return {_BINARY: str(program)}
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports on which nothing listens now."""
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
+
+
+def ray_command(name: str) -> str:
+    """Path of one of Ray's executables, ``serve`` or ``ray``, of this Python environment."""
+    return str(Path(sysconfig.get_path("scripts")) / name)

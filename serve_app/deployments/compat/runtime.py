@@ -1,0 +1,155 @@
+"""Private parts of Ray that replicas use while they run."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import grpc
+import ray
+from ray import serve
+from ray.exceptions import ObjectLostError, RayActorError
+from ray.serve import batching
+from ray.serve.handle import DeploymentHandle
+
+from serve_app.deployments.compat import inventory
+
+_GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+"""Status of a call over gRPC whose replica dies or closes its server."""
+
+
+def serve_logger() -> logging.Logger:
+    """Serve's logger: its handlers write the replica's log file and add request ids."""
+    return logging.getLogger(inventory.SERVE_LOGGER.load())
+
+
+def serve_logs_dir() -> Path:
+    """The folder of Serve's log files on this node."""
+    return Path(inventory.SERVE_LOGS_DIR.load()())
+
+
+def is_request_span(name: str) -> bool:
+    """Whether Serve gives this name to the span of a replica's call."""
+    return name.startswith(inventory.REQUEST_SPAN.text)
+
+
+def by_reference(handle: DeploymentHandle[Any], method_name: str) -> DeploymentHandle[Any]:
+    """A handle whose calls are actor calls even if Serve uses gRPC between replicas.
+
+    Messages over gRPC are limited in size, and object references inside them would never be
+    released.
+    """
+    return handle.options(method_name=method_name, _by_reference=True)
+
+
+def is_replica_lost(error: BaseException) -> bool:
+    """Whether a call failed because its replica died, by actor call or gRPC."""
+    if isinstance(error, grpc.aio.AioRpcError):
+        return error.code() in _GONE
+    return isinstance(error, RayActorError | ObjectLostError)
+
+
+def watch_replica_counts(
+    deployments: Iterable[str], on_change: Callable[[str, int], None]
+) -> object:
+    """Follow the numbers of running replicas of this application's deployments.
+
+    Uses the long poll of Serve's own routers: polling ``serve.status()`` costs some percent of a
+    core here and in the controller.
+
+    Args:
+        deployments: Names; one that does not exist has no replicas.
+        on_change: Called in the running event loop with a name and its count.
+
+    Returns:
+        What must be kept alive for as long as the counts are wanted.
+    """
+    application = serve.get_replica_context().app_name
+    topic = inventory.LONG_POLL_TOPICS.load().DEPLOYMENT_TARGETS
+    deployment_id = inventory.DEPLOYMENT_ID.load()
+
+    def changed(name: str, targets: Any) -> None:
+        on_change(name, len(targets.running_replicas))
+
+    return inventory.LONG_POLL_CLIENT.load()(
+        ray.get_actor(inventory.CONTROLLER_NAME.load(), namespace=inventory.SERVE_NAMESPACE.load()),
+        {(topic, deployment_id(name, application)): partial(changed, name) for name in deployments},
+        call_in_event_loop=asyncio.get_running_loop(),
+        client_id=f"replica-counts:{application}",
+    )
+
+
+class RequestContext:
+    """The current request as Serve knows it: its id is in log lines and passed on with calls."""
+
+    def __init__(self) -> None:
+        self._current = inventory.CURRENT_REQUEST.load()
+        self._type = inventory.REQUEST_CONTEXT.load()
+
+    def request_id(self) -> str:
+        """The id; empty outside of a request."""
+        request = self._current.get()
+        return "" if request is None else str(request.request_id)
+
+    def rename(self, request_id: str) -> None:
+        """Give the current request another id."""
+        request = self._current.get()
+        if request is not None and request.request_id != request_id:
+            self._current.set(replace(request, request_id=request_id))
+
+    def carry(self) -> Callable[[], None]:
+        """Return a function that makes another context part of the request, but not cancelled."""
+        request = self._current.get()
+
+        def carry() -> None:
+            if request is not None:
+                # Without the internal id, by which Serve finds the calls to cancel.
+                self._current.set(
+                    self._type(
+                        request_id=request.request_id,
+                        route=request.route,
+                        app_name=request.app_name,
+                    )
+                )
+
+        return carry
+
+
+def load_policy(policy: Any) -> Callable[..., Any]:
+    """The function, or an instance of the class, that an ``AutoscalingPolicy`` names.
+
+    Serve's controller may not be able to import it: then only Ray's pickled copy has it.
+    """
+    found = policy.get_policy()
+    if inspect.isclass(found):
+        return cast("Callable[..., Any]", found(**policy.policy_kwargs))
+    return cast("Callable[..., Any]", found)
+
+
+def metrics_endpoints() -> list[tuple[str, int]]:
+    """Host and port of the metrics agent of each live node."""
+    nodes: list[dict[str, Any]] = cast(Any, ray).nodes()
+    return [
+        (node["NodeManagerAddress"], node["MetricsExportPort"])
+        for node in nodes
+        if node.get("Alive") and node.get("MetricsExportPort")
+    ]
+
+
+@contextmanager
+def batching_outside_replicas() -> Iterator[None]:
+    """Let ``@serve.batch`` run where there is no replica, for benchmarks."""
+    name = "_warn_if_max_batch_size_exceeds_max_ongoing_requests"
+    original = getattr(batching._BatchQueue, name)
+    setattr(batching._BatchQueue, name, lambda queue: None)
+    try:
+        yield
+    finally:
+        setattr(batching._BatchQueue, name, original)

@@ -1,0 +1,185 @@
+"""Load of each variant as one ingress replica sees it: its own requests and replicas' reports.
+
+It has no clock and no lock: a single event loop uses it, and the caller passes the time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from serve_app.core.measurements import Profile
+from serve_app.core.types import CacheTier, Prediction, ReplicaLoad
+from serve_app.routing.latency import estimate_latency
+from serve_app.routing.types import VariantState
+
+_REPORT_TTL_S = 2.0
+"""How long a replica's report of its queue is used."""
+
+_SLOWDOWN_DECAY_S = 30.0
+"""Time constant with which an observed slowdown decays."""
+
+_LEARNING_RATE = 0.3
+"""Weight of the newest observation."""
+
+_MIN_SLOWDOWN, _MAX_SLOWDOWN = 0.5, 8.0
+"""Bounds of the slowdown.  A request faster than half the estimate probably shared a pass."""
+
+
+_MAX_CACHED_IDS = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """How a variant is deployed.
+
+    Attributes:
+        encoders, decoders: running replicas.
+        encoder_batch, decoder_batch: maximum batch sizes.
+        embeddings: size of one decoder replica's embedding cache, in bytes.
+        shared: decoder replicas share a second cache tier.
+    """
+
+    encoders: int = 1
+    decoders: int = 1
+    encoder_batch: int = 1
+    decoder_batch: int = 32
+    embeddings: int = 512 * 2**20
+    shared: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """A request in flight at a variant.
+
+    ``unsure``: its latency is not used for learning, because the variant was scaled to zero or
+    the number of prompts is only an upper bound.
+    """
+
+    variant: str
+    image_id: str
+    new_image: bool
+    prompts: int
+    started: float
+    expected_ms: float | None
+    unsure: bool
+
+
+@dataclass(slots=True)
+class _Variant:
+    capacity: Capacity
+    profile: Profile | None
+    in_flight: set[Ticket] = field(default_factory=set)
+    reports: dict[str, tuple[float, ReplicaLoad]] = field(default_factory=dict)
+    slowdown: float = 1.0
+    learnt: float = 0.0
+    cached: OrderedDict[str, None] = field(default_factory=OrderedDict)
+
+
+class LoadTracker:
+    """The state of each variant, as far as one ingress replica can see it.
+
+    Args:
+        capacities: how each variant is deployed.
+        profiles: measured profiles, where there are any.
+    """
+
+    def __init__(self, capacities: Mapping[str, Capacity], profiles: Mapping[str, Profile]) -> None:
+        self._variants = {
+            name: _Variant(capacity, profiles.get(name)) for name, capacity in capacities.items()
+        }
+
+    def replicas(self, variant: str, encoders: int, decoders: int) -> None:
+        """Set the number of running replicas."""
+        of = self._variants[variant]
+        # A different number of caches moves some images to another replica (`routing.affinity`).
+        moved = decoders != of.capacity.decoders and not of.capacity.shared
+        of.capacity = replace(of.capacity, encoders=encoders, decoders=decoders)
+        if decoders == 0 or moved:
+            of.cached.clear()
+
+    def variant_states(self, image_id: str, now: float) -> dict[str, VariantState]:
+        """State of each variant for a request on ``image_id``; ``now`` in seconds."""
+        return {name: self._state(of, image_id, now) for name, of in self._variants.items()}
+
+    def variant_state(self, variant: str, image_id: str, now: float) -> VariantState:
+        """State of one variant for a request on ``image_id``."""
+        return self._state(self._variants[variant], image_id, now)
+
+    def acquire(
+        self, variant: str, image_id: str, prompts: int, now: float, most: bool = False
+    ) -> Ticket:
+        """Count a request as in flight until its ticket is passed to `release`.
+
+        ``most``: ``prompts`` is an upper bound, so its latency is not used for learning.
+        """
+        of = self._variants[variant]
+        found = self._state(of, image_id, now)
+        ms = None if of.profile is None else estimate_latency(of.profile, found, prompts).total_ms
+        unsure = most or found.scaled_to_zero
+        ticket = Ticket(variant, image_id, not found.cached, prompts, now, ms, unsure)
+        of.in_flight.add(ticket)
+        return ticket
+
+    def release(self, ticket: Ticket, now: float, prediction: Prediction | None) -> None:
+        """A request has ended; ``prediction`` is its result, None if it failed."""
+        of = self._variants[ticket.variant]
+        of.in_flight.discard(ticket)
+        if prediction is None:
+            return
+        if prediction.load is not None:
+            # Reports of replicas that are gone must expire.
+            of.reports = {
+                name: report
+                for name, report in of.reports.items()
+                if now - report[0] <= _REPORT_TTL_S
+            }
+            of.reports[prediction.load.replica] = (now, prediction.load)
+        self._remember(of, ticket.image_id)
+        cache_as_expected = ticket.new_image == (prediction.cache is CacheTier.MISS)
+        if ticket.expected_ms and cache_as_expected and not ticket.unsure:
+            ratio = (now - ticket.started) * 1e3 / ticket.expected_ms
+            # The estimate already contained the slowdown: the ratio is a correction of it.
+            corrected = _decayed(of, now) * ratio**_LEARNING_RATE
+            of.slowdown = min(max(corrected, _MIN_SLOWDOWN), _MAX_SLOWDOWN)
+            of.learnt = now
+
+    def forget(self, variant: str, image_id: str) -> None:
+        """The variant no longer has an image's embedding."""
+        self._variants[variant].cached.pop(image_id, None)
+
+    def _state(self, of: _Variant, image_id: str, now: float) -> VariantState:
+        capacity = of.capacity
+        images = len({t.image_id for t in of.in_flight if t.new_image})
+        prompts = sum(t.prompts for t in of.in_flight)
+        overdue = [(now - t.started) * 1e3 - t.expected_ms for t in of.in_flight if t.expected_ms]
+        aged = [(max(0.0, now - at), load) for at, load in of.reports.values()]
+        # Other ingress replicas have requests there as well.  Reports lose weight with age,
+        # because queues drain.
+        fresh = [(1.0 - age / _REPORT_TTL_S, load) for age, load in aged if age < _REPORT_TTL_S]
+        return VariantState(
+            encoders=capacity.encoders,
+            decoders=capacity.decoders,
+            images=max(images, sum(weight * load.images for weight, load in fresh)),
+            prompts=max(prompts, sum(weight * load.prompts for weight, load in fresh)),
+            oldest_ms=max([0.0, *overdue, *(weight * load.oldest_ms for weight, load in fresh)]),
+            cached=image_id in of.cached,
+            encoder_batch=capacity.encoder_batch,
+            decoder_batch=capacity.decoder_batch,
+            slowdown=_decayed(of, now),
+        )
+
+    def _remember(self, of: _Variant, image_id: str) -> None:
+        of.cached[image_id] = None
+        of.cached.move_to_end(image_id)
+        size = of.profile.embedding_bytes if of.profile is not None else 4 * 2**20
+        room = of.capacity.embeddings // size * max(of.capacity.decoders, 1)
+        while len(of.cached) > min(room, _MAX_CACHED_IDS):
+            of.cached.popitem(last=False)
+
+
+def _decayed(of: _Variant, now: float) -> float:
+    """The last learnt slowdown, decaying to 1."""
+    return float(of.slowdown ** math.exp(-max(0.0, now - of.learnt) / _SLOWDOWN_DECAY_S))
