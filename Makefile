@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 UV_VERSION := 0.13.9
 
-.PHONY: help install serve test test-quick test-ray lint format lock models measure quantise bench chaos soak bench-reaction bench-prediction \
+.PHONY: help install serve test test-quick check-minimal test-ray lint format lock models measure quantise bench chaos soak bench-reaction bench-prediction \
 	bench-simulation clean
 
 help:  ## print this list
@@ -30,8 +30,11 @@ serve: $(INSTALLED)  ## fetch weights, start Ray, demonstrate, serve; PORT=8001,
 test: $(INSTALLED)  ## run all tests, with real weights and real Ray processes
 	$(BIN)/python -m pytest
 
-test-quick: $(INSTALLED)  ## run the tests that need neither weights nor Ray
-	$(BIN)/python -m pytest -m "not weights and not cluster"
+test-quick: $(INSTALLED)  ## in a minute: the tests that need neither weights nor Ray, without slow ones
+	$(BIN)/python -m pytest -m "not weights and not cluster and not slow"
+
+check-minimal: $(INSTALLED)  ## install a wheel without extras and serve configs/local.yaml with it (5 minutes)
+	$(BIN)/python -m tests.packaging.minimal
 
 test-ray: $(INSTALLED)  ## run the contract tests with another Ray; RAY=2.59.0
 	@test -n "$(RAY)" || { echo "name a version: make test-ray RAY=2.59.0"; exit 1; }
@@ -60,7 +63,7 @@ quantise: $(INSTALLED)  ## build an int8 version of vit_t and compare the two; I
 
 lock: $(INSTALLED)  ## recompile requirements.lock from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
-		--extra dev --extra redis --extra tracing --extra workshop --generate-hashes --output-file requirements.lock pyproject.toml
+		--extra dev --extra tracing --generate-hashes --output-file requirements.lock pyproject.toml
 
 bench: $(INSTALLED)  ## benchmark this service and its peers (25 minutes); SECTIONS="a b", QUICK=1, URL=..., IMAGES=...
 	@$(BIN)/python -m serve_app bench $(SECTIONS) $(if $(QUICK),--quick) $(if $(CONFIG),--config $(CONFIG)) \

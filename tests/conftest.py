@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from pathlib import Path
 
 import hypothesis
@@ -14,12 +15,28 @@ from serve_app.models.registry import load_registry
 from serve_app.models.weights import WeightStore
 from serve_app.telemetry.metrics import Counter, Gauge, Histogram, set_collector
 
+from .brevity import shorten
+from .clocks import Clock, VirtualTime, use_clock
+
+# Where this is set pytest prints whole differences, for which it needs minutes if they are large.
+os.environ.pop("CI", None)
+
 # A busy machine is no fault: how long a case takes says nothing.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
 # What was measured on this machine must not decide what tests see; replicas inherit this too.
 os.environ["SAM_SERVE_LEDGER"] = str(Path(__file__).with_name("no-ledger.json"))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        shorten(item, report)
+    return report
 
 
 @pytest.fixture
@@ -29,6 +46,8 @@ def our_log(
     """What this project's loggers have said; those of libraries may say something at any time."""
     # A replica that another test has made in this process writes where Serve does.
     monkeypatch.setattr(logging.getLogger("serve_app"), "parent", logging.getLogger())
+    # Else the level is that of Serve, if a logger was asked for it before.
+    caplog.set_level(logging.WARNING, "serve_app")
     return lambda: [r for r in caplog.records if r.name.startswith("serve_app")]
 
 
@@ -85,3 +104,20 @@ def counted() -> Iterator[Counted]:
     previous = set_collector(collector)
     yield collector
     set_collector(previous)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """A clock that stands still, for all modules of the project."""
+    made = Clock()
+    use_clock(monkeypatch, made)
+    return made
+
+
+@pytest.fixture
+async def virtual_time() -> AsyncIterator[VirtualTime]:
+    """The test's event loop and all modules of the project on a clock that waits for nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        made = VirtualTime(asyncio.get_running_loop(), patch)
+        use_clock(patch, made)
+        yield made

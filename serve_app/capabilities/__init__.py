@@ -44,6 +44,5 @@ def load_capabilities(modules: Iterable[str]) -> Capabilities:
     Args:
         modules: each an importable module with a `Capability` named ``CAPABILITY``.
     """
-    for module in modules:
-        CAPABILITIES.register(importlib.import_module(module).CAPABILITY)
-    return CAPABILITIES
+    more = [importlib.import_module(module).CAPABILITY for module in modules]
+    return Capabilities((*CAPABILITIES, *more))

@@ -1,17 +1,19 @@
-"""The command line: one module a command, each with ``add_parser`` and functions that run it.
+"""The command line: one module for each command, with ``add_arguments`` and ``run``.
 
-A module imports what is heavy inside its functions, so that ``--help`` stays quick.
+A module imports what is slow to import inside its functions, so that ``--help`` stays quick.
 """
 
 from __future__ import annotations
 
+import sys
+
 
 class CommandError(Exception):
-    """A command cannot do what was asked; printed as one message, exit code 1."""
+    """A command failed; printed as one message, exit code 1."""
 
 
 def natural(text: str) -> int:
-    """A whole number of at least 0, for `argparse`."""
+    """An integer of at least 0, for `argparse`."""
     value = int(text)
     if value < 0:
         raise ValueError(text)
@@ -19,8 +21,13 @@ def natural(text: str) -> int:
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1, for `argparse`."""
+    """An integer of at least 1, for `argparse`."""
     value = int(text)
     if value < 1:
         raise ValueError(text)
     return value
+
+
+def log(text: str) -> None:
+    """Print a line of progress, a note or a warning to stderr."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,9 +1,10 @@
-"""The demonstration: sample photos through every kind of prompt, as a table and pictures."""
+"""``demo``: sample photos through every kind of prompt, as a table and pictures."""
 
 from __future__ import annotations
 
+import argparse
+import asyncio
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -12,13 +13,16 @@ import numpy as np
 from PIL import Image
 
 from serve_app.capabilities import Everything, Prompts, SegmentRequest, TextQuery
+from serve_app.cli import CommandError
+from serve_app.cli.tables import text_table
 from serve_app.client import HttpService
+from serve_app.core.errors import SamServeError
 from serve_app.core.request import Task
-from serve_app.core.types import Mask, Prompt, SegmentResult
+from serve_app.core.types import Mask, Prompt, RgbArray, SegmentResult
 from serve_app.masks.overlay import draw_overlay, side_by_side
 
-# Photos that come with scikit-image, in its package.
-_PHOTOS = {"cat": "chelsea.png", "astronaut": "astronaut.png", "coffee": "coffee.png"}
+_PHOTOS = ("cat", "astronaut", "coffee")
+"""JPEG files in ``photos/`` beside this module, whose README names their authors and licences."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,23 +60,54 @@ def demo_cases() -> list[Case]:
     ]
 
 
-async def run_demo(url: str, out: Path) -> None:
-    """Send the cases to a running service, print the table, write the pictures.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("url", help="base address of the service, such as http://127.0.0.1:8000")
+    parser.add_argument("--api-key", metavar="KEY", help="if the service demands one")
+    parser.add_argument(
+        "--out", type=Path, default=Path("out"), metavar="DIR",
+        help="folder of the pictures (default: %(default)s)",
+    )  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the demonstration against a running service."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    demonstrate(args.url.rstrip("/"), args.out, args.api_key)
+    return 0
+
+
+def demonstrate(url: str, out: Path, api_key: str | None = None) -> None:
+    """Send all cases, print a table and how to call the service, and write pictures to ``out``.
 
     Raises:
-        SamServeError: what the service answered.
+        CommandError: the service is unreachable or rejected a request.
     """
-    photos = {name: _photo(file) for name, file in _PHOTOS.items()}
+    try:
+        asyncio.run(_send_all(url, out, api_key))
+    except SamServeError as exc:
+        raise CommandError(f"the demonstration failed: {exc.message} ({exc.code})") from exc
+    photo = out / "photo.jpg"
+    print(
+        f"pictures: {out}/summary.png and one for each row\n"
+        f"\n{url}/docs\n"
+        f"curl -F file=@{photo} -F 'box=[75, 75, 400, 290]' {url}/v1/segment\n"
+        f"curl -F file=@{photo} -F text=cat {url}/v1/segment",
+        flush=True,
+    )
+
+
+async def _send_all(url: str, out: Path, api_key: str | None) -> None:
+    photos = {name: _photo(name) for name in _PHOTOS}
     Image.fromarray(photos["cat"]).save(out / "photo.jpg", quality=92)
-    rows = [("photo", "prompt", "masks", "score", "variant", "cache", "ms")]
+    rows = []
     pictures = []
-    async with HttpService(url) as service:
+    async with HttpService(url, api_key=api_key) as service:
         for case in demo_cases():
             pixels = photos[case.photo]
             started = time.perf_counter()
             result = await service.segment(SegmentRequest(image=pixels, task=case.task))
             elapsed = (time.perf_counter() - started) * 1e3
-            masks = _shown(result)
             rows.append(
                 (
                     case.photo,
@@ -85,21 +120,22 @@ async def run_demo(url: str, out: Path) -> None:
                 )
             )
             prompts = case.task.prompts if isinstance(case.task, Prompts) else ()
-            picture = draw_overlay(pixels, masks, f"{case.label}  {_score(result)}", prompts)
+            label = f"{case.label}  {_score(result)}"
+            picture = draw_overlay(pixels, _shown(result), label, prompts)
             picture.save(out / f"{case.name}.png")
             if case.in_summary:
                 pictures.append(picture)
     side_by_side(pictures, 320).save(out / "summary.png", optimize=True)
-    print(_table(rows))
+    print(text_table(("photo", "prompt", "masks", "score", "variant", "cache", "ms"), rows))
 
 
-def _photo(name: str) -> np.ndarray:
-    with resources.files("skimage.data").joinpath(name).open("rb") as file:
+def _photo(name: str) -> RgbArray:
+    with resources.files("serve_app.cli").joinpath("photos", f"{name}.jpg").open("rb") as file:
         return np.asarray(Image.open(file).convert("RGB"))
 
 
 def _shown(result: SegmentResult) -> list[Mask]:
-    """Of a prompt's three masks the one with the best score; of everything else, all."""
+    """The best-scored of the three masks of a prompt; all masks of text and everything."""
     if result.text_engine or len(result.results[0].masks) > 3:
         return [mask for r in result.results for mask in r.masks]
     return [max(r.masks, key=lambda m: m.score) for r in result.results if r.masks]
@@ -112,10 +148,3 @@ def _score(result: SegmentResult) -> str:
         )
     scores = [mask.score for mask in _shown(result)]
     return f"{np.mean(scores):.2f}" if scores else "-"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
-    lines.insert(1, "  ".join("-" * w for w in widths))
-    return "\n".join(line.rstrip() for line in lines)

@@ -5,17 +5,15 @@ from __future__ import annotations
 import argparse
 import signal
 import stat
-import sys
 import tempfile
 from importlib import resources
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from serve_app.cli import CommandError
+from serve_app.cli import CommandError, log
 from serve_app.cli.configuration import load_settings
 from serve_app.edge.haproxy import EdgeError, EdgeProxy
 from serve_app.edge.render import render
@@ -25,19 +23,15 @@ _DEFAULT = "front.yaml"
 _STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
-def add_parser(subparsers: Any) -> None:
-    """Register the command."""
-    parser = subparsers.add_parser(
-        "front",
-        help="HAProxy in front of the service: TLS, timeouts, limits on bodies and clients",
-    )
-    parser.add_argument("--config", type=Path, help="settings of the edge (configs/front.yaml)")
-    parser.add_argument(
-        "--service", type=Path,
-        help="the Serve config file of the service, for its limits (configs/local.yaml)",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add = parser.add_argument
+    add("--config", type=Path, metavar="FILE", help="settings (default: configs/front.yaml)")
+    add(
+        "--service", type=Path, metavar="FILE",
+        help="Serve config whose limits apply (default: configs/local.yaml)",
     )  # fmt: skip
-    parser.add_argument("--check", action="store_true", help="only validate the configuration")
-    parser.set_defaults(run=run)
+    add("--check", action="store_true", help="only validate the configuration")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,11 +44,9 @@ def run(args: argparse.Namespace) -> int:
     def configuration() -> str:
         settings = _settings(args.config)
         if settings.tls is not None and _is_world_readable(Path(settings.tls.certificate)):
-            print(
+            log(
                 "warning: the TLS file, which contains the private key, is readable by all users: "
-                "chmod 600",
-                file=sys.stderr,
-                flush=True,
+                "chmod 600"
             )
         return render(settings, _max_body_bytes(args.service))
 
@@ -85,7 +77,7 @@ def _supervise(proxy: EdgeProxy) -> int:
             try:
                 proxy.start()
             except (EdgeError, CommandError) as exc:
-                print(f"not reloaded: {exc}", file=sys.stderr, flush=True)
+                log(f"not reloaded: {exc}")
     return status
 
 

@@ -212,27 +212,26 @@ class AtMost:
     def exceeded(self, value: Any, limits: Limits, name: str | None) -> str | None:
         """The message if ``value`` is above the limit."""
         most: int = getattr(limits, self.limit)
-        if isinstance(value, bool | float) or value is None:
+        if not self.what:
+            over = isinstance(value, int) and value > most
+            return f"{name} is at most {most} here" if over else None
+        if not isinstance(value, list | tuple | np.ndarray):
             return None
-        if isinstance(value, int):
-            size = value
-        elif self.each:
+        if self.each:
             size = max((len(item) for item in value if isinstance(item, str)), default=0)
         else:
             size = len(value)
-        if size <= most:
-            return None
-        return f"at most {most} {self.what}" if self.what else f"{name} is at most {most} here"
+        return f"at most {most} {self.what}" if size > most else None
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
         def check(value: Any, info: ValidationInfo) -> Any:
             limits = info.context
-            if isinstance(limits, Limits) and isinstance(value, list | tuple | int):
-                message = self.exceeded(value, limits, info.field_name)
-                if message is not None:
-                    raise fault(TooManyPrompts.code, message)
+            if isinstance(limits, Limits) and (
+                message := self.exceeded(value, limits, info.field_name)
+            ):
+                raise fault(TooManyPrompts.code, message)
             return value
 
         return core_schema.with_info_before_validator_function(check, handler(source))

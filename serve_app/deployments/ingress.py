@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from serve_app.connectors.article import article_router
 from serve_app.core.exposure import exposure_warning
 from serve_app.core.settings import GraphSettings
 from serve_app.core.types import EmbedResult, RgbArray, SegmentResult
+from serve_app.core.version import project_version
 from serve_app.deployments.calls import (
     RemotePredictor,
     RemoteProposer,
@@ -116,7 +116,7 @@ class IngressReplica:
             self._limits,
             capabilities=self._capabilities,
             metrics=cluster_metrics,
-            version=version("sam-serve"),
+            version=project_version(),
             security=self._security,
             tracker=self._tracker,
             connectors=[article_router],

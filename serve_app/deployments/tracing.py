@@ -48,7 +48,7 @@ def _exporter() -> SpanExporter:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
             return OTLPSpanExporter()
-        log.warning("spans are written to files: OTLP needs the extra sam-serve[tracing]")
+        log.warning("spans are written to files: OTLP needs the extra serve-anything[tracing]")
     folder = serve_logs_dir() / "spans"
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / f"{os.getpid()}.jsonl").open("a", encoding="utf-8")

@@ -1,8 +1,7 @@
-"""Choosing the points of a dense grid that lie on different things.
+"""Chooses points of a dense grid that lie on different things.
 
-Most points of a grid fall on an object that another point has already prompted for, and would
-return its masks again.  The embedding shows this before decoding: where its features are alike, so
-are the masks.
+Most points of a grid lie on something that another point covers already, and would give the same
+masks again.  The embedding shows it beforehand: similar features mean similar masks.
 """
 
 from __future__ import annotations
@@ -12,8 +11,8 @@ import numpy as np
 from serve_app.core.geometry import ResizeMode
 from serve_app.core.types import Embedding, Float32Array
 
-ALIKE = 0.2
-"""Distance of two unit feature vectors below which a second prompt adds nothing new."""
+MIN_DISTANCE = 0.2
+"""Distance of two unit feature vectors below which a second prompt adds nothing."""
 
 
 def farthest_point_sampling(
@@ -21,13 +20,13 @@ def farthest_point_sampling(
 ) -> list[int]:
     """Choose points by farthest-first traversal (Gonzalez 1985) of the features under them.
 
-    The first is the most unusual of all; each further one is the least like those before it,
-    until all that are left are like one of them.
+    The first one is the farthest from the mean; each further one is the farthest from those
+    chosen, until all others are closer than `MIN_DISTANCE` to one of them.
 
     Args:
         embedding: with ``image_embed (C, h, w)``.
         points: ``(N, 2) float32``, ``(x, y)`` in image pixels.
-        most: how many at most.
+        most: maximum number of points.
         resize_mode: how the model resizes images to its square input.
 
     Returns:
@@ -35,11 +34,11 @@ def farthest_point_sampling(
     """
     features = _features(embedding, points, resize_mode)
     lengths = (features**2).sum(axis=1)
-    unlike_mean = np.linalg.norm(features - features.mean(axis=0), axis=1)
-    place = int(unlike_mean.argmax())
+    from_mean = np.linalg.norm(features - features.mean(axis=0), axis=1)
+    place = int(from_mean.argmax())
     chosen: list[int] = []
     distance = np.full(len(points), np.inf, np.float32)
-    while len(chosen) < min(most, len(points)) and distance[place] > ALIKE**2:
+    while len(chosen) < min(most, len(points)) and distance[place] > MIN_DISTANCE**2:
         chosen.append(place)
         squared = lengths + lengths[place] - 2 * (features @ features[place])
         distance = np.minimum(distance, squared)

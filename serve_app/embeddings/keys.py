@@ -6,9 +6,9 @@ import hashlib
 
 
 def embedding_key(image_id: str, weights_hash: str, preprocessing: str, dtype: str) -> str:
-    """The cache key of one image's embedding by one model.
+    """Return the cache key of one image's embedding by one model.
 
-    Each part is framed by its length, so that no two lists of parts give the same key.
+    Each part is preceded by its length, so different lists of parts never give the same key.
 
     Args:
         image_id: width, height and SHA-256 of the pixels (`serve_app.core.image_id`).

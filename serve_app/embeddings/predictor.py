@@ -1,6 +1,6 @@
-"""One variant at work: embedding cache, encoder, decoder.  Runs in the decoder's replica.
+"""Prediction by one variant: embedding cache, encoder, decoder.  Runs in the decoder's replica.
 
-Knows neither Ray nor torch: the encoder and decoder are handed in, as calls over a handle (split
+Knows neither Ray nor torch: encoder and decoder are arguments, as calls over a handle (split
 layout), engines of the same process (fused layout, evaluation), or fakes (tests).
 """
 
@@ -35,12 +35,12 @@ P = TypeVar("P")
 
 
 class VariantPredictor(Generic[P]):
-    """Answers prompts on images; ``P`` is how pixels are passed on: an array or a reference.
+    """Predicts masks for prompts; ``P`` is how pixels are passed: an array or a reference.
 
     ``resize_mode``: how the model resizes images to its square input.
 
     Attributes:
-        encoding: images handed to the encoder whose embeddings are not there yet.
+        encoding: number of images that are being encoded.
     """
 
     def __init__(
@@ -93,26 +93,26 @@ class VariantPredictor(Generic[P]):
     async def _masks(
         self, embedding: Embedding, prompts: Sequence[Prompt], options: DecodeOptions
     ) -> tuple[tuple[Mask, ...], ...]:
-        """The masks of each prompt; of those that the options leave out, none."""
+        """Return the masks of each prompt; none for prompts that the options leave out."""
         chosen: Sequence[int] = range(len(prompts))
         if options.most_points is not None:
             points = np.array([p.point_coords[0] for p in prompts if p.point_coords is not None])
             chosen = await asyncio.to_thread(self._diverse, embedding, points, options.most_points)
         jobs = [DecodeJob(embedding, prompts[i], options) for i in chosen]
-        answers: list[tuple[Mask, ...]] = []
+        found: list[tuple[Mask, ...]] = []
         step = options.prompts_at_once or len(prompts)
         for start in range(0, len(jobs), step):
-            answers += await self._decode(jobs[start : start + step])
+            found += await self._decode(jobs[start : start + step])
         if options.box_nms_thresh is not None:
-            answers = await asyncio.to_thread(_distinct, answers, options.box_nms_thresh)
-        by_prompt = dict(zip(chosen, answers, strict=True))
+            found = await asyncio.to_thread(_without_duplicates, found, options.box_nms_thresh)
+        by_prompt = dict(zip(chosen, found, strict=True))
         return tuple(by_prompt.get(i, ()) for i in range(len(prompts)))
 
     def _diverse(self, embedding: Embedding, points: Float32Array, most: int) -> list[int]:
         return farthest_point_sampling(embedding, points, most, self._resize_mode)
 
     async def _embedding(self, key: str, pixels: P) -> tuple[Embedding, CacheTier] | None:
-        """Of callers who share an encoding the first one's time bounds it."""
+        """Return the embedding; a shared encoder call is limited by its first caller's deadline."""
         end = until()
         mine = False
 
@@ -132,11 +132,13 @@ class VariantPredictor(Generic[P]):
             except DeadlineExceeded:
                 if mine:
                     raise
-                # It was the time of another, and ours may be longer.
+                # It was the deadline of another caller; ours may be later.
 
 
-def _distinct(answers: Sequence[tuple[Mask, ...]], threshold: float) -> list[tuple[Mask, ...]]:
-    """Each prompt's masks less the duplicates of better ones, whichever prompt gave these."""
-    masks = [mask for of_prompt in answers for mask in of_prompt]
+def _without_duplicates(
+    found: Sequence[tuple[Mask, ...]], threshold: float
+) -> list[tuple[Mask, ...]]:
+    """Remove masks that duplicate better ones of any prompt."""
+    masks = [mask for of_prompt in found for mask in of_prompt]
     kept = {id(masks[i]) for i in mask_nms(masks, threshold)}
-    return [tuple(mask for mask in of_prompt if id(mask) in kept) for of_prompt in answers]
+    return [tuple(mask for mask in of_prompt if id(mask) in kept) for of_prompt in found]

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NotRequired
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from pydantic.json_schema import models_json_schema
 from typing_extensions import TypedDict
@@ -200,12 +201,22 @@ class SamApi(FastAPI):
     def __init__(self, *, keys_needed: bool, capabilities: Capabilities, **more: Any) -> None:
         super().__init__(**more)
         self._keys_needed = keys_needed
+        self._paths: list[str] = []
         self._capabilities = capabilities
+
+    def include_router(self, router: APIRouter, **more: Any) -> None:
+        """As FastAPI's; the paths are then known without building the document, which is slow."""
+        super().include_router(router, **more)
+        self._paths += [
+            more.get("prefix", "") + route.path
+            for route in router.routes
+            if isinstance(route, APIRoute)
+        ]
 
     def templates(self) -> list[str]:
         """The paths of all routes, with their parameters' names."""
         own = (self.openapi_url, self.docs_url, self.swagger_ui_oauth2_redirect_url, self.redoc_url)
-        return [*self.openapi()["paths"], *filter(None, own)]
+        return [*self._paths, *filter(None, own)]
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:

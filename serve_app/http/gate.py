@@ -82,7 +82,7 @@ class TokenBucket:
     """Token bucket: refills at ``per_minute`` up to ``burst``; a request takes one token.
 
     A request that turns out to cost more is charged afterwards and may leave a debt, which delays
-    the next one: nobody uploads a batch only to learn that it costs too much.
+    the next one: a batch is not uploaded only to be rejected for its cost.
     """
 
     def __init__(self, per_minute: int, burst: int, now: float) -> None:
@@ -156,8 +156,8 @@ class ThroughputEstimator:
 class InFlightTracker:
     """Counts requests in flight and knows whether the service is draining.
 
-    A drain file starts the drain: whoever operates the service can create one without a
-    credential or a port, and no client can.  As a context manager it counts one request.
+    A drain file starts the drain: an operator can create one without a credential or a port, and
+    no client can.  As a context manager it counts one request.
 
     Args:
         drain_file: new requests are rejected while this file exists; None: never.

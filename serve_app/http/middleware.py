@@ -293,8 +293,8 @@ class _Body:
 class SlowClientMiddleware:
     """Disconnects clients that read too slowly, and waits for those that are still sending.
 
-    A server's ``send`` blocks while the connection's buffer is full, forever if nobody reads.  So a
-    message may take ``answer_grace_seconds`` plus the time that it needs at
+    A server's ``send`` blocks while the connection's buffer is full, forever if the client does not
+    read.  So a message may take ``answer_grace_seconds`` plus the time that it needs at
     ``min_answer_bytes_per_second``; then `ClientDisconnect` is raised.
 
     Most clients send the whole body before they read.  If a server responds early and closes, the

@@ -1,10 +1,10 @@
-"""What Pillow is given to see of an uploaded file: the first picture and little else.
+"""Reduces an uploaded image file to what Pillow needs: the first picture and little else.
 
 Pillow bounds the pixels of an image, but not all the work that the rest of a file can cause.  A
 file of some megabytes can hold thousands of compressed colour profiles (PNG), of JPEG scans, of
 comment blocks (GIF) or of strips (TIFF), each cheap and together minutes of work.  So before
-Pillow opens a file, its container is walked here: metadata that does not change the pixels is
-left out, and counts that no camera or program writes are refused.
+Pillow opens a file, its container is parsed here: metadata that does not change the pixels is
+removed, and counts that no camera or program writes are rejected.
 
 Sources of the layouts: ITU-T T.81 annex B (JPEG), W3C PNG third edition section 5, GIF89a
 specification, TIFF 6.0 section 2 and the BigTIFF design, Microsoft's ``BITMAPINFOHEADER``.
@@ -25,24 +25,24 @@ MAX_JPEG_SCANS = 50
 """A progressive JPEG has about ten; each one is a pass over the whole image."""
 
 MAX_PARTS = 65_536
-"""Segments, chunks, blocks or tags of one file."""
+"""Maximum segments, chunks, blocks or tags of one file."""
 
 MAX_TIFF_PIECES = 262_144
-"""Strips or tiles: enough for 16 x 16 tiles over 64 million pixels."""
+"""Maximum strips or tiles: enough for 16 x 16 tiles over 64 million pixels."""
 
 _PNG_KEPT = {b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"}
-# RSTn (D0-D7) and TEM (01) have no content and may stand inside a scan.
+# RSTn (D0-D7) and TEM (01) have no content and may occur inside a scan.
 _JPEG_MARKER = re.compile(rb"\xff([\x02-\xcf\xd8-\xfe])")
-# TIFF's integer types by number; signed ones read as unsigned, for a negative side is none.
+# TIFF's integer types by number; signed ones read as unsigned: sides are not negative.
 _TIFF_INTEGERS = {1: "B", 3: "H", 4: "I", 6: "B", 8: "H", 9: "I", 16: "Q", 17: "Q"}
 
 
 def plain_file(data: bytes, limits: Limits) -> tuple[str, bytes]:
-    """The format (Pillow's name of it) and the reduced bytes of an image file.
+    """Return the format, in Pillow's terms, and the reduced bytes of an image file.
 
     Raises:
-        InvalidImage: not one of the formats, cut within its header, or absurdly made.
-        ImageTooLarge: a TIFF's tile is larger than an image may be.
+        InvalidImage: an unsupported format, truncated within the header, or with excessive counts.
+        ImageTooLarge: a TIFF's tiles are larger than the limit for images.
     """
     if not data:
         raise InvalidImage("the image is empty: no bytes were sent")
@@ -51,23 +51,23 @@ def plain_file(data: bytes, limits: Limits) -> tuple[str, bytes]:
             try:
                 return name, reduce(data, limits)
             except (struct.error, IndexError) as exc:
-                raise InvalidImage("the image file is cut off within its header") from exc
-    raise InvalidImage(f"these bytes are no image of a supported format: send {FORMATS}")
+                raise InvalidImage("the image file is truncated within its header") from exc
+    raise InvalidImage(f"the bytes are not an image in a supported format: send {FORMATS}")
 
 
 def _too_many(what: str) -> InvalidImage:
-    return InvalidImage(f"the image file holds too many {what}: save it anew and send that")
+    return InvalidImage(f"the image file has too many {what}: re-save the file and retry")
 
 
 def _jpeg(data: bytes, limits: Limits) -> bytes:
-    """Keep of the segments before the first scan: tables, frame, JFIF, Adobe, first EXIF."""
+    """Keep these segments before the first scan: tables, frame, JFIF, Adobe, first EXIF."""
     kept = [data[:2]]
     first_scan: int | None = None
     seen_exif = False
     scans = 0
     end = 2
     for _ in range(MAX_PARTS):
-        # Found as libjpeg finds it, so that no scan escapes the count.
+        # Search like libjpeg, so that no scan escapes the count.
         match = _JPEG_MARKER.search(data, end)
         if match is None or match[1] == b"\xd9":
             break
@@ -96,13 +96,13 @@ def _jpeg(data: bytes, limits: Limits) -> bytes:
 
 
 def _png(data: bytes, limits: Limits) -> bytes:
-    """Keep the chunks that the first picture needs: no text, profiles or animation."""
+    """Keep the chunks of the first picture: no text, profiles or animation."""
     kept = [data[:8]]
     at = 8
     for _ in range(MAX_PARTS):
         kind = data[at + 4 : at + 8]
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
-        # An unknown critical chunk (upper case) stays, for Pillow to refuse.
+        # An unknown critical chunk (upper case) stays, for Pillow to reject.
         if kind in _PNG_KEPT or kind[:1].isupper():
             kept.append(data[at:end])
         if kind == b"IEND" or end >= len(data):
@@ -112,14 +112,14 @@ def _png(data: bytes, limits: Limits) -> bytes:
 
 
 def _gif(data: bytes, limits: Limits) -> bytes:
-    """Keep the screen, the first frame's transparency and what follows from there."""
+    """Keep the screen descriptor, the first frame's transparency and all that follows."""
     at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
     kept = [data[:at]]
     for _ in range(MAX_PARTS):
         if data[at] != 0x21:
             break
         if data[at + 1] == 0xF9 and data[at + 2] == 4:
-            # Without the disposal method, which concerns later frames alone.
+            # Without the disposal method, which concerns only later frames.
             kept = [kept[0], b"!\xf9\x04", bytes([data[at + 3] & 1]), data[at + 4 : at + 8]]
         at += 2
         for _ in range(MAX_PARTS):
@@ -135,10 +135,10 @@ def _gif(data: bytes, limits: Limits) -> bytes:
 
 
 def _bmp(data: bytes, limits: Limits) -> bytes:
-    """Refuse run-length coding: no one writes it, and Pillow decodes it in Python."""
+    """Reject run-length encoding: hardly used, and Pillow decodes it in Python."""
     header = struct.unpack_from("<I", data, 14)[0]
     if header >= 40 and struct.unpack_from("<I", data, 30)[0] in (1, 2):
-        raise InvalidImage("run-length coded BMP is not supported: save the image as PNG")
+        raise InvalidImage("run-length encoded BMP is not supported: save the image as PNG")
     return data
 
 
@@ -147,7 +147,7 @@ def _webp(data: bytes, limits: Limits) -> bytes:
 
 
 def _tiff(data: bytes, limits: Limits) -> bytes:
-    """Check the first directory: how many tags, strips and tiles, and how large a tile."""
+    """Check the first directory: number of tags, strips and tiles, and the tile size."""
     order = "<" if data.startswith(b"II") else ">"
     big = struct.unpack_from(order + "H", data, 2)[0] == 43
     count_format, entry_format, word = ("Q", "HHQ", 8) if big else ("H", "HHI", 4)
@@ -165,13 +165,13 @@ def _tiff(data: bytes, limits: Limits) -> bytes:
         if tag in (322, 323):
             number = _TIFF_INTEGERS.get(kind)
             if number is None or struct.calcsize("=" + number) > word:
-                raise InvalidImage("the TIFF file's tiles are of no usual form")
+                raise InvalidImage("the TIFF file's tile size is not a valid integer")
             side = struct.unpack_from(order + number, data, at)[0]
             tile[tag - 322] = max(tile[tag - 322], side)
         at += word
     # libtiff decodes whole tiles, however small the image in them.
     if max(tile) > limits.max_image_side or tile[0] * tile[1] > limits.max_image_pixels:
-        raise ImageTooLarge("the TIFF file's tiles are larger than an image may be")
+        raise ImageTooLarge("the TIFF file's tiles are larger than the limit for images")
     return data
 
 

@@ -1,13 +1,13 @@
-"""Image files and arrays of callers → upright RGB pixels.
+"""Decodes image files and checks arrays: returns upright RGB pixels.
 
-Every file is foreign: it is reduced (`serve_app.images.containers`), its size is read from the
-header and checked, and only then it is decoded.  Whatever the library says against it becomes
-`InvalidImage` in our own words.
+No file is trusted: it is reduced (`serve_app.images.containers`), its size is read from the header
+and checked, and only then is it decoded.  Every exception of the library becomes `InvalidImage`
+with a message of our own.
 
-How the less usual kinds become 8-bit RGB:
+Conversion of less common kinds to 8-bit RGB:
 
 * gray, gray with alpha, palette, 1-bit: repeated over three channels;
-* transparency, in whatever form: laid on white;
+* transparency of any form: composited over white;
 * CMYK (also Adobe's inverted form), YCbCr, Lab: converted without the file's colour profile;
 * single-channel images of 16 or 32 bits or floats: scaled linearly so that the 1st percentile
   becomes 0 and the 99th 255, for all images of this kind (`percentile_scaled`);
@@ -47,11 +47,11 @@ _BLOCK = 2**20
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecodedImage:
-    """An image as the models see it.
+    """A decoded image, as models need it.
 
     Attributes:
         pixels: ``(H, W, 3) uint8`` RGB, upright, C-contiguous and read-only.
-        mode: what the file held, in Pillow's terms (``L``, ``P``, ``CMYK``, ``I;16``, ...).
+        mode: pixel format of the file, in Pillow's terms (``L``, ``P``, ``CMYK``, ``I;16``, ...).
     """
 
     pixels: RgbArray
@@ -67,13 +67,13 @@ def silence_pillow_warnings() -> None:
 
 
 def decode_image(data: bytes, limits: Limits) -> DecodedImage:
-    """Decode an image file, turned upright as its EXIF orientation says.
+    """Decode an image file and apply its EXIF orientation.
 
-    Pillow's own bound of about 179 million pixels holds besides ``limits``.
+    Pillow's own limit of about 179 million pixels applies as well.
 
     Raises:
         InvalidImage: not a supported format, truncated, damaged, or without pixels.
-        ImageTooLarge: the header promises more than ``limits`` allow.
+        ImageTooLarge: its header announces more pixels than ``limits`` allow.
     """
     kind, plain = plain_file(data, limits)
     try:
@@ -87,15 +87,15 @@ def decode_image(data: bytes, limits: Limits) -> DecodedImage:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
         raise _too_large(limits) from exc
     except Exception as exc:
-        # Pillow's plugins raise some twelve types, MemoryError among them, on damaged files;
-        # their texts may hold addresses and paths.
+        # Pillow's plugins raise about twelve types for damaged files, MemoryError among them;
+        # their messages may contain addresses and paths.
         raise InvalidImage(
             f"the image cannot be decoded: it is truncated, damaged, or not a usual {kind} file"
         ) from exc
 
 
 def check_pixels(array: object, limits: Limits) -> RgbArray:
-    """An array of a Python caller as C-contiguous, read-only ``(H, W, 3) uint8`` RGB.
+    """Return a Python caller's array as C-contiguous, read-only ``(H, W, 3) uint8`` RGB.
 
     Raises:
         InvalidImage: another type, shape or dtype, or without pixels.
@@ -122,23 +122,23 @@ def check_pixels(array: object, limits: Limits) -> RgbArray:
 
 
 def percentile_scaled(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """A ``(H, W)`` array of any numbers as 8 bits: 1st percentile → 0, 99th → 255.
+    """Scale a ``(H, W)`` array of any dtype to uint8: 1st percentile → 0, 99th → 255.
 
-    Percentiles, not extremes, for one hot pixel of a camera would darken all others.  Where
-    they coincide (few bright spots on a constant ground), minimum and maximum are taken; a
-    constant image becomes 0.  NaN becomes 0 and takes no part in the percentiles.
+    Percentiles, not extremes: a single hot pixel of a camera would darken all others.  Where they
+    coincide (few bright spots on a constant background), minimum and maximum are used; a constant
+    image becomes 0.  NaN becomes 0 and is ignored in the percentiles.
     """
     finite = values if values.dtype.kind in "iu" else values[np.isfinite(values)]
     result = np.zeros(values.shape, np.uint8)
     if finite.size == 0:
         return result
-    # Values of the image itself: interpolation would overflow between integers.
+    # No interpolation, which would overflow between integers.
     low, high = (float(v) for v in np.percentile(finite, (1, 99), method="inverted_cdf"))
     if low == high:
         low, high = float(finite.min()), float(finite.max())
     if low == high:
         return result
-    # In blocks: a whole image in float64 would be eight times its size.
+    # In blocks: the whole image in float64 would take eight times its memory.
     rows = max(1, _BLOCK // values.shape[1])
     for top in range(0, values.shape[0], rows):
         part = (values[top : top + rows].astype(np.float64) - low) / (high - low)
@@ -169,11 +169,11 @@ def _check_size(width: int, height: int, limits: Limits) -> None:
 
 def _upright(image: Image.Image) -> Image.Image:
     if isinstance(image, TiffImageFile):
-        return image  # turned by Pillow as it loads
+        return image  # Pillow applies the orientation on load
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:
-        # Metadata of any brokenness must not cost the caller the picture.
+        # Damaged metadata must not fail the request.
         return image
     turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     return image if turn is None else image.transpose(turn)
@@ -188,7 +188,7 @@ def _rgb_pixels(image: Image.Image) -> NDArray[np.uint8]:
         return np.repeat(gray[:, :, np.newaxis], 3, axis=2)
     width, height = image.size
     pixels = np.empty((height, width, 3), np.uint8)
-    # In blocks: Pillow takes four bytes a pixel, for each step of a conversion.
+    # In blocks: Pillow needs four bytes per pixel for each step of a conversion.
     rows = max(1, _BLOCK // width)
     for top in range(0, height, rows):
         bottom = min(height, top + rows)

@@ -183,7 +183,7 @@ class ImageStore:
                 found, pixels = await self._decoded(file)
             except SamServeError:
                 found = ""
-            # Whoever can write to the tier could store any image; the id identifies the pixels.
+            # Others may write to the tier, so check the pixels against the id.
             if found == id_:
                 self._keep(id_, file)
                 return pixels

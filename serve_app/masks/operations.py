@@ -30,15 +30,15 @@ _Filled = tuple[list[Ring], list[NDArray[np.uint32]]]
 
 
 def mask_polygons(mask: BoolArray) -> list[Polygon]:
-    """The outline of a ``(H, W) bool`` mask: one polygon for each detached part.
+    """Return the outlines of a ``(H, W) bool`` mask: one polygon per connected component.
 
-    Vertices lie on the midpoints between the centres of a pixel of the mask and a neighbour
-    outside it, so a corner is cut by half a pixel, no ring touches itself or another, and
-    filling the polygons by pixel centres gives back exactly the mask.
+    Vertices are the midpoints between the centres of a pixel of the mask and a neighbour outside
+    it.  So corners are cut by half a pixel, no ring touches itself or another, and rasterising the
+    polygons at pixel centres reproduces the mask exactly.
 
-    Taken as plain numbers ``(x, y)`` the exterior rings run counter-clockwise and holes
-    clockwise (positive and negative shoelace area), as RFC 7946 wants it of GeoJSON.  As y runs
-    down here, an exterior ring looks clockwise on a screen.
+    As plain numbers ``(x, y)``, exterior rings run counter-clockwise and holes clockwise (positive
+    and negative shoelace area), as RFC 7946 requires of GeoJSON.  As y points down here, an
+    exterior ring looks clockwise on a screen.
     """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if rows.size == 0:
@@ -51,11 +51,11 @@ def mask_polygons(mask: BoolArray) -> list[Polygon]:
         fill_type=contourpy.FillType.OuterOffset,
     )
     points, offsets = cast(_Filled, generator.filled(0.5, 2.0))
-    # contourpy counts from the centre of the padded corner pixel.
+    # The origin of contourpy is the centre of the padded corner pixel.
     origin = np.array([left - 0.5, top - 0.5])
     polygons = []
     for vertices, offset in zip(points, offsets, strict=True):
-        # contourpy closes rings; the joining vertex is dropped here.
+        # contourpy repeats the first vertex at the end; drop it.
         rings = [
             _without_collinear(vertices[start : end - 1] + origin)
             for start, end in zip(offset[:-1].tolist(), offset[1:].tolist(), strict=True)
@@ -65,12 +65,12 @@ def mask_polygons(mask: BoolArray) -> list[Polygon]:
 
 
 def geojson_coordinates(polygons: Sequence[Polygon]) -> list[list[list[list[float]]]]:
-    """Polygons as the coordinates of a GeoJSON ``MultiPolygon``: here, rings are closed."""
+    """Return the coordinates of a GeoJSON ``MultiPolygon``, in which rings are closed."""
     return [[np.vstack([ring, ring[:1]]).tolist() for ring in polygon] for polygon in polygons]
 
 
 def ring_area(ring: Ring) -> float:
-    """Signed area in square pixels, positive for exterior rings (see `mask_polygons`)."""
+    """Return the signed area in square pixels; exterior rings have a positive one."""
     x, y = ring[:, 0], ring[:, 1]
     return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum() / 2)
 
@@ -89,10 +89,10 @@ def _oriented(ring: Ring, sign: int) -> Ring:
 def remove_small_regions(
     mask: BoolArray, area: float, mode: Literal["holes", "islands"]
 ) -> tuple[BoolArray, bool]:
-    """Fill holes, or remove parts, of fewer than ``area`` pixels (8-connected).
+    """Fill holes, or remove islands, of fewer than ``area`` pixels (8-connected).
 
-    The semantics are those of ``segment_anything.utils.amg.remove_small_regions``: if all
-    parts are too small, the largest stays.
+    Same semantics as ``segment_anything.utils.amg.remove_small_regions``: if all islands are too
+    small, the largest one stays.
 
     Returns:
         The ``(H, W) bool`` mask and whether it was changed.
@@ -117,7 +117,7 @@ def remove_small_regions(
 
 
 def rle_in_canvas(rle: Rle, x: int, y: int, height: int, width: int) -> Rle:
-    """The mask of a crop, whose upper left pixel is ``(x, y)``, in the full image's frame.
+    """Move the mask of a crop with its upper left pixel at ``(x, y)`` to the full image's frame.
 
     Raises:
         ValueError: the crop does not lie within ``height x width``.
@@ -131,7 +131,7 @@ def rle_in_canvas(rle: Rle, x: int, y: int, height: int, width: int) -> Rle:
 
 
 def mask_png(rle: Rle) -> bytes:
-    """The mask as a PNG file: 8-bit gray of 0 and 255."""
+    """Return the mask as a PNG file: 8-bit gray, 0 and 255."""
     mask = decode_rle(rle)
     buffer = io.BytesIO()
     Image.fromarray(mask * np.uint8(255)).save(buffer, format="PNG")
@@ -139,15 +139,16 @@ def mask_png(rle: Rle) -> bytes:
 
 
 def masks_npz(masks: Sequence[Mask], size: tuple[int, int], **columns: NDArray[Any]) -> bytes:
-    """Masks as a compressed ``.npz`` file, read by ``numpy.load`` without pickle.
+    """Return masks as a compressed ``.npz`` file, for ``numpy.load`` without pickle.
 
-    Arrays in it: ``masks (N, H, W) bool``, ``scores (N,) float32``, ``stability_scores (N,)
+    Its arrays: ``masks (N, H, W) bool``, ``scores (N,) float32``, ``stability_scores (N,)
     float32``, ``bboxes (N, 4) int32`` as ``(x, y, w, h)``, ``areas (N,) int64``, and
-    ``columns`` as given (``prompt_index``, for instance).
+    ``columns`` (``prompt_index``, for instance).
 
     Args:
-        masks: the masks, all of one image.
-        size: ``(height, width)`` of the image, for the shape where there are no masks.
+        masks: masks of one image.
+        size: ``(height, width)`` of the image, needed if there are no masks.
+        columns: further arrays, one row per mask.
     """
     arrays: dict[str, NDArray[Any]] = {
         "scores": np.array([m.score for m in masks], np.float32),
@@ -157,7 +158,7 @@ def masks_npz(masks: Sequence[Mask], size: tuple[int, int], **columns: NDArray[A
         **columns,
     }
     buffer = io.BytesIO()
-    # numpy.savez_compressed would want all masks at once: gigabytes for a large photo.
+    # numpy.savez_compressed needs all masks in memory at once: gigabytes for a large photo.
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         with archive.open("masks.npy", "w", force_zip64=True) as entry:
             np.lib.format.write_array_header_1_0(

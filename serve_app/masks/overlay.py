@@ -1,4 +1,4 @@
-"""Pictures of results: masks in colour over the image, prompts and captions drawn in."""
+"""Draws results: coloured masks over the image, with prompts and a caption."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _CAPTION_HEIGHT = 26
 def draw_overlay(
     pixels: RgbArray, masks: Sequence[Mask], caption: str, prompts: Sequence[Prompt] = ()
 ) -> Image.Image:
-    """Masks over a darkened copy of the image, largest below.
+    """Draw masks over a darkened copy of the image, the largest at the bottom.
 
     Args:
         pixels: upright ``(H, W, 3) uint8`` RGB.
-        masks: of that image.
-        caption: one line written above the picture.
+        masks: masks of that image.
+        caption: one line of text above the picture.
         prompts: drawn as crosses (green on the object, red off it) and boxes.
     """
     canvas = pixels.astype(np.float32) * 0.75
@@ -43,7 +43,7 @@ def draw_overlay(
 
 
 def side_by_side(pictures: Sequence[Image.Image], height: int) -> Image.Image:
-    """Pictures scaled to one height, in a row."""
+    """Return the pictures in a row, scaled to one height in pixels."""
     scaled = [p.resize((round(p.width * height / p.height), height)) for p in pictures]
     row = Image.new("RGB", (sum(p.width for p in scaled), height), "white")
     x = 0
@@ -54,7 +54,7 @@ def side_by_side(pictures: Sequence[Image.Image], height: int) -> Image.Image:
 
 
 def _outline(mask: np.ndarray) -> np.ndarray:
-    """The mask's own pixels that have a neighbour outside it."""
+    """Return the pixels of the mask that have a neighbour outside it."""
     padded = np.pad(mask, 1)
     inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     outline: np.ndarray = mask & ~inside

@@ -26,7 +26,7 @@ Submit = Callable[[int], Awaitable[int]]
 
 
 @dataclass(frozen=True)
-class Arrivals:
+class EvenArrivals:
     """Requests of one item each, evenly spaced.
 
     Attributes:
@@ -59,9 +59,9 @@ class Ran:
     total_s: float = 0.0
 
 
-def run(*, rounds: int = 2, arrivals: Arrivals | None = None) -> list[Row]:
+def run(*, rounds: int = 2, arrivals: EvenArrivals | None = None) -> list[Row]:
     """Median latency of either system; they take turns."""
-    load = arrivals or Arrivals()
+    load = arrivals or EvenArrivals()
     systems = {OURS: _ours, BARE: _bare}
     ran: dict[str, list[Ran]] = {name: [] for name in systems}
     with batching_outside_replicas():
@@ -71,7 +71,7 @@ def run(*, rounds: int = 2, arrivals: Arrivals | None = None) -> list[Row]:
     return [_row(name, found, load) for name, found in ran.items()]
 
 
-def _row(name: str, found: Sequence[Ran], load: Arrivals) -> Row:
+def _row(name: str, found: Sequence[Ran], load: EvenArrivals) -> Row:
     batches = [size for ran in found for size in ran.batches]
     return Row(
         case=load.case,
@@ -88,7 +88,7 @@ def _row(name: str, found: Sequence[Ran], load: Arrivals) -> Row:
     )
 
 
-async def _drive(make: Callable[[Ran, Arrivals], Submit], load: Arrivals) -> Ran:
+async def _drive(make: Callable[[Ran, EvenArrivals], Submit], load: EvenArrivals) -> Ran:
     ran = Ran()
     submit = make(ran, load)
     begun = time.perf_counter()
@@ -105,7 +105,7 @@ async def _drive(make: Callable[[Ran, Arrivals], Submit], load: Arrivals) -> Ran
     return ran
 
 
-def _engine(ran: Ran, load: Arrivals) -> Callable[[Sequence[int]], list[int]]:
+def _engine(ran: Ran, load: EvenArrivals) -> Callable[[Sequence[int]], list[int]]:
     def run_pass(items: Sequence[int]) -> list[int]:
         ran.batches.append(len(items))
         time.sleep(load.pass_s)
@@ -114,13 +114,13 @@ def _engine(ran: Ran, load: Arrivals) -> Callable[[Sequence[int]], list[int]]:
     return run_pass
 
 
-def _ours(ran: Ran, load: Arrivals) -> Submit:
+def _ours(ran: Ran, load: EvenArrivals) -> Submit:
     batching = Batching(max_batch_size=load.most, batch_wait_timeout_s=load.wait_s)
     batcher: Batcher[int, int] = Batcher(_engine(ran, load), batching)
     return batcher
 
 
-def _bare(ran: Ran, load: Arrivals) -> Submit:
+def _bare(ran: Ran, load: EvenArrivals) -> Submit:
     engine = _engine(ran, load)
 
     @serve.batch(max_batch_size=load.most, batch_wait_timeout_s=load.wait_s)

@@ -1,4 +1,4 @@
-"""How each service is asked: what its own interface wants, over one asynchronous HTTP client."""
+"""Clients of the compared services, over one asynchronous HTTP client."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ _MASKS = 3
 
 
 class Client(Protocol):
-    """One way to ask a service for the masks under a click, or to embed an image."""
+    """One way to request the masks of a click, or the embedding of an image."""
 
-    async def know(self, photo: Photo) -> None:
-        """Make a photo known, as a user's first request does."""
+    async def introduce(self, photo: Photo) -> None:
+        """Send a photo for the first time, as a user's first request does."""
         ...
 
-    async def ask(self, photo: Photo, click: Click) -> Mapping[str, float]:
-        """One request; answers milliseconds by stage, as the service told them.
+    async def send(self, photo: Photo, click: Click) -> Mapping[str, float]:
+        """Send one request.
+
+        Returns:
+            Milliseconds by stage, as reported by the service.
 
         Raises:
-            RequestFailed: no answer, or not a good one.
+            RequestFailed: no response, an error, or an unexpected result.
         """
         ...
 
@@ -42,14 +45,14 @@ class OurClient:
         self._http, self._variant, self._by_id = http, variant, by_id
         self._ids: dict[str, str] = {}
 
-    async def know(self, photo: Photo) -> None:
+    async def introduce(self, photo: Photo) -> None:
         answer = await post(
             self._http, "/v1/embed", files={"file": photo.jpeg}, data={"variant": self._variant}
         )
         if self._by_id:
             self._ids[photo.name] = str(answer["image_id"])
 
-    async def ask(self, photo: Photo, click: Click) -> Mapping[str, float]:
+    async def send(self, photo: Photo, click: Click) -> Mapping[str, float]:
         prompt = {"point_coords": [click], "point_labels": [1]}
         fields = {"prompts": [prompt], "variant": self._variant}
         image_id = self._ids.get(photo.name)
@@ -66,9 +69,9 @@ class OurClient:
 
 
 class OurEmbedClient(OurClient):
-    """This service asked to embed images alone."""
+    """This service, embedding images only."""
 
-    async def ask(self, photo: Photo, click: Click) -> Mapping[str, float]:
+    async def send(self, photo: Photo, click: Click) -> Mapping[str, float]:
         answer = await post(
             self._http, "/v1/embed", files={"file": photo.jpeg}, data={"variant": self._variant}
         )
@@ -81,10 +84,10 @@ class PlainClient:
     def __init__(self, http: httpx.AsyncClient) -> None:
         self._http = http
 
-    async def know(self, photo: Photo) -> None:
-        await self.ask(photo, (photo.size[0] / 2, photo.size[1] / 2))
+    async def introduce(self, photo: Photo) -> None:
+        await self.send(photo, (photo.size[0] / 2, photo.size[1] / 2))
 
-    async def ask(self, photo: Photo, click: Click) -> Mapping[str, float]:
+    async def send(self, photo: Photo, click: Click) -> Mapping[str, float]:
         data = {"point_coords": orjson.dumps([click]).decode(), "point_labels": "[1]"}
         answer = await post(self._http, "/segment", files={"file": photo.jpeg}, data=data)
         _check(len(answer["masks"]))
@@ -95,16 +98,16 @@ class PlainClient:
 class IsatClient:
     """The peer ``isat-sam-backend``: raw pixels in, the embedding as nested lists out.
 
-    It keeps nothing and has no route for prompts: its users decode masks themselves.
+    It keeps nothing and has no route for prompts: its users run the mask decoder themselves.
     """
 
     def __init__(self, http: httpx.AsyncClient) -> None:
         self._http = http
 
-    async def know(self, photo: Photo) -> None:
-        """It remembers no image."""
+    async def introduce(self, photo: Photo) -> None:
+        """It keeps no image."""
 
-    async def ask(self, photo: Photo, click: Click) -> Mapping[str, float]:
+    async def send(self, photo: Photo, click: Click) -> Mapping[str, float]:
         shape = ",".join(map(str, photo.pixels.shape))
         response = await _send(
             self._http, "/api/encode",
@@ -112,7 +115,7 @@ class IsatClient:
         )  # fmt: skip
         # Reading its lists is the caller's own time, and is not counted here.
         if not response.content.startswith(b'{"features":'):
-            raise RequestFailed("no features in the answer")
+            raise RequestFailed("no features in the response")
         return {}
 
 
@@ -122,7 +125,7 @@ def _check(masks: int) -> None:
 
 
 async def post(http: httpx.AsyncClient, path: str, **content: Any) -> dict[str, Any]:
-    """The JSON of an answer; raises `RequestFailed` for any other than a success."""
+    """The JSON of a successful response; raises `RequestFailed` for any other."""
     response = await _send(http, path, **content)
     answer: dict[str, Any] = orjson.loads(response.content)
     return answer

@@ -64,7 +64,7 @@ def run(
     profile: bool = True,
     budget_s: float = 60.0,
 ) -> list[Row]:
-    """Milliseconds a prompt by size of the batch, all systems by turns.
+    """Milliseconds per prompt by batch size, all systems interleaved.
 
     Args:
         budget_s: no further pass is begun once a system has taken this long at one size.
@@ -81,8 +81,10 @@ def run(
         repeats=rounds, budget_s=budget_s, seed=0,
     )  # fmt: skip
     peak = matrix_flops() / min(times[_PEAK, 0])  # operations a millisecond
-    told_at = min(sizes, key=lambda n: abs(n - 32))
-    told = {name: busiest(partial(decode, name, told_at)) if profile else "" for name in contenders}
+    profiled_at = min(sizes, key=lambda n: abs(n - 32))
+    busy = {
+        name: busiest(partial(decode, name, profiled_at)) if profile else "" for name in contenders
+    }
     return [
         Row(
             case=f"{n} prompt{'s' if n > 1 else ''}",
@@ -91,7 +93,7 @@ def run(
             unit="ms a prompt",
             rounds=tuple(ms / n for ms in times[name, n]),
             floor=contenders[name].flops / peak,
-            dominates=told[name] if n == told_at else "",
+            dominates=busy[name] if n == profiled_at else "",
         )
         for name, n in kinds
     ]
@@ -163,10 +165,10 @@ def exported(architecture: str, checkpoint: Path, embedding: Embedding, threads:
         session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
 
     def decode(clicks: Clicks) -> object:
-        answers = []
+        results = []
         for xy in clicks:
             inputs["point_coords"][0, 0] = transform.apply_coords(xy, size)
-            answers.append(session.run(None, inputs))
-        return answers
+            results.append(session.run(None, inputs))
+        return results
 
     return Contender(decode, DECODER_AS_WRITTEN)

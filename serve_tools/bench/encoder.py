@@ -1,4 +1,4 @@
-"""Section a: the encoder against the ways in which others run the same weights."""
+"""Section a: the encoder compared with other ways to run the same weights."""
 
 from __future__ import annotations
 
@@ -46,19 +46,19 @@ def run(
     profile: bool = True,
     budget_s: float = 60.0,
 ) -> list[Row]:
-    """Milliseconds an image, all systems by turns, and how far each is from the floor.
+    """Milliseconds per image, all systems interleaved, and the distance of each from the floor.
 
     Args:
-        ours: engines by the name of their variant; the first is what others are compared with.
+        ours: engines by the name of their variant; others are compared with the first.
         peers: passes over the same image by name.
         pixels: ``(H, W, 3) uint8`` RGB, the image; ours include its resizing.
         threads: of each system.
         flops: operations an image by name, for those of which they are known.
-        profile: tell what each spends its time in, at the price of one more pass.
+        profile: report what each spends its time on, at the cost of one more pass.
     """
     passes: dict[str, Pass] = {name: _engine_pass(engine, pixels) for name, engine in ours.items()}
     passes |= peers
-    told = {name: busiest(one) if profile else "" for name, one in passes.items()}
+    busy = {name: busiest(one) if profile else "" for name, one in passes.items()}
     times = interleaved(
         {_PEAK: matrix_product(threads), **{n: _on(threads, one) for n, one in passes.items()}},
         repeats=rounds, budget_s=budget_s, seed=0,
@@ -72,7 +72,7 @@ def run(
             unit="ms an image",
             rounds=tuple(times[name]),
             floor=flops[name] / peak if name in flops else None,
-            dominates=told[name],
+            dominates=busy[name],
         )
         for name in passes
     ] + [
@@ -91,7 +91,7 @@ def _engine_pass(engine: EncoderEngine, pixels: RgbArray) -> Pass:
 
 
 def _on(threads: int, one: Pass) -> Pass:
-    """The pass on so many of torch's threads: engines set that number when they are loaded."""
+    """The pass with this number of torch threads: loading an engine changes that number."""
 
     def run_one() -> object:
         torch.set_num_threads(threads)
@@ -101,7 +101,7 @@ def _on(threads: int, one: Pass) -> Pass:
 
 
 def cpu_variants(settings: GraphSettings) -> dict[str, Compute]:
-    """Variants whose encoder runs on the CPU, the default first, and on what it runs."""
+    """Compute settings of the variants with an encoder on the CPU, the default variant first."""
     found = {
         name: unbounded(encoder_compute(variant))
         for name, variant in settings.variants.items()
@@ -114,10 +114,10 @@ def cpu_variants(settings: GraphSettings) -> dict[str, Compute]:
 def load_ours(
     settings: GraphSettings,
 ) -> tuple[dict[str, EncoderEngine], dict[str, float], list[str]]:
-    """The product's encoders on the CPU by what they are called here.
+    """This project's encoders on the CPU by their names in the report.
 
-    Each variant with the engine that its settings choose, and the default's other engines.  One
-    that cannot be loaded here (its weights are not made, or not to be had) is left out.
+    Each variant with its configured engine, and the default variant with its other engines.  One
+    that cannot be loaded (weights missing or unavailable) is skipped.
 
     Returns:
         Engines, the operations of those that run SAM's own encoders, and notes on the others.
@@ -140,7 +140,7 @@ def load_ours(
         if spec.architecture is not None and spec.segmentation.load_original is not None:
             flops[label] = encoder_flops(spec.architecture)
         else:
-            notes.append(f"{label} is another model: its ratio compares what a user waits for.")
+            notes.append(f"{label} is another model: its ratio compares response times only.")
     return engines, flops, notes
 
 

@@ -1,4 +1,4 @@
-"""The floor: the arithmetic of a pass over the matrix peak that this machine was measured at."""
+"""The floor: floating-point operations of a pass divided by the measured matrix peak."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def encoder_flops(architecture: str) -> float:
 def busiest(run: Callable[[], object], most: int = 3) -> str:
     """The operators that a pass spends its time in, with their shares of its wall time.
 
-    Engines beside torch are seen as time outside its operators.
+    Time in engines other than torch counts as outside its operators.
     """
     from torch.profiler import ProfilerActivity, profile
 

@@ -34,8 +34,8 @@ def run(
     """Both modes of ours and Meta's generator in turn on each image; rows and notes.
 
     Args:
-        dataset: annotated images; None: drawn ones with exact masks.
-        images: at most so many; each takes Meta's generator minutes on a CPU.
+        dataset: annotated images; None: synthetic ones with exact masks.
+        images: at most this many; Meta's generator takes minutes for each on a CPU.
     """
     fast, exact = (
         Everything(points_per_side=points_per_side, mode=mode)

@@ -49,11 +49,11 @@ _SIZE = (1200, 1800)
 
 
 @dataclass(frozen=True)
-class Plan:
+class GpuPlan:
     """What is measured.
 
     Attributes:
-        product: side of the matrices whose product tells the measured peak.
+        product: side of the matrices whose product gives the measured peak.
         dtype: of ours and of the second eager row; CPUs without matrix units take seconds in bf16.
     """
 
@@ -68,13 +68,15 @@ class Plan:
     dtype: torch.dtype = torch.bfloat16
 
     @classmethod
-    def dry(cls, device: str) -> Plan:
+    def dry(cls, device: str) -> GpuPlan:
         """A pass of each kind with the smallest model, not compiled: that the script works."""
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
         return cls(device, ("vit_t",), (1,), (1, 2), 1, 0.0, 64, compiled=False, dtype=dtype)
 
 
-def run(plan: Plan, say: Callable[[str], None] = lambda text: None) -> tuple[list[Row], list[str]]:
+def run(
+    plan: GpuPlan, say: Callable[[str], None] = lambda text: None
+) -> tuple[list[Row], list[str]]:
     """Images and prompts a second, and shares of the chip's peak; rows and notes."""
     device = torch.device(plan.device)
     measured = _measured_peak(device, plan.product)
@@ -102,7 +104,9 @@ def run(plan: Plan, say: Callable[[str], None] = lambda text: None) -> tuple[lis
     return rows, notes
 
 
-def _encoder(architecture: str, count: int, plan: Plan, peak: float, notes: list[str]) -> list[Row]:
+def _encoder(
+    architecture: str, count: int, plan: GpuPlan, peak: float, notes: list[str]
+) -> list[Row]:
     images = torch.randn(count, 3, IMAGE_SIZE, IMAGE_SIZE, device=plan.device)
     half = images.to(plan.dtype, memory_format=torch.channels_last)
 
@@ -128,7 +132,7 @@ def _encoder(architecture: str, count: int, plan: Plan, peak: float, notes: list
     return _rows(case, "images/s", count, makers, flops, plan, peak, notes)
 
 
-def _decoder(count: int, plan: Plan, peak: float, notes: list[str]) -> list[Row]:
+def _decoder(count: int, plan: GpuPlan, peak: float, notes: list[str]) -> list[Row]:
     features = np.random.default_rng(0).normal(size=(256, 64, 64)).astype(np.float32)
     embedding = Embedding({"image_embed": features}, *_SIZE)
     clicks = clicks_on(embedding, count)
@@ -171,7 +175,7 @@ def _rows(
     count: int,
     makers: dict[str, Callable[[], Callable[[], object]]],
     flops: dict[str, float],
-    plan: Plan,
+    plan: GpuPlan,
     peak: float,
     notes: list[str],
 ) -> list[Row]:
@@ -235,13 +239,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="encoders and the decoder on one device")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dry-run", action="store_true", help="next to nothing of each kind")
-    parser.add_argument("--architecture", action="append", choices=Plan.architectures)
+    parser.add_argument("--architecture", action="append", choices=GpuPlan.architectures)
     parser.add_argument("--images", action="append", type=int, help="in a pass; may be repeated")
     parser.add_argument("--eager", action="store_true", help="compile nothing: that takes minutes")
     parser.add_argument("--seconds", type=float, help="for all rounds of one case")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
-    plan = Plan.dry(args.device) if args.dry_run else Plan(device=args.device)
+    plan = GpuPlan.dry(args.device) if args.dry_run else GpuPlan(device=args.device)
     if args.architecture:
         plan = replace(plan, architectures=tuple(args.architecture))
     if args.images:

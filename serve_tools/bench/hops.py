@@ -1,7 +1,7 @@
 """Section f: where the time of a repeated prompt goes, from the caller to the model and back.
 
-A running server is asked for masks on an image that it knows, in turn with the same prompt decoded
-by the engine in this process: never at once, since both use the same cores.
+Requests for masks on an image that the server has cached alternate with the same prompt decoded by
+the engine in this process: never concurrently, since both use the same cores.
 
     python -m serve_tools.bench.hops http://127.0.0.1:8000
 """
@@ -27,7 +27,7 @@ from serve_tools.bench.rows import Row
 
 Click = tuple[float, float]
 Decode = Callable[[int], None]
-"""Decodes so many prompts in one pass, in this process."""
+"""Decodes a number of prompts in one pass, in this process."""
 
 BARE = "bare decoder call"
 HTTP = "HTTP"
@@ -39,18 +39,18 @@ PARTS: Mapping[str, str] = {
     "queue": "in the decoder's replica, but not in a pass",
     "model": "in the model's passes",
 }
-"""What a request's time consists of, and what is meant."""
+"""Parts of a request's time, and their meaning."""
 
 _PART_UNIT = "ms of it"
 _TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
-class Effort:
+class HopsEffort:
     """How much is measured.
 
     Attributes:
-        rounds: in each, the bare call and the server take their turn at each concurrency.
+        rounds: in each, the bare call and the server alternate at each concurrency.
         calls: of each in a round, for each caller.
         callers: concurrencies.
     """
@@ -67,20 +67,20 @@ def run(
     click: Click | None = None,
     *,
     variant: str = "fast",
-    effort: Effort | None = None,
+    effort: HopsEffort | None = None,
 ) -> list[Row]:
     """Rows for each concurrency: whole time, bare call, difference, and the parts.
 
     Args:
-        url: of a running server, which gets to know the photo.
+        url: of a running server; the photo is sent to it.
         decode: of the same variant and photo, such as `bare_decoder` gives.
         click: ``(x, y)`` in pixels; None: the photo's centre.
 
     Raises:
         httpx.HTTPError: the server does not embed the photo.
-        RuntimeError: it does not answer a prompt.
+        RuntimeError: it rejects a prompt.
     """
-    effort = effort or Effort()
+    effort = effort or HopsEffort()
     x, y = click or (photo.size[0] / 2, photo.size[1] / 2)
     body = orjson.dumps(
         {
@@ -95,16 +95,16 @@ def run(
         _drive(url, body, callers, 2)
         _bare(decode, callers, 2)
         bare: list[list[float]] = []
-        asked: list[list[dict[str, float]]] = []
+        requests: list[list[dict[str, float]]] = []
         for _ in range(effort.rounds):
             bare.append(_bare(decode, callers, effort.calls))
-            asked.append(_drive(url, body, callers, effort.calls))
-        rows += _rows(callers, bare, asked)
+            requests.append(_drive(url, body, callers, effort.calls))
+        rows += _rows(callers, bare, requests)
     return rows
 
 
 def parts_of(whole_ms: float, stages: Mapping[str, float]) -> dict[str, float]:
-    """One request's time by `PARTS`, from the ``timings_ms`` of its answer."""
+    """One request's time by `PARTS`, from the ``timings_ms`` of its response."""
     decoding = stages["decode_masks"]
     return {
         "front": whole_ms - stages["total"],
@@ -161,7 +161,7 @@ def _bare(decode: Decode, prompts: int, calls: int) -> list[float]:
 
 
 def _drive(url: str, body: bytes, callers: int, calls: int) -> list[dict[str, float]]:
-    """So many calls by each of so many callers at once; each one's whole time and its parts."""
+    """Concurrent callers, ``calls`` requests each; total time and parts of each request."""
     with ThreadPoolExecutor(callers) as pool:
         drives = [pool.submit(_caller, url, body, calls) for _ in range(callers)]
         return [request for drive in drives for request in drive.result()]
@@ -181,7 +181,7 @@ def _caller(url: str, body: bytes, calls: int) -> list[dict[str, float]]:
         content = response.read()
         taken = (time.perf_counter() - started) * 1e3
         if response.status != httpx.codes.OK:
-            raise RuntimeError(f"the server answered with status {response.status}")
+            raise RuntimeError(f"the server responded with status {response.status}")
         stages = orjson.loads(content)["timings_ms"]
         requests.append({HTTP: taken, **parts_of(taken, stages)})
     connection.close()
@@ -189,18 +189,20 @@ def _caller(url: str, body: bytes, calls: int) -> list[dict[str, float]]:
 
 
 def _rows(
-    callers: int, bare: Sequence[Sequence[float]], asked: Sequence[Sequence[Mapping[str, float]]]
+    callers: int, bare: Sequence[Sequence[float]], requests: Sequence[Sequence[Mapping[str, float]]]
 ) -> list[Row]:
     """Medians of each round, and the 90th percentile of all as a detail."""
     case = f"repeated prompt, {callers} at once"
-    whole = [[request[HTTP] for request in of_round] for of_round in asked]
+    whole = [[request[HTTP] for request in of_round] for of_round in requests]
     rows = [
         _row(case, HTTP, whole, "ms", ours=True),
         _row(case, BARE, bare, "ms"),
     ]
     over = tuple(a - b for a, b in zip(rows[0].rounds, rows[1].rounds, strict=True))
     parts = [
-        _row(case, name, [[request[name] for request in r] for r in asked], _PART_UNIT, says=says)
+        _row(
+            case, name, [[request[name] for request in r] for r in requests], _PART_UNIT, says=says
+        )
         for name, says in PARTS.items()
     ]
     most = max(parts, key=lambda row: row.figure.median)
@@ -242,12 +244,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("url")
     parser.add_argument("--config", type=Path, help="what the server runs (configs/local.yaml)")
     parser.add_argument("--variant", default="fast")
-    parser.add_argument("--rounds", type=int, default=Effort().rounds)
-    parser.add_argument("--calls", type=int, default=Effort().calls)
+    parser.add_argument("--rounds", type=int, default=HopsEffort().rounds)
+    parser.add_argument("--calls", type=int, default=HopsEffort().calls)
     given = parser.parse_args(arguments)
     photo = load_photos().known[0]
     decode = bare_decoder(photo, None, given.config, given.variant)
-    effort = Effort(rounds=given.rounds, calls=given.calls)
+    effort = HopsEffort(rounds=given.rounds, calls=given.calls)
     _print(run(given.url.rstrip("/"), decode, photo, variant=given.variant, effort=effort))
     return 0
 

@@ -1,4 +1,4 @@
-"""Section c: services over HTTP, each alone in its turn, under the same load."""
+"""Section c: services over HTTP, one at a time, under the same load."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ BARE = "bare decoder call"
 _P50_CASE = f"{REPEATED}, 1 caller, p50"
 
 Serve = Callable[[], AbstractContextManager[str]]
-"""Starts a service and gives its address; ends it afterwards."""
+"""Starts a service, yields its address, and stops it afterwards."""
 
 
 @dataclass(frozen=True)
 class System:
-    """A service and the ways in which it is asked.
+    """A service and its clients.
 
     Attributes:
         clients: by the system's name in the table.
@@ -44,12 +44,12 @@ class System:
 
 
 @dataclass(frozen=True)
-class Effort:
+class LoadEffort:
     """How long each combination is driven, once a round.
 
     Attributes:
-        seconds: of sending; what is under way then is waited for.
-        least: requests that are sent however long they take.
+        seconds: of sending; requests in flight then finish.
+        least: minimum number of requests, however long they take.
         warm_s: sent before and not counted.
     """
 
@@ -67,7 +67,7 @@ Found = dict[tuple[str, str, int], list[Window]]
 def run(
     systems: Sequence[System],
     photos: Photos,
-    effort: Effort,
+    effort: LoadEffort,
     *,
     bare: Callable[[], object] | None = None,
     work: Mapping[str, float] | None = None,
@@ -78,7 +78,7 @@ def run(
 
     Args:
         systems: ours first; each is started, driven and ended before the next.
-        bare: one prompt decoded in this process, without any service around it.
+        bare: one prompt decoded in this process, without a service.
         work: operations of a request by mix; with ``peak`` they make the floor.
         peak: measures the operations a second that the machine allows, once a round while no
             service runs; the best counts.
@@ -94,7 +94,7 @@ def run(
             peaks.append(peak())
         if bare is not None:
             bare_ms.append(_p50_ms(bare))
-        # Ours is not always first: whatever the machine does over time falls on all.
+        # Ours is not always first: drift of the machine affects all.
         turn = number % len(systems)
         for system in [*systems[turn:], *systems[:turn]]:
             names = ", ".join(system.clients)
@@ -117,7 +117,7 @@ def _p50_ms(one: Callable[[], object], repeats: int = 15) -> float:
 
 
 async def _drive_all(
-    system: System, url: str, photos: Photos, effort: Effort, found: Found
+    system: System, url: str, photos: Photos, effort: LoadEffort, found: Found
 ) -> None:
     limits = httpx.Limits(max_connections=max(effort.concurrencies) + 1)
     timeout = httpx.Timeout(300.0, connect=10.0)
@@ -127,7 +127,7 @@ async def _drive_all(
         for name, make in system.clients.items():
             client = make(http)
             for known in photos.known:
-                await client.know(known)
+                await client.introduce(known)
             for mix in system.mixes[name]:
                 for concurrency in effort.concurrencies:
                     window = await drive_mix(client, mix, concurrency, photos, effort)
@@ -135,18 +135,18 @@ async def _drive_all(
 
 
 async def drive_mix(
-    client: Client, mix: str, concurrency: int, photos: Photos, effort: Effort
+    client: Client, mix: str, concurrency: int, photos: Photos, effort: LoadEffort
 ) -> Window:
-    """One stretch of a mix, warmed up: whoever keeps only the last image has the right one."""
-    await client.know(photos.known[0])
+    """Drive a mix, after sending its image again for services that keep only the last one."""
+    await client.introduce(photos.known[0])
     rng = np.random.default_rng(concurrency)
-    # At least as many as any service has been seen to take; more are made on the way.
+    # At least as many as any service has been observed to take; more are made on demand.
     photos.prepare({MIXED: 24, NEW: 16}.get(mix, 0))
 
     async def send(number: int) -> Mapping[str, float]:
         photo = photo_of(mix, number, photos)
         x, y = rng.uniform(0.1, 0.9, 2) * photo.size
-        return await client.ask(photo, (round(float(x), 1), round(float(y), 1)))
+        return await client.send(photo, (round(float(x), 1), round(float(y), 1)))
 
     if mix in (REPEATED, THREE):
         await drive(send, concurrency, effort.warm_s)
@@ -220,8 +220,8 @@ def _throughput(
         higher_is_better=True,
         rounds=tuple(window.requests_per_s for window in windows),
         floor=floors.get(mix),
-        dominates=windows[-1].told(),
-        # Where nothing was answered there are no quantiles.
+        dominates=windows[-1].longest_stages(),
+        # Without a successful response there are no quantiles.
         details={name: value for name, value in details.items() if np.isfinite(value)},
     )
 

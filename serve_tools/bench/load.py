@@ -1,4 +1,4 @@
-"""A closed-loop load: so many callers, each with its next request once the last is answered."""
+"""A closed-loop load: concurrent callers, each sending its next request after the last response."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from dataclasses import dataclass, field
 import numpy as np
 
 Send = Callable[[int], Awaitable[Mapping[str, float]]]
-"""Sends the request of a number; answers the milliseconds by stage that the service told."""
+"""Sends request number n; returns the milliseconds by stage that the service reported."""
 
 
 class RequestFailed(Exception):
-    """A service did not answer as it should."""
+    """A service responded with an error or an unexpected result, or not at all."""
 
 
 @dataclass
 class Window:
-    """What one stretch of load brought.
+    """Results of one load window.
 
     Attributes:
-        seconds: from the first request to the last answer.
-        latencies_ms: of answered requests.
-        stages_ms: sums by stage over all answers, as the services told them.
-        failures: requests without a good answer, by what was wrong.
+        seconds: from the first request to the last response.
+        latencies_ms: of successful requests.
+        stages_ms: sums by stage over all responses, as the services reported them.
+        failures: number of failed requests by reason.
     """
 
     seconds: float = 0.0
@@ -40,8 +40,8 @@ class Window:
     def quantile_ms(self, share: float) -> float:
         return float(np.quantile(self.latencies_ms, share)) if self.latencies_ms else float("inf")
 
-    def told(self, most: int = 3, least: float = 0.05) -> str:
-        """The stages that took most of the answers' time, as shares of the mean latency."""
+    def longest_stages(self, most: int = 3, least: float = 0.05) -> str:
+        """The longest stages as shares of the mean latency."""
         total = sum(self.latencies_ms)
         stages = sorted(self.stages_ms.items(), key=lambda item: -item[1])
         return ", ".join(
@@ -58,12 +58,12 @@ async def drive(
     most: int | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Window:
-    """Send for some seconds, then wait for what is under way.
+    """Send for some seconds, then wait for requests in flight.
 
     Args:
-        send: raises `RequestFailed` where the answer is not a good one.
-        least: requests that are sent however long they take.
-        most: requests after which nothing more is sent.
+        send: raises `RequestFailed` for a failed request.
+        least: minimum number of requests, however long they take.
+        most: maximum number of requests.
     """
     window = Window()
     started = clock()
@@ -78,7 +78,7 @@ async def drive(
                 stages = await send(number)
             except RequestFailed as exc:
                 window.failures[str(exc)] = window.failures.get(str(exc), 0) + 1
-                # A service that refuses at once must not be asked in a tight loop.
+                # A service that rejects immediately must not be called in a tight loop.
                 await asyncio.sleep(0.05)
                 continue
             window.latencies_ms.append((clock() - begin) * 1e3)

@@ -1,4 +1,4 @@
-"""The machine and the versions that a run is told with."""
+"""The machine and the versions of a run."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from serve_tools.bench.rows import Machine
 
 _PACKAGES = (
     "ray", "torch", "timm", "segment-anything", "onnxruntime", "openvino", "nncf", "numpy",
-    "opencv-python-headless", "fastapi", "uvicorn", "sam-serve",
+    "opencv-python-headless", "fastapi", "uvicorn", "serve-anything",
 )  # fmt: skip
 
 
 def this_machine(threads: int) -> Machine:
-    """This machine; ``threads`` are those that each model is given."""
+    """This machine; ``threads`` is the number of threads per model."""
     host = this_host(gpus=True)
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Machine(

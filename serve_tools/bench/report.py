@@ -6,6 +6,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from serve_app.cli.tables import markdown_table
 from serve_tools.bench.rows import Compared, Report, Row, Section, Spread, compared
 
 _OURS, _OTHERS = "#1b6ca8", "#c0504d"
@@ -30,27 +31,26 @@ def markdown(report: Report) -> str:
 
 def _section(section: Section) -> str:
     quick = ", --quick" if section.quick else ""
-    lines = [
-        f"### {section.key}: {section.title}",
-        "",
-        f"{section.at}, {section.seconds:.0f} s{quick}",
-        "",
-        "| | system | figure | range | ours is better by | of the floor | what dominates |",
-        "|---|---|--:|--:|--:|--:|---|",
-    ]
+    head = ["", "system", "figure", "range", "ours is better by", "of the floor", "what dominates"]
+    rows = []
     last = ""
     for found in compared(section.rows):
-        lines.append(_line(found, found.row.case if found.row.case != last else ""))
+        rows.append(_cells(found, found.row.case if found.row.case != last else ""))
         last = found.row.case
-    lines += [f"\n{note}" for note in section.notes]
-    return "\n".join(lines)
+    parts = [
+        f"### {section.key}: {section.title}",
+        f"{section.at}, {section.seconds:.0f} s{quick}",
+        markdown_table(head, rows, left=2, right=1),
+        *section.notes,
+    ]
+    return "\n\n".join(parts)
 
 
-def _line(found: Compared, case: str) -> str:
+def _cells(found: Compared, case: str) -> list[str]:
     row = found.row
     figure = row.figure
     share = row.of_floor
-    cells = (
+    return [
         case,
         f"**{row.system}**" if row.ours else row.system,
         f"{_number(figure.median)} {row.unit}",
@@ -58,8 +58,7 @@ def _line(found: Compared, case: str) -> str:
         "" if found.ours_is_better is None else _times(found.ours_is_better),
         "" if share is None else f"{share:.0%}",
         "; ".join(part for part in (row.dominates, _details(row)) if part),
-    )
-    return "| " + " | ".join(cells) + " |"
+    ]
 
 
 def _times(better: Spread) -> str:
@@ -80,7 +79,7 @@ def _number(value: float) -> str:
 
 
 def plot(path: Path, report: Report) -> None:
-    """How many times better the first of ours is than each other row; needs matplotlib."""
+    """How many times better the first of ours is than each other row."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""What a benchmark found: figures of systems that did the same work, round by round."""
+"""Results of a benchmark: figures of systems that did the same work, round by round."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class Row(Strict):
 
     Attributes:
         case: the work, such as ``32 prompts``; rows of a case are compared with each other.
-        system: who did it.
-        ours: whether it is this project's; the first such row of a case is what others are
-            compared with.
+        system: what did it.
+        ours: whether it is this project's; the other rows of a case are compared with the first
+            such row.
         unit: of the figures, such as ``ms a prompt``.
         higher_is_better: for throughput and recall.
         rounds: one figure of each round, in the rounds' order.
         floor: the best that the machine's arithmetic allows, in the same unit.
-        dominates: what the time goes into, as measured.
+        dominates: what takes most of the time, as measured.
         details: further figures by name.
     """
 
@@ -54,7 +54,7 @@ class Section(Strict):
     """One question and its rows.
 
     Attributes:
-        key: as it is asked for on the command line.
+        key: its letter on the command line.
         at: when it was run, ISO 8601 in UTC.
         seconds: that it took.
         notes: what a reader must know of this run.
@@ -102,7 +102,7 @@ class Spread(NamedTuple):
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Median, least and greatest; of few rounds the range tells more honestly than quartiles."""
+    """Median, minimum and maximum; with few rounds the range says more than quartiles."""
     array = np.asarray(values, np.float64)
     return Spread(float(np.median(array)), float(array.min()), float(array.max()))
 

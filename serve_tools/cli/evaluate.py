@@ -1,20 +1,20 @@
-"""``python -m serve_app evaluate``: mean IoU on your own images and COCO annotations."""
+"""``evaluate``: mean IoU on your own images with COCO annotations."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from serve_app.cli import CommandError, natural, positive
+from serve_app.cli import CommandError, log, natural, positive
+from serve_tools.cli.files import check_variants, write_json
 from serve_tools.evaluation.kinds import Multimask, PromptKind
 
 if TYPE_CHECKING:
     from serve_app.core.ports import SegmentationService
     from serve_tools.evaluation.annotations import Dataset
-    from serve_tools.evaluation.records import Evaluation, Plan
+    from serve_tools.evaluation.records import Evaluation, EvaluationPlan
 
 EPILOG = """\
 prompts, one for each annotated object:
@@ -22,20 +22,17 @@ prompts, one for each annotated object:
   point  one click on the object's deepest point
   text   the category's name; its masks are paired with the objects of that name
 
-exit status: 0 all images answered; 1 some did not (the report says which); 2 nothing evaluated
+exit status: 0 all images evaluated; 1 some failed (the report says which); 2 nothing evaluated
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the program's own."""
-    parser = subparsers.add_parser(
-        "evaluate",
-        help="mean IoU on images with COCO annotations",
-        description="Mean IoU on your own images with COCO annotations: by prompt, variant and "
-        "object size, with 95 % intervals and the differences between variants.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.description = (
+        "Mean IoU on your own images with COCO annotations: by prompt, variant and "
+        "object size, with 95 % intervals and the differences between variants."
     )
+    parser.epilog = EPILOG
     add = parser.add_argument
     add("--images", type=Path, required=True, metavar="DIR", help="folder of the images")
     add("--annotations", type=Path, required=True, metavar="FILE", help="COCO instances, JSON")
@@ -53,31 +50,30 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--config", type=Path, metavar="FILE",
         help="Serve config that says what the variants are (default: configs/local.yaml)",
     )  # fmt: skip
-    add("--limit-images", type=positive, metavar="N", help="at most N images, drawn at random")
+    add("--limit-images", type=positive, metavar="N", help="at most N images, chosen at random")
     add("--max-objects", type=positive, metavar="N", help="at most N objects of each image")
     add(
         "--absent-texts", type=natural, default=2, metavar="N",
-        help="text: categories asked for that an image does not show (default: %(default)s)",
+        help="text: categories to query that an image does not show (default: %(default)s)",
     )  # fmt: skip
-    add("--seed", type=natural, default=0, help="of drawings and intervals (default: %(default)s)")
+    add("--seed", type=natural, default=0, help="of samples and intervals (default: %(default)s)")
     add(
         "--multimask", type=Multimask, choices=list(Multimask),
-        help="ask for three masks and count the best by its own score or by the truth "
-        "(oracle), or ask for one (default: best-score for points, single for boxes)",
+        help="request three masks and count the best by its own score or by the truth "
+        "(oracle), or request one (default: best-score for points, single for boxes)",
     )  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="write all figures there as well")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate as told, print the report, and say by the exit status whether it is whole."""
+    """Evaluate and print the report; the exit status says whether it is complete."""
     from serve_app.core.errors import SamServeError
     from serve_tools.evaluation.annotations import EvaluationError, load_dataset
-    from serve_tools.evaluation.records import Plan
+    from serve_tools.evaluation.records import EvaluationPlan
     from serve_tools.evaluation.report import markdown
     from serve_tools.evaluation.summary import summarise
 
-    plan = Plan(
+    plan = EvaluationPlan(
         variants=tuple(dict.fromkeys(args.variant or ["fast"])),
         prompts=tuple(dict.fromkeys(args.prompt or [PromptKind.BOX, PromptKind.POINT])),
         multimask=args.multimask,
@@ -92,32 +88,32 @@ def run(args: argparse.Namespace) -> int:
         evaluation, models = asyncio.run(_evaluate(args, dataset, plan))
         if not evaluation.objects:
             first = evaluation.failures[0]
-            raise EvaluationError(f"no image was answered; {first.where}: {first.message}")
+            raise EvaluationError(f"every image failed; {first.where}: {first.message}")
         summary = summarise(evaluation, models, in_process=args.url is None)
         print(markdown(summary), end="")
         if args.json is not None:
-            _write(args.json, summary)
+            write_json(args.json, summary)
     except (CommandError, EvaluationError, SamServeError) as exc:
-        print(f"error: {exc}", file=sys.stderr)
+        log(f"error: {exc}")
         return 2
     return 1 if evaluation.failures else 0
 
 
 async def _evaluate(
-    args: argparse.Namespace, dataset: Dataset, plan: Plan
+    args: argparse.Namespace, dataset: Dataset, plan: EvaluationPlan
 ) -> tuple[Evaluation, dict[str, Any]]:
     if args.url is not None:
         from serve_app.client import HttpService
 
         async with HttpService(args.url) as service:
             if not await service.ready():
-                raise CommandError("no service is ready at this address (its /readyz says so)")
-            return await _asked(service, dataset, plan)
-    return await _asked(_in_process(args.config, plan), dataset, plan)
+                raise CommandError("the service at this address is not ready, or none is there")
+            return await _run_all(service, dataset, plan)
+    return await _run_all(_in_process(args.config, plan), dataset, plan)
 
 
-async def _asked(
-    service: SegmentationService, dataset: Dataset, plan: Plan
+async def _run_all(
+    service: SegmentationService, dataset: Dataset, plan: EvaluationPlan
 ) -> tuple[Evaluation, dict[str, Any]]:
     from tqdm import tqdm
 
@@ -128,26 +124,13 @@ async def _asked(
     return evaluation, dict(await service.models())
 
 
-def _in_process(config: Path | None, plan: Plan) -> SegmentationService:
-    # Loads torch: a service elsewhere does without.
+def _in_process(config: Path | None, plan: EvaluationPlan) -> SegmentationService:
+    # Imported here because it loads torch, which a remote service does not need.
     from serve_app.cli.configuration import load_settings
     from serve_app.local import build_local_service
 
     settings = load_settings(config)[0]
-    if unknown := set(plan.variants) - {*settings.variants, "auto"}:
-        raise CommandError(
-            f"the config has no variant {', '.join(sorted(unknown))}; it has "
-            f"{', '.join(settings.variants)}"
-        )
+    check_variants(set(plan.variants) - {"auto"}, settings.variants)
     if PromptKind.TEXT not in plan.prompts:
         settings = settings.model_copy(update={"text": None})
     return build_local_service(settings, None if "auto" in plan.variants else plan.variants)
-
-
-def _write(path: Path, summary: dict[str, Any]) -> None:
-    import orjson
-
-    try:
-        path.write_bytes(orjson.dumps(summary, option=orjson.OPT_INDENT_2))
-    except OSError as exc:
-        raise CommandError(f"{path} cannot be written") from exc

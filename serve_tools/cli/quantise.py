@@ -1,35 +1,36 @@
-"""``python -m serve_app quantise``: an int8 version of a model's encoder, made and checked."""
+"""``quantise``: make and check an int8 version of a model's encoder."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from serve_app.cli import CommandError, positive
+from serve_app.cli import CommandError, log, positive
 
 EPILOG = """\
-Variants of the configuration whose model is the new one are deployed from the next start on,
-unless its figures miss what `quantized` of the configuration asks for.
+Variants of the configuration that use the new model are deployed from the next start on, unless its
+figures miss the limits under `quantized` in the configuration.
 
-exit status: 0 made; 1 not made, or made but refused by the configuration
+exit status: 0 made; 1 not made, or made but outside the configuration's limits
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the program's own."""
-    parser = subparsers.add_parser(
-        "quantise",
-        help="make an int8 version of a model's encoder",
-        description="Post-training int8 quantisation of an image encoder for CPUs, calibrated on "
-        "images of yours and held against the original: embedding cosine, mask IoU, mean IoU on "
-        "annotated images, speed.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.description = (
+        "Post-training int8 quantisation of an image encoder for CPUs, calibrated on "
+        "your images and compared with the original: embedding cosine, mask IoU, mean IoU on "
+        "annotated images, speed."
     )
+    parser.epilog = EPILOG
     add = parser.add_argument
     add("--model", default="vit_t", metavar="NAME", help="the original (default: %(default)s)")
-    add("--images", type=Path, metavar="DIR", help="to calibrate on (default: photos and drawings)")
+    add(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="to calibrate on (default: built-in images)",
+    )
     add(
         "--calibration", type=positive, default=32, metavar="N",
         help="at most N images (default: %(default)s)",
@@ -38,7 +39,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--annotations",
         type=Path,
         metavar="FILE",
-        help="COCO instances to compare on (default: drawings)",
+        help="COCO instances to compare on (default: synthetic images)",
     )
     add("--annotated-images", type=Path, metavar="DIR", help="their images (default: --images)")
     add("--limit-images", type=positive, metavar="N", help="compare on at most N images")
@@ -49,13 +50,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="N",
         help="of timed passes (default: %(default)s)",
     )
-    add("--out", type=Path, metavar="DIR", help="default: beside the weights, where graphs look")
+    add("--out", type=Path, metavar="DIR", help="default: in the weights folder, where graphs look")
     add("--config", type=Path, metavar="FILE", help="Serve config (default: configs/local.yaml)")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make, check and write the model; 1 if the configuration would refuse it."""
+    """Make, check and write the model; 1 if it misses the configuration's limits."""
     from serve_app.cli.configuration import load_settings
     from serve_app.core.errors import SamServeError
     from serve_app.models.factory import ModelSource
@@ -65,9 +65,9 @@ def run(args: argparse.Namespace) -> int:
     from serve_tools.profiling.protocol import Effort
     from serve_tools.workshop.quantise import (
         QuantiseError,
+        default_images,
         folder_images,
         quantise,
-        usual_images,
     )
 
     if args.annotations is not None and (args.annotated_images or args.images) is None:
@@ -86,11 +86,11 @@ def run(args: argparse.Namespace) -> int:
     )
     try:
         calibration = (
-            usual_images(args.calibration)
+            default_images(args.calibration)
             if args.images is None
             else folder_images(args.images, args.calibration)
         )
-        manifest = quantise(source, args.model, name, calibration, effort, args.threads, out, _say)
+        manifest = quantise(source, args.model, name, calibration, effort, args.threads, out, log)
     except (QuantiseError, RegistryError, EvaluationError, SamServeError) as exc:
         raise CommandError(str(exc)) from exc
     except OSError as exc:
@@ -98,18 +98,14 @@ def run(args: argparse.Namespace) -> int:
     figures = manifest.figures
     print(
         f"{name}: {figures.speedup:.2f} times as fast as {args.model} "
-        f"({figures.encode_ms:.0f} against {figures.original_encode_ms:.0f} ms an image)\n"
+        f"({figures.encode_ms:.0f} ms, was {figures.original_encode_ms:.0f} ms, per image)\n"
         f"embedding cosine {figures.embedding_cosine:.4f}, mask IoU {figures.mask_iou:.4f}\n"
-        f"mean IoU {figures.mean_iou:.4f} against {figures.original_mean_iou:.4f} "
+        f"mean IoU {figures.mean_iou:.4f}, was {figures.original_mean_iou:.4f} "
         f"(loss {100 * figures.iou_loss:+.2f} points) on {figures.objects} objects "
         f"in {figures.images} images: {figures.data}\n"
         f"written to {out}"
     )
     reason = refusal(name, {name: manifest}, source.registry, settings.quantized)
     if reason is not None:
-        print(f"warning: {reason}", file=sys.stderr)
+        log(f"warning: {reason}")
     return 0 if reason is None else 1
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -1,18 +1,17 @@
-"""``python -m serve_app simulate``: router and scaling policy against a simulated load."""
+"""``simulate``: router and scaling policy under simulated load."""
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from serve_app.cli import CommandError
+from serve_app.cli import CommandError, log
+from serve_tools.cli.files import make_folder, read_json, write_json
 
 if TYPE_CHECKING:
     from serve_app.core.measurements import Profile
-    from serve_tools.simulation.comparison import Row
+    from serve_tools.simulation.comparison import RunSummary
     from serve_tools.simulation.engine import Run
     from serve_tools.simulation.scenario import Scale
     from serve_tools.simulation.traces import Trace
@@ -24,25 +23,22 @@ POLICY_NAMES = ("shared", "default", "tuned")
 EPILOG = """\
 traces:
   step   from 30 % of the budget to 80 % and back      shift  fast to accurate and back
-  burst  a minute above the budget each five minutes   hot    one image is asked for by many
+  burst  a minute above the budget each five minutes   hot    many requests for one image
   day    a day in an hour                              dead   one replica of each pool dies
 
 policies:
-  shared   this application's; default  Ray Serve's own as it comes; tuned  the same with a full
+  shared   this application's; default  Ray Serve's own, unchanged; tuned  the same with a full
   batch as target_ongoing_requests, delays of 5 and 60 s, look-back 5 s and metrics each second
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the program's own."""
-    parser = subparsers.add_parser(
-        "simulate",
-        help="scaling policy and router under simulated load",
-        description="Simulates requests, replicas and batches under the service's own router and "
-        "scaling policy, and under Ray Serve's, and prints what each would miss and cost.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.description = (
+        "Simulates requests, replicas and batches under the service's own router and "
+        "scaling policy, and under Ray Serve's, and prints what each would miss and cost."
     )
+    parser.epilog = EPILOG
     add = parser.add_argument
     add(
         "--trace", action="append", choices=TRACES, help="may be given several times (default: all)"
@@ -55,7 +51,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--policy", action="append", choices=POLICY_NAMES,
         help="may be given several times (default: all)",
     )  # fmt: skip
-    add("--out", type=Path, metavar="DIR", help="draw plots there; needs matplotlib")
+    add("--out", type=Path, metavar="DIR", help="write plots there")
     add("--json", type=Path, metavar="FILE", help="write all figures there as well")
     add("--seed", type=int, default=0, help="of arrivals and service times (default: %(default)s)")
     add("--minutes", type=float, metavar="M", help="cut the traces to their first M minutes")
@@ -65,28 +61,27 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )  # fmt: skip
     device = parser.add_argument_group(
         "a host on which all replicas share one device",
-        "Poisson arrivals at a constant rate and one replica of each pool, to be held against a "
-        "live run: prints the predicted median.",
+        "Poisson arrivals at a constant rate and one replica of each pool, to compare with a live "
+        "run: prints the predicted median.",
     )
     device.add_argument("--shared-device", action="store_true", help="simulate that instead")
-    device.add_argument("--rate", type=float, default=0.5, metavar="R", help="requests a second")
+    device.add_argument("--rate", type=float, default=0.5, metavar="R", help="requests per second")
     device.add_argument(
-        "--mix", type=float, default=0.0, metavar="SHARE", help="that ask for quality"
+        "--mix", type=float, default=0.0, metavar="SHARE", help="of requests that require quality"
     )
-    device.add_argument("--new", type=float, default=0.5, metavar="SHARE", help="with a new image")
-    parser.set_defaults(run=run)
+    device.add_argument(
+        "--new", type=float, default=0.5, metavar="SHARE", help="of requests with a new image"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Simulate as told and print the table."""
+    """Simulate and print the table."""
     from serve_tools.simulation.comparison import markdown, verdicts
 
     profiles = _profiles(args.ledger) if args.ledger else {}
     if args.shared_device:
         return _shared_device(args, profiles)
-    if args.out is not None and importlib.util.find_spec("matplotlib") is None:
-        raise CommandError("plots need matplotlib; install it, or leave out --out")
-    table: list[Row] = []
+    table: list[RunSummary] = []
     for scale in _scales(args, profiles):
         for trace in _traces(args):
             table += _compare(args, scale, trace)
@@ -95,9 +90,9 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         from serve_tools.simulation.plots import plot_summary
 
-        plot_summary(_folder(args.out) / "summary.png", table)
+        plot_summary(make_folder(args.out) / "summary.png", table)
     if args.json is not None:
-        _write(args.json, [row.as_dict() for row in table])
+        write_json(args.json, [row.as_dict() for row in table])
     return 0
 
 
@@ -121,21 +116,21 @@ def _traces(args: argparse.Namespace) -> list[Trace]:
     return [replace(trace, seconds=min(trace.seconds, 60 * args.minutes)) for trace in known]
 
 
-def _compare(args: argparse.Namespace, scale: Scale, trace: Trace) -> list[Row]:
+def _compare(args: argparse.Namespace, scale: Scale, trace: Trace) -> list[RunSummary]:
     from serve_tools.simulation.comparison import simulate
     from serve_tools.simulation.engine import Options
 
-    rows: list[Row] = []
+    rows: list[RunSummary] = []
     runs: dict[str, Run] = {}
     for policy in args.policy or POLICY_NAMES:
-        print(f"{scale.name}, {trace.name}, {policy}", file=sys.stderr)
+        log(f"{scale.name}, {trace.name}, {policy}")
         row, runs[policy] = simulate(scale, trace, policy, Options(seed=args.seed))
         rows.append(row)
     if args.out is not None:
-        from serve_tools.simulation.plots import plot_course
+        from serve_tools.simulation.plots import plot_timeline
 
         name = f"{scale.name.replace(' ', '-').lower()}-{trace.name}.png"
-        plot_course(_folder(args.out) / name, scale, trace, runs)
+        plot_timeline(make_folder(args.out) / name, scale, trace, runs)
     return rows
 
 
@@ -150,36 +145,12 @@ def _shared_device(args: argparse.Namespace, profiles: dict[str, Profile]) -> in
     for name, value in found.items():
         print(f"{name}: {value:,.1f}")
     if args.json is not None:
-        _write(args.json, found)
+        write_json(args.json, found)
     return 0
 
 
 def _profiles(path: Path) -> dict[str, Profile]:
-    from pydantic import ValidationError
-
     from serve_app.core.measurements import MeasurementsFile
 
-    try:
-        ledger = MeasurementsFile.model_validate_json(path.read_bytes())
-    except OSError as exc:
-        raise CommandError(f"{path} cannot be read") from exc
-    except ValidationError as exc:
-        raise CommandError(f"{path} is no ledger") from exc
+    ledger = read_json(path, MeasurementsFile, "ledger")
     return {name: entry.profile for name, entry in ledger.entries.items()}
-
-
-def _folder(path: Path) -> Path:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise CommandError(f"{path} cannot be made") from exc
-    return path
-
-
-def _write(path: Path, figures: Any) -> None:
-    import orjson
-
-    try:
-        path.write_bytes(orjson.dumps(figures, option=orjson.OPT_INDENT_2))
-    except OSError as exc:
-        raise CommandError(f"{path} cannot be written") from exc

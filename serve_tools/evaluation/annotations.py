@@ -1,4 +1,4 @@
-"""COCO annotations as ground truth: what is usable, and what is not with the reason.
+"""COCO annotations as ground truth, with a reason for each that is unusable.
 
 Format: https://cocodataset.org/#format-data.  Several polygons of one object are united, as
 COCO does; holes come as RLE, or as a ring that walks in and out of the hole.
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pycocotools import mask as coco
 
 from serve_app.core.rle import Rle, decode_rle, encode_rle, parse_rle
+from serve_tools.evaluation.metrics import sample_indices
 
 
 class EvaluationError(Exception):
@@ -26,7 +26,7 @@ class EvaluationError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something left out of the figures, told in the report."""
+    """Something excluded from the figures; the report lists it."""
 
     kind: str
     where: str
@@ -73,7 +73,7 @@ class AnnotatedImage:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """The images to evaluate on, and what was left out."""
+    """The images to evaluate on, and what was excluded."""
 
     images: tuple[AnnotatedImage, ...]
     categories: tuple[str, ...]
@@ -89,10 +89,10 @@ def load_dataset(
     Args:
         images_dir: the folder that ``file_name`` is relative to.
         annotations: the JSON file.
-        limit: at most so many images, drawn with ``seed``, in the file's order.
+        limit: at most this many images, chosen with ``seed``, in the file's order.
 
     Raises:
-        EvaluationError: the file cannot be read, is not COCO's form, or nothing is left.
+        EvaluationError: the file cannot be read, is not COCO's, or has nothing usable.
     """
     try:
         raw = annotations.read_bytes()
@@ -115,9 +115,7 @@ def load_dataset(
     known = {record.get("id") for record in records}
     for image_id in by_image.keys() - known:
         problems.append(Problem("annotation", f"image {image_id}", "no such image in the file"))
-    if limit is not None and limit < len(chosen):
-        keep = np.random.default_rng(seed).choice(len(chosen), limit, replace=False)
-        chosen = [chosen[i] for i in sorted(keep.tolist())]
+    chosen = [chosen[i] for i in sample_indices(len(chosen), limit, seed)]
 
     images = []
     for index, record, path in chosen:
@@ -222,7 +220,7 @@ def read_segmentation(segmentation: Any, height: int, width: int) -> Rle:
         counts = segmentation.get("counts")
         if not isinstance(counts, (str, list)):
             raise ValueError("its RLE has no counts")
-        # Encoded anew: other writers' empty runs confuse later steps.
+        # Re-encoded: empty runs by other writers break later steps.
         return encode_rle(decode_rle(parse_rle((height, width), counts)))
     if isinstance(segmentation, list) and segmentation:
         for ring in segmentation:

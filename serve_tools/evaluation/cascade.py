@@ -1,7 +1,7 @@
-"""Fits the cascade's rules on annotated objects, and says honestly what they bring.
+"""Fits the cascade's rules on annotated objects, and estimates their gain.
 
-All figures of a curve are cross-validated over images: an image's prompts are judged by models
-that have not seen it.
+All figures of a curve are cross-validated over images: an image's prompts are evaluated by models
+that were fitted without it.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _SHARES = tuple(k / 20 for k in range(1, 21))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """One object under one form of prompt, answered by both variants.
+    """One object under one form of prompt, segmented by both variants.
 
     Attributes:
         image: identifies the image.
-        first, second: features of the answers (`serve_app.routing.confidence.features`).
+        first, second: features of the masks (`serve_app.routing.confidence.features`).
         first_iou, second_iou: of the mask with the highest predicted IoU, with the truth.
     """
 
@@ -43,14 +43,14 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Pairs of one form with what models that had not seen their image say of them.
+    """Pairs of one form with predictions of models that were fitted without their image.
 
     Attributes:
         images: ``(n,)`` the image of each.
         first_iou, second_iou: ``(n,)`` true ones.
         expected_first, expected_second: ``(n,)`` IoUs.
-        kept_iou: ``(n,)`` true IoU of the answer that would be kept after escalation.
-        expected_gain: ``(n,)`` of escalating, from the first answer alone.
+        kept_iou: ``(n,)`` true IoU of the mask that would be kept after escalation.
+        expected_gain: ``(n,)`` of escalating, predicted from the first variant's masks alone.
     """
 
     images: NDArray[np.int64]

@@ -45,7 +45,7 @@ class EverythingScore:
         objects: how many there are.
         found: how many of them have a mask of their own with an IoU of at least 0.5.
         mean_iou: of each object with its mask, 0 where it has none.
-        masks: how many were answered, on all images together.
+        masks: number of masks returned on all images.
         seconds: for each image, from its pixels to the masks.
     """
 
@@ -63,7 +63,7 @@ class EverythingScore:
 def score_everything(
     generators: Mapping[str, Generator], images: Iterable[KnownImage]
 ) -> dict[str, EverythingScore]:
-    """Run the generators in turn on each image, so that a slow minute meets all of them.
+    """Run the generators in turn on each image, so that a slow period affects all of them.
 
     Args:
         generators: each sees an image once.
@@ -101,7 +101,7 @@ def _ious(masks: Sequence[Rle], objects: Sequence[Rle]) -> list[float]:
 
 
 def service_generator(settings: GraphSettings, task: Everything) -> Generator:
-    """This service in process, with models loaded and nothing cached."""
+    """This service in this process, with models loaded and nothing cached."""
     from serve_app.local import build_local_service
 
     service = build_local_service(settings)
@@ -145,7 +145,7 @@ def metas_generator(settings: GraphSettings, variant: str, task: Everything) -> 
 
 
 def drawn_images(seeds: Sequence[int], width: int = 768, height: int = 640) -> list[KnownImage]:
-    """Drawn scenes and cells with exact masks, one of each for a seed."""
+    """Synthetic scenes and cells with exact masks, one of each for a seed."""
     from serve_tools.synthetic.cells import draw_cells
     from serve_tools.synthetic.scenes import draw_scene
 
@@ -164,7 +164,7 @@ def annotated_images(dataset: Dataset, limits: Limits) -> Iterable[KnownImage]:
     """The images of a COCO dataset, decoded one after the other.
 
     Raises:
-        InvalidImage: a file is no image of the size its annotations tell.
+        InvalidImage: a file cannot be decoded.
     """
     for image in dataset.images:
         pixels = decode_image(image.path.read_bytes(), limits).pixels

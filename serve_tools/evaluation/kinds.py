@@ -1,4 +1,4 @@
-"""The ways to prompt, and to count what comes back."""
+"""Kinds of prompts, and ways to count their masks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class PromptKind(StrEnum):
-    """What the model is told of each object."""
+    """The kind of prompt for each object."""
 
     BOX = "box"
     POINT = "point"
@@ -14,7 +14,7 @@ class PromptKind(StrEnum):
 
 
 class Multimask(StrEnum):
-    """How many masks a prompt asks for, and which of them counts."""
+    """How many masks a prompt requests, and which of them counts."""
 
     BEST_SCORE = "best-score"
     ORACLE = "oracle"

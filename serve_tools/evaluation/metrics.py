@@ -1,4 +1,4 @@
-"""Overlaps, matching, and means with intervals."""
+"""Overlaps, matching, sampling, and means with confidence intervals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from serve_app.core.rle import Rle
 
 SIZES = ("all", "small", "medium", "large")
 RESAMPLES = 2000
-_BLOCK = 4_000_000  # resampling weights held at once
+_BLOCK = 4_000_000  # resampling weights in memory at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,14 @@ def iou_matrix(masks: Sequence[Rle], objects: Sequence[Rle]) -> NDArray[np.float
 def covered_by(masks: Sequence[Rle], regions: Sequence[Rle]) -> NDArray[np.float64]:
     """Share of each mask that lies in each region, ``(n_masks, n_regions)``."""
     return _overlaps(masks, regions, crowd=True)
+
+
+def sample_indices(total: int, most: int | None, seed: int | Sequence[int]) -> list[int]:
+    """At most ``most`` of ``range(total)``, chosen at random without replacement, in order."""
+    if most is None or total <= most:
+        return list(range(total))
+    chosen = np.random.default_rng(seed).choice(total, most, replace=False)
+    return sorted(chosen.tolist())
 
 
 def _overlaps(a: Sequence[Rle], b: Sequence[Rle], *, crowd: bool) -> NDArray[np.float64]:
@@ -81,8 +89,8 @@ def cluster_mean(
 ) -> Estimate | None:
     """Mean of ``values`` with a percentile bootstrap interval over images; None of nothing.
 
-    Objects of one image are alike (same light, same blur), so whole images are drawn, with
-    replacement: drawing objects would promise more certainty than there is.  See Field and
+    Objects of one image are correlated (same light, same blur), so whole images are resampled,
+    with replacement: resampling objects would make the interval too narrow.  See Field and
     Welsh, "Bootstrapping clustered data", J. R. Statist. Soc. B 69 (2007).
 
     Args:

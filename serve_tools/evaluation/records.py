@@ -1,4 +1,4 @@
-"""What an evaluation is to ask, and what it has seen."""
+"""The plan of an evaluation, and its results."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ FOUND_IOU = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What to ask.
+class EvaluationPlan:
+    """What to request.
 
     Attributes:
         multimask: for box and point; None: as `DEFAULT_MULTIMASK` says for each.
-        max_objects: most objects prompted for in one image, drawn with ``seed`` (text always
-            looks for all of them).
-        absent_texts: categories not in an image that text asks for as well, drawn with ``seed``.
+        max_objects: maximum number of objects prompted in one image, chosen with ``seed`` (text
+            always looks for all of them).
+        absent_texts: number of categories absent from an image that text queries as well, chosen
+            with ``seed``.
         chunk: prompts in one request.
     """
 
@@ -57,8 +58,8 @@ class ObjectScore:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TextAnswer:
-    """One text asked of one image: each of its masks is found, unmatched or (crowd) neither."""
+class TextScore:
+    """One text query on one image: each of its masks is found, unmatched or (crowd) neither."""
 
     variant: str
     image: int
@@ -74,8 +75,8 @@ class Timing:
     """One request's time by stage, in milliseconds, and what its cascade did.
 
     Attributes:
-        escalated: prompts that a second variant was asked.
-        replaced: prompts whose answer is the second variant's.
+        escalated: prompts that were escalated to a second variant.
+        replaced: prompts whose masks are the second variant's.
     """
 
     variant: str
@@ -90,12 +91,12 @@ class Timing:
 
 @dataclass(slots=True)
 class Evaluation:
-    """All that was seen; `serve_tools.evaluation.summary` sums it up."""
+    """All results; `serve_tools.evaluation.summary` aggregates them."""
 
     dataset: Dataset
-    plan: Plan
+    plan: EvaluationPlan
     objects: list[ObjectScore] = field(default_factory=list)
-    texts: list[TextAnswer] = field(default_factory=list)
+    texts: list[TextScore] = field(default_factory=list)
     timings: list[Timing] = field(default_factory=list)
     failures: list[Problem] = field(default_factory=list)
     models: dict[str, str] = field(default_factory=dict)

@@ -1,18 +1,19 @@
-"""The figures as Markdown tables for people."""
+"""The figures as Markdown tables."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from serve_app.cli.tables import markdown_table
 from serve_tools.evaluation.kinds import Multimask
 
-_TOLD = 5  # problems of one kind told one by one
+_SHOWN = 5  # problems of one kind that are listed one by one
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
-    """The report of a `serve_tools.evaluation.summary.summarise`."""
+    """The report of a summary (`serve_tools.evaluation.summary.summarise`)."""
     data, plan = summary["dataset"], summary["plan"]
     models = ", ".join(f"{v} = {m}" for v, m in summary["models"].items())
     parts = [
@@ -33,7 +34,7 @@ def _iou_tables(summary: Mapping[str, Any]) -> list[str]:
     counted = {
         Multimask.BEST_SCORE: "the best of three masks by the model's own score",
         Multimask.ORACLE: "the best of three masks by the truth",
-        Multimask.SINGLE: "one mask asked for",
+        Multimask.SINGLE: "the only mask requested",
     }
     used = [f"{p}: {counted[Multimask(m)]}" for p, m in summary["plan"]["multimask"].items()]
     if summary["text"]:
@@ -48,7 +49,7 @@ def _iou_tables(summary: Mapping[str, Any]) -> list[str]:
         for r in summary["iou"]
     ]
     head = ["prompt", "variant", "size", "objects", "images", "mean IoU", "95 %", "best of three"]
-    parts = ["## Mean IoU", f"What counts: {'; '.join(used)}.", _table(head, rows, left=3)]
+    parts = ["## Mean IoU", f"What counts: {'; '.join(used)}.", markdown_table(head, rows, left=3)]
     if summary["differences"]:
         rows = [
             [
@@ -59,7 +60,7 @@ def _iou_tables(summary: Mapping[str, Any]) -> list[str]:
             for r in summary["differences"]
         ]
         head = ["prompt", "variants", "size", "objects", "images", "IoU difference", "95 %"]
-        parts += ["## Differences on the same objects", _table(head, rows, left=3)]
+        parts += ["## Differences on the same objects", markdown_table(head, rows, left=3)]
     return parts
 
 
@@ -74,7 +75,11 @@ def _text_table(summary: Mapping[str, Any]) -> list[str]:
         "shown but missed", "absent but “present”",
     ]  # fmt: skip
     engines = ", ".join(summary["text_engines"])
-    return ["## Text", f"Scored by {engines}; shares with their counts.", _table(head, rows)]
+    return [
+        "## Text",
+        f"Scored by {engines}; shares with their counts.",
+        markdown_table(head, rows),
+    ]
 
 
 def _cascade_table(summary: Mapping[str, Any]) -> list[str]:
@@ -89,8 +94,8 @@ def _cascade_table(summary: Mapping[str, Any]) -> list[str]:
         ]
         for row in summary["cascade"]
     ]
-    head = ["prompt", "variant", "images asked again", "prompts asked again", "answers replaced"]
-    return ["## Cascade", _table(head, rows, left=2)]
+    head = ["prompt", "variant", "images escalated", "prompts escalated", "results replaced"]
+    return ["## Cascade", markdown_table(head, rows, left=2)]
 
 
 def _score_table(summary: Mapping[str, Any]) -> list[str]:
@@ -98,35 +103,29 @@ def _score_table(summary: Mapping[str, Any]) -> list[str]:
     rows = []
     for timing in summary["timing"]:
         key = (timing["prompt"], timing["variant"])
-        told = scores.get(key, {})
+        score = scores.get(key, {})
         rows.append(
             [
                 *key,
-                *(_number(told.get(name)) for name in ("score", "iou")),
-                *_interval(told.get("gap"), "+.3f"),
+                *(_number(score.get(name)) for name in ("score", "iou")),
+                *_interval(score.get("gap"), "+.3f"),
                 *(_ms(timing[name]) for name in ("embed_ms_per_image", "decode_ms_per_prompt")),
             ]
         )
     head = ["prompt", "variant", "mean score", "mean IoU", "score − IoU", "95 %"]
     head += ["embed ms/image", "decode ms/prompt"]
-    note = "Does the model's own score tell the truth? Times are medians, for information only."
-    return ["## Scores and times", note, _table(head, rows, left=2)]
+    note = "The model's own score compared with the true IoU; times are medians."
+    return ["## Scores and times", note, markdown_table(head, rows, left=2)]
 
 
 def _left_out(summary: Mapping[str, Any]) -> list[str]:
     lines = []
     for entries in (summary["failures"], summary["problems"]):
         for kind, count in Counter(e["kind"] for e in entries).items():
-            told = [f"{e['where']}: {e['message']}" for e in entries if e["kind"] == kind][:_TOLD]
-            more = f"; and {count - _TOLD} more" if count > _TOLD else ""
-            lines.append(f"- {kind} ({count}): {'; '.join(told)}{more}")
-    return ["## Left out", "\n".join(lines)] if lines else []
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    rule = ["---"] * left + ["---:"] * (len(head) - left)
-    lines = [head, rule, *([cell.replace("|", "\\|") for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+            shown = [f"{e['where']}: {e['message']}" for e in entries if e["kind"] == kind][:_SHOWN]
+            more = f"; and {count - _SHOWN} more" if count > _SHOWN else ""
+            lines.append(f"- {kind} ({count}): {'; '.join(shown)}{more}")
+    return ["## Excluded", "\n".join(lines)] if lines else []
 
 
 def _number(estimate: Mapping[str, Any] | None, form: str = ".3f") -> str:

@@ -15,7 +15,7 @@ from serve_tools.evaluation.metrics import RESAMPLES, SIZES, Estimate, cluster_m
 from serve_tools.evaluation.records import FOUND_IOU, Evaluation, ObjectScore
 
 FORMAT = 1
-_PACKAGES = ("sam-serve", "numpy", "pycocotools", "opencv-python-headless")
+_PACKAGES = ("serve-anything", "numpy", "pycocotools", "opencv-python-headless")
 _COMPUTE_PACKAGES = ("torch", "segment-anything", "timm", "onnxruntime", "open-clip-torch")
 
 
@@ -24,12 +24,12 @@ def summarise(
 ) -> dict[str, Any]:
     """All figures, ready for JSON.
 
-    Everything but ``timing`` depends on the data, the weights and the versions told alone, not
-    on the machine or the hour.
+    Everything but ``timing`` depends only on the data, the weights and the listed versions, not on
+    the machine.
 
     Args:
         models: the service's `SegmentationService.models`, kept for its weight hashes.
-        in_process: whether the versions of the compute packages here are those that answered.
+        in_process: whether the models run in this process, so that its package versions apply.
     """
     plan, dataset = evaluation.plan, evaluation.dataset
     used = {(o.image, o.annotation_id) for o in evaluation.objects}
@@ -81,9 +81,9 @@ def versions_of(packages: Iterable[str]) -> dict[str, str]:
 
 
 def _of_variants(models: Mapping[str, Any], variants: Sequence[str]) -> dict[str, Any]:
-    """What the service tells of the variants that were asked, and of its text engine."""
-    told = models.get("variants")
-    entries = told.items() if isinstance(told, Mapping) else ()
+    """The service's description of the evaluated variants and of its text engine."""
+    described = models.get("variants")
+    entries = described.items() if isinstance(described, Mapping) else ()
     return {
         "variants": {name: entry for name, entry in entries if name in variants},
         "text": models.get("text"),
@@ -108,10 +108,10 @@ def _of_size(rows: Sequence[ObjectScore], size: str) -> list[ObjectScore]:
 def _mean(pairs: Iterable[tuple[float, int]], seed: int) -> dict[str, Any] | None:
     values = list(pairs)
     estimate = cluster_mean([v for v, _ in values], [i for _, i in values], seed=seed)
-    return _told(estimate) if estimate else None
+    return _rounded(estimate) if estimate else None
 
 
-def _told(estimate: Estimate) -> dict[str, Any]:
+def _rounded(estimate: Estimate) -> dict[str, Any]:
     rounded = {
         key: None if value is None else round(value, 6)
         for key, value in (("mean", estimate.mean), ("low", estimate.low), ("high", estimate.high))
@@ -189,10 +189,10 @@ def _calibration(evaluation: Evaluation) -> list[dict[str, Any]]:
 def _text(evaluation: Evaluation) -> list[dict[str, Any]]:
     seed, out = evaluation.plan.seed, []
     for variant in evaluation.plan.variants:
-        answers = [a for a in evaluation.texts if a.variant == variant]
-        if not answers:
+        queries = [a for a in evaluation.texts if a.variant == variant]
+        if not queries:
             continue
-        shown = [a for a in answers if a.in_image]
+        shown = [a for a in queries if a.in_image]
         masks = [(flag, a.image) for a in shown for flag in [0.0] * a.found + [1.0] * a.unmatched]
         found = [
             (float(o.iou >= FOUND_IOU), o.image)
@@ -205,7 +205,7 @@ def _text(evaluation: Evaluation) -> list[dict[str, Any]]:
                 "unmatched_masks": _mean(masks, seed),
                 "missed_texts": _mean(((1.0 - a.said_present, a.image) for a in shown), seed),
                 "false_present": _mean(
-                    ((float(a.said_present), a.image) for a in answers if not a.in_image), seed
+                    ((float(a.said_present), a.image) for a in queries if not a.in_image), seed
                 ),
             }
         )
@@ -213,22 +213,22 @@ def _text(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def _cascade(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """How much a second variant was asked; nothing where none ever was."""
+    """How much was escalated; nothing where no cascade was active."""
     out = []
     for kind in evaluation.plan.prompts:
         for variant in evaluation.plan.variants:
-            asked = [t for t in evaluation.timings if t.variant == variant and t.prompt is kind]
-            if any(t.escalated for t in asked):
-                images = {t.image for t in asked}
+            timings = [t for t in evaluation.timings if t.variant == variant and t.prompt is kind]
+            if any(t.escalated for t in timings):
+                images = {t.image for t in timings}
                 out.append(
                     {
                         "prompt": str(kind),
                         "variant": variant,
                         "images": len(images),
-                        "images_escalated": len({t.image for t in asked if t.escalated}),
-                        "prompts": sum(t.prompts for t in asked),
-                        "prompts_escalated": sum(t.escalated for t in asked),
-                        "prompts_replaced": sum(t.replaced for t in asked),
+                        "images_escalated": len({t.image for t in timings if t.escalated}),
+                        "prompts": sum(t.prompts for t in timings),
+                        "prompts_escalated": sum(t.escalated for t in timings),
+                        "prompts_replaced": sum(t.replaced for t in timings),
                     }
                 )
     return out
@@ -239,13 +239,13 @@ def _timing(evaluation: Evaluation) -> list[dict[str, Any]]:
     for kind in evaluation.plan.prompts:
         for variant in evaluation.plan.variants:
             of_variant = [t for t in evaluation.timings if t.variant == variant]
-            asked = [t for t in of_variant if t.prompt is kind]
+            timings = [t for t in of_variant if t.prompt is kind]
             embeds = [t.stages["embed"] for t in of_variant if not t.cached and "embed" in t.stages]
             decodes = [
-                t.stages["decode_masks"] / t.prompts for t in asked if "decode_masks" in t.stages
+                t.stages["decode_masks"] / t.prompts for t in timings if "decode_masks" in t.stages
             ]
-            stages = sorted({stage for t in asked for stage in t.stages})
-            if asked:
+            stages = sorted({stage for t in timings for stage in t.stages})
+            if timings:
                 out.append(
                     {
                         "prompt": str(kind),
@@ -253,7 +253,8 @@ def _timing(evaluation: Evaluation) -> list[dict[str, Any]]:
                         "embed_ms_per_image": _median(embeds),
                         "decode_ms_per_prompt": _median(decodes),
                         "stages_ms_per_request": {
-                            s: _median(t.stages[s] for t in asked if s in t.stages) for s in stages
+                            s: _median(t.stages[s] for t in timings if s in t.stages)
+                            for s in stages
                         },
                     }
                 )

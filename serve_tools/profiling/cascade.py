@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from serve_app.cli.tables import markdown_table
 from serve_app.core.measurements import Escalation, Point, PromptType, VariantMeasurements, pass_ms
 from serve_tools.evaluation.cascade import Pair, fit_escalation
 from serve_tools.profiling.quality import QualityRecord
@@ -14,7 +15,7 @@ _SHOWN = (0.1, 0.2, 0.3, 0.4, 0.6, 1.0)
 def fit_rules(
     records: Iterable[QualityRecord], first: str, second: str, seed: int
 ) -> dict[PromptType, Escalation]:
-    """Rules by form of prompt, of all forms with enough objects that both variants answered."""
+    """Rules by form of prompt, for forms with enough objects measured on both variants."""
     found: dict[PromptType, dict[tuple[int, int], dict[str, QualityRecord]]] = {}
     for record in records:
         if record.variant in (first, second) and record.features:
@@ -46,27 +47,25 @@ def cascade_table(
     rules: Mapping[PromptType, Escalation],
     entries: Mapping[str, VariantMeasurements],
 ) -> str:
-    """What the cascade brings and costs at several shares, as Markdown.
+    """Gain and cost of the cascade at several shares of escalation, as Markdown.
 
     Cost is encoder time an image; ``of the extra cost`` is relative to encoding every image by
     the second variant instead of by the first.
     """
-    lines = [
-        f"## Cascade {first} > {second}",
-        "",
-        "Cross-validated over images.  A form of prompt for which the second variant alone is no "
-        "better is never asked again.",
-        "",
-        f"| prompts | request holds | asked again | {first} alone | {second} alone | cascade | "
-        "of the gain | encoder ms an image | of the extra cost |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    head = ["prompts", "request holds", "escalated", f"{first} alone", f"{second} alone"]
+    head += ["cascade", "of the gain", "encoder ms an image", "of the extra cost"]
     once, twice = (pass_ms(entries[name].profile.encode_ms, 1) for name in (first, second))
-    for form, rule in sorted(rules.items()):
-        for holds, curve in (("an image's prompts", rule.curve), ("one prompt", rule.single)):
-            for point in _shown(curve):
-                lines.append(_row(form, holds, rule, point, once, twice))
-    return "\n".join(lines)
+    rows = [
+        _row(form, holds, rule, point, once, twice)
+        for form, rule in sorted(rules.items())
+        for holds, curve in (("an image's prompts", rule.curve), ("one prompt", rule.single))
+        for point in _shown(curve)
+    ]
+    return (
+        f"## Cascade {first} > {second}\n\nCross-validated over images.  Prompts of a form for "
+        "which the second variant alone is no better are never escalated.\n\n"
+        + markdown_table(head, rows, left=2)
+    )
 
 
 def _shown(curve: Sequence[Point]) -> list[Point]:
@@ -81,12 +80,12 @@ def _shown(curve: Sequence[Point]) -> list[Point]:
 
 def _row(
     form: PromptType, holds: str, rule: Escalation, point: Point, once: float, twice: float
-) -> str:
+) -> list[str]:
     gain = rule.second_iou - rule.first_iou
     of_gain = f"{point.gain / gain:.0%}" if gain > 0 else "no gain"
     extra = twice - once
     of_cost = f"{point.share * twice / extra:.0%}" if extra > 0 else "none"
-    cells = (
+    return [
         form,
         holds,
         f"{point.share:.0%}",
@@ -96,5 +95,4 @@ def _row(
         of_gain,
         f"{once + point.share * twice:.0f}",
         of_cost,
-    )
-    return f"| {' | '.join(cells)} |"
+    ]

@@ -22,7 +22,7 @@ def load_variant(
 ) -> tuple[EncoderEngine, DecoderEngine]:
     """Encoder and decoder of a configured variant.
 
-    ``memory_fraction`` is left out: it limits a process, and here one process holds both.
+    ``memory_fraction`` is ignored: it bounds a process, and here one process has both components.
     """
     chosen = settings.variants[variant]
     encoder = source.load_encoder(chosen.model, unbounded(encoder_compute(chosen)))

@@ -1,7 +1,7 @@
 """One variant measured in a process of its own: ``python -m serve_tools.profiling.probe``.
 
-Reads a `Request` from stdin, writes `Event` lines to stdout.  Of this project only what a replica
-loads too is imported before the first masks, so that the cold start is that of a replica's work.
+Reads a `ProbeRequest` from stdin, writes `ProbeEvent` lines to stdout.  Before the first masks it
+imports only what a replica imports too, so that the cold start is that of a replica.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from serve_app.models.factory import ModelSource
 from serve_app.profiles.variants import encoder_compute
 from serve_tools.profiling.engines import import_libraries, load_variant
 from serve_tools.profiling.memory import held_bytes, peak_bytes
-from serve_tools.profiling.protocol import Answer, Effort, Event, Request
-from serve_tools.profiling.quality import Answered, QualityRecord, answer_sample, records_of
+from serve_tools.profiling.protocol import Effort, ProbeEvent, ProbeRequest, ProbeResult
+from serve_tools.profiling.quality import Prediction, QualityRecord, predict_sample, records_of
 from serve_tools.profiling.timing import interleaved
 
 PHOTO = (960, 1280)
 """Height and width of the images that passes are timed on."""
 
-Emit = Callable[[Event], None]
+Emit = Callable[[ProbeEvent], None]
 
 
 def main() -> int:
-    """Answer the request on stdin."""
+    """Run the request on stdin."""
     # Libraries that print must not do so between our lines.
     out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
 
-    def emit(event: Event) -> None:
+    def emit(event: ProbeEvent) -> None:
         print(event.model_dump_json(), file=out)
 
     try:
-        probe(Request.model_validate_json(sys.stdin.buffer.read()), emit)
+        probe(ProbeRequest.model_validate_json(sys.stdin.buffer.read()), emit)
     except (SamServeError, MeasureError) as exc:
-        emit(Event(kind="failed", text=str(exc)))
+        emit(ProbeEvent(kind="failed", text=str(exc)))
         return 1
     return 0
 
@@ -55,7 +55,7 @@ class MeasureError(Exception):
     """A variant cannot be measured; the text says why."""
 
 
-def probe(request: Request, emit: Emit, source: ModelSource | None = None) -> None:
+def probe(request: ProbeRequest, emit: Emit, source: ModelSource | None = None) -> None:
     """Measure a variant: the first masks, then memory, times, quality and agreement.
 
     Args:
@@ -69,10 +69,10 @@ def probe(request: Request, emit: Emit, source: ModelSource | None = None) -> No
     encoder, decoder = load_variant(request.settings, request.variant, source)
     load_s = time.perf_counter() - start
     decoder.decode_batch(_jobs(encoder.encode_batch([_photo(0)])[0], 1))
-    emit(Event(kind="first", load_s=load_s))
+    emit(ProbeEvent(kind="first", load_s=load_s))
     if request.effort is not None:
         bench = _Bench(request.settings, request.variant, request.effort, source, encoder, decoder)
-        emit(Event(kind="answer", answer=bench.answer(emit)))
+        emit(ProbeEvent(kind="answer", answer=bench.answer(emit)))
 
 
 def _photo(seed: int) -> RgbArray:
@@ -81,7 +81,7 @@ def _photo(seed: int) -> RgbArray:
 
 
 def _jobs(embedding: Embedding, count: int) -> list[DecodeJob]:
-    """Clicks all over the image, each for three masks: what a caller asks for by default."""
+    """Clicks spread over the image, each for three masks, which is the default of a request."""
     shares = np.random.default_rng(count).uniform(0.05, 0.95, (count, 1, 2))
     prompts = [
         Prompt(point_coords=xy * PHOTO[::-1], point_labels=np.ones(1, np.int32)) for xy in shares
@@ -100,19 +100,19 @@ class _Bench:
     encoder: EncoderEngine
     decoder: DecoderEngine
 
-    def answer(self, emit: Emit) -> Answer:
+    def answer(self, emit: Emit) -> ProbeResult:
         # Before anything else is loaded or tried.
         memory = (held_bytes(), peak_bytes(), self._gpu_bytes())
-        emit(Event(kind="progress", text="timing passes"))
+        emit(ProbeEvent(kind="progress", text="timing passes"))
         encode_ms, decode_ms, embedding_bytes = self._times()
-        emit(Event(kind="progress", text="quality"))
+        emit(ProbeEvent(kind="progress", text="quality"))
         data, records, answers = self._quality()
-        emit(Event(kind="progress", text="agreement with the reference"))
-        from serve_tools.profiling.agreement import agreement
+        emit(ProbeEvent(kind="progress", text="parity with the reference"))
+        from serve_tools.profiling.parity import parity
         from serve_tools.profiling.reference_models import load_reference
 
         reference = load_reference(self.settings, self.variant, self.source)
-        return Answer(
+        return ProbeResult(
             memory_bytes=memory[0],
             peak_memory_bytes=max(memory[:2]),
             gpu_memory_bytes=memory[2],
@@ -121,7 +121,7 @@ class _Bench:
             decode_ms=decode_ms,
             data=data,
             records=records,
-            agreement=agreement(answers, reference, self.effort.seed),
+            agreement=parity(answers, reference, self.effort.seed),
         )
 
     def _gpu_bytes(self) -> int | None:
@@ -165,16 +165,16 @@ class _Bench:
             raise MeasureError("there is too little memory for a single pass")
         return encode, decode, embedding.nbytes
 
-    def _quality(self) -> tuple[Data, tuple[QualityRecord, ...], list[Answered]]:
+    def _quality(self) -> tuple[Data, tuple[QualityRecord, ...], list[Prediction]]:
         from serve_tools.profiling.samples import load_samples
 
         samples = load_samples(self.effort, self.settings.limits)
         records: list[QualityRecord] = []
-        kept: list[Answered] = []
+        kept: list[Prediction] = []
         for sample in samples:
-            answered = answer_sample(self.encoder, self.decoder, sample, self.effort.forms)
+            answered = predict_sample(self.encoder, self.decoder, sample, self.effort.forms)
             records += records_of(self.variant, answered)
-            if len(kept) < self.effort.agreement_images:
+            if len(kept) < self.effort.parity_images:
                 kept.append(answered)
         if not records:
             raise MeasureError("none of the annotated images can be used")

@@ -1,6 +1,6 @@
-"""What the measuring command asks a fresh process, and what it hears from it.
+"""Messages between the command ``measure`` and its probe processes.
 
-The request is one JSON document on stdin; every line of stdout is an `Event` as JSON.
+The request is one JSON document on stdin; every line of stdout is an `ProbeEvent` as JSON.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ class Effort(Strict):
     """How much is measured, and on what.
 
     Attributes:
-        images_dir, annotations: COCO annotations and their images; None: drawn scenes.
-        images: at most so many of them, drawn with ``seed``; how many scenes are drawn.
-        objects: most objects asked for in one image, drawn with ``seed``.
+        images_dir, annotations: COCO annotations and their images; None: synthetic scenes.
+        images: at most this many of them, chosen with ``seed``; or the number of scenes.
+        objects: maximum number of objects prompted in one image, chosen with ``seed``.
         forms: of the prompts; quality counts two of them, cascades are fitted on all.
         encode_sizes, decode_sizes: images, and prompts, in a pass.
         repeats: passes of each size; none is begun once ``budget_s`` was spent on its size.
         cold_starts: new processes, of which the last goes on to measure the rest.
-        agreement_images: of the images of quality, those held against the reference.
+        parity_images: how many of the images of quality are compared with the reference.
     """
 
     images_dir: str | None = None
@@ -38,7 +38,7 @@ class Effort(Strict):
     repeats: int = Field(5, ge=1)
     budget_s: float = Field(20.0, gt=0)
     cold_starts: int = Field(3, ge=1)
-    agreement_images: int = Field(4, ge=1)
+    parity_images: int = Field(4, ge=1)
     seed: int = 0
 
 
@@ -51,21 +51,21 @@ QUICK = Effort(
     repeats=3,
     budget_s=4.0,
     cold_starts=1,
-    agreement_images=2,
+    parity_images=2,
 )
 """What routing needs, in about half a minute a variant on two cores."""
 
 
-class Request(Strict):
-    """What one process is to measure; without ``effort`` it ends after its first masks."""
+class ProbeRequest(Strict):
+    """What one process measures; without ``effort`` it ends after its first masks."""
 
     settings: GraphSettings
     variant: str
     effort: Effort | None = None
 
 
-class Answer(Strict):
-    """All that one process has seen of a variant; times of passes in milliseconds, each one."""
+class ProbeResult(Strict):
+    """All measurements of a variant in one process; every pass's time in milliseconds."""
 
     memory_bytes: int
     peak_memory_bytes: int | None
@@ -78,7 +78,7 @@ class Answer(Strict):
     agreement: Agreement
 
 
-class Event(Strict):
+class ProbeEvent(Strict):
     """One line of a probe.
 
     Attributes:
@@ -90,4 +90,4 @@ class Event(Strict):
     kind: Literal["first", "progress", "answer", "failed"]
     text: str = ""
     load_s: float | None = None
-    answer: Answer | None = None
+    answer: ProbeResult | None = None

@@ -1,4 +1,4 @@
-"""How well a variant's masks fit objects whose exact masks are known."""
+"""How well a variant's masks fit objects with known exact masks."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class QualityRecord:
     """One object under one prompt and variant.
 
     Attributes:
-        variant: who answered.
+        variant: its name.
         kind: the prompt: its tight box, or one click on its deepest point.
-        form: kind, and how many masks were asked for.
+        form: kind, and the number of masks requested.
         image: number of the image, the same for every variant.
         object: number of the object in its image.
         iou: of the mask with the best score, with the exact one; 0 if there was none.
@@ -53,8 +53,8 @@ class QualityRecord:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Answered:
-    """What a variant made of one image; all its prompts, by form and then by object."""
+class Prediction:
+    """A variant's embedding and masks of one image; all prompts, by form and then by object."""
 
     sample: Sample
     forms: tuple[PromptType, ...]
@@ -67,10 +67,10 @@ class Answered:
         return self.sample.pixels
 
 
-def answer_sample(
+def predict_sample(
     encoder: EncoderEngine, decoder: DecoderEngine, sample: Sample, forms: Sequence[PromptType]
-) -> Answered:
-    """Ask for each object of an image in each form."""
+) -> Prediction:
+    """Prompt for each object of an image in each form."""
     from serve_tools.evaluation.kinds import PromptKind
     from serve_tools.evaluation.prompts import prompt_for
 
@@ -87,10 +87,10 @@ def answer_sample(
         for start in range(0, len(jobs), _IN_A_PASS)
         for answer in decoder.decode_batch(jobs[start : start + _IN_A_PASS])
     ]
-    return Answered(sample, tuple(forms), prompts, embedding, masks)
+    return Prediction(sample, tuple(forms), prompts, embedding, masks)
 
 
-def records_of(variant: str, answered: Answered) -> list[QualityRecord]:
+def records_of(variant: str, answered: Prediction) -> list[QualityRecord]:
     """One record for each prompt of an image."""
     objects = answered.sample.objects
     records = []

@@ -1,9 +1,10 @@
-"""A ledger as Markdown tables for people."""
+"""A ledger as Markdown tables."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
+from serve_app.cli.tables import markdown_table
 from serve_app.core.measurements import Figure, MeasurementsFile, VariantMeasurements, dominated
 from serve_tools.profiling.cascade import cascade_table
 
@@ -55,7 +56,7 @@ def _startup(entries: Mapping[str, VariantMeasurements]) -> str:
         ]
         for name, entry in entries.items()
     ]
-    return "## Start and memory\n\n" + _table(head, rows, left=3)
+    return "## Start and memory\n\n" + markdown_table(head, rows, left=3)
 
 
 def _passes(entries: Mapping[str, VariantMeasurements]) -> str:
@@ -69,7 +70,7 @@ def _passes(entries: Mapping[str, VariantMeasurements]) -> str:
             [name, *(interval(table.get(size), ",.0f") for size in sizes)]
             for name, table in tables.items()
         ]
-        parts += [f"## {title.capitalize()}", _table(["variant", *map(str, sizes)], rows)]
+        parts += [f"## {title.capitalize()}", markdown_table(["variant", *map(str, sizes)], rows)]
     return "\n\n".join(parts)
 
 
@@ -77,18 +78,18 @@ def _quality(entries: Mapping[str, VariantMeasurements]) -> str:
     head = ["variant", "box IoU", "point IoU", "reference", "embedding cosine", "mask IoU with it"]
     rows = []
     for name, entry in entries.items():
-        agreement = entry.agreement
+        parity = entry.agreement
         rows.append(
             [
                 name,
                 interval(entry.quality.get("box"), ".3f"),
                 interval(entry.quality.get("point"), ".3f"),
-                agreement.reference if agreement else "–",
-                interval(agreement.embedding_cosine if agreement else None, ".5f"),
-                interval(agreement.mask_iou if agreement else None, ".5f"),
+                parity.reference if parity else "–",
+                interval(parity.embedding_cosine if parity else None, ".5f"),
+                interval(parity.mask_iou if parity else None, ".5f"),
             ]
         )
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def interval(figure: Figure | None, form: str) -> str:
@@ -102,9 +103,3 @@ def interval(figure: Figure | None, form: str) -> str:
 
 def _megabytes(size: int | None) -> str:
     return "–" if size is None else f"{size / 1e6:,.0f}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    rule = ["---"] * left + ["---:"] * (len(head) - left)
-    lines = [head, rule, *([cell.replace("|", "\\|") for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -25,14 +25,14 @@ from serve_app.models.registry import Registry
 from serve_app.profiles.variants import encoder_compute
 from serve_tools.evaluation.summary import versions_of
 from serve_tools.profiling.cascade import fit_rules
-from serve_tools.profiling.protocol import Answer, Effort, Event, Request
+from serve_tools.profiling.protocol import Effort, ProbeEvent, ProbeRequest, ProbeResult
 from serve_tools.profiling.quality import QualityRecord, mean_iou
 from serve_tools.profiling.timing import duration
 
 PROBE = (sys.executable, "-m", "serve_tools.profiling.probe")
 """The command of one probe; tests put another in its place."""
 
-_PACKAGES = ("sam-serve", "torch", "onnxruntime", "ray", "numpy")
+_PACKAGES = ("serve-anything", "torch", "onnxruntime", "ray", "numpy")
 
 Say = Callable[[str], None]
 
@@ -43,7 +43,7 @@ class ProbeFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a run has found.
+    """Results of a run.
 
     Attributes:
         ledger: of the variants that could be measured; None: of none.
@@ -62,7 +62,7 @@ def measure(
     """Measure configured variants on this host; a variant that fails does not stop the others.
 
     Args:
-        say: told of the progress, a line at a time.
+        say: called with lines of progress.
     """
     entries: dict[str, VariantMeasurements] = {}
     failures: dict[str, str] = {}
@@ -111,19 +111,19 @@ def _escalation(
 
 def _measure_one(
     settings: GraphSettings, registry: Registry, name: str, effort: Effort, say: Say
-) -> tuple[VariantMeasurements, Answer]:
+) -> tuple[VariantMeasurements, ProbeResult]:
     cold: list[float] = []
     loads: list[float] = []
-    answer: Answer | None = None
+    answer: ProbeResult | None = None
     for turn in range(effort.cold_starts):
         last = turn == effort.cold_starts - 1
-        request = Request(settings=settings, variant=name, effort=effort if last else None)
+        request = ProbeRequest(settings=settings, variant=name, effort=effort if last else None)
         seen = run_probe(request, lambda text: say(f"{name}: {text}"))
         cold.append(seen.cold_start_s)
         loads.append(seen.load_s)
         answer = seen.answer
     if answer is None:
-        raise ProbeFailed("its process ended without an answer")
+        raise ProbeFailed("its process ended without a result")
     variant = settings.variants[name]
     compute, spec = encoder_compute(variant), registry.get(variant.model)
     entry = VariantMeasurements(
@@ -152,14 +152,14 @@ def _measure_one(
 class _Seen:
     cold_start_s: float = 0.0
     load_s: float = 0.0
-    answer: Answer | None = None
+    answer: ProbeResult | None = None
 
 
-def run_probe(request: Request, say: Say) -> _Seen:
+def run_probe(request: ProbeRequest, say: Say) -> _Seen:
     """Run one fresh process; its cold start is timed here, from before it exists.
 
     Raises:
-        ProbeFailed: it said so, broke, or answered nonsense.
+        ProbeFailed: it reported a failure, crashed, or wrote invalid events.
     """
     with tempfile.TemporaryFile() as stdin:
         stdin.write(request.model_dump_json().encode())
@@ -189,8 +189,8 @@ def run_probe(request: Request, say: Say) -> _Seen:
                 process.stdout.close()
 
 
-def _event(line: bytes) -> Event:
+def _event(line: bytes) -> ProbeEvent:
     try:
-        return Event.model_validate_json(line)
+        return ProbeEvent.model_validate_json(line)
     except ValidationError as exc:
-        raise ProbeFailed("its process answered what is no event") from exc
+        raise ProbeFailed("its process wrote an invalid event") from exc

@@ -1,4 +1,4 @@
-"""Images with exact masks to measure on: drawn scenes, or annotated images of the operator's."""
+"""Images with exact masks to measure on: synthetic scenes, or the operator's annotated images."""
 
 from __future__ import annotations
 
@@ -7,25 +7,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from serve_app.core.errors import SamServeError
 from serve_app.core.limits import Limits
 from serve_app.core.rle import Rle, encode_rle
 from serve_app.core.types import RgbArray
 from serve_app.images.decode import decode_image
 from serve_tools.evaluation.annotations import AnnotatedImage, Dataset, load_dataset
+from serve_tools.evaluation.metrics import sample_indices
 from serve_tools.profiling.protocol import Effort
 from serve_tools.synthetic.cells import draw_cells
 from serve_tools.synthetic.scenes import draw_scene
 
-SCENES = "drawn shapes and cells"
-_SCENE_SEED = 1_000_003  # away from the seeds that other trials draw with
+SCENES = "synthetic shapes and cells"
+_SCENE_SEED = 1_000_003  # apart from the seeds used elsewhere
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """One upright ``(H, W, 3) uint8`` image and its objects, each with its number in the image."""
+    """One upright ``(H, W, 3) uint8`` RGB image, and its objects by index in the image."""
 
     index: int
     pixels: RgbArray
@@ -34,10 +33,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class SampleSet:
-    """Samples made one after the other; the same effort gives the same ones.
+    """Samples, generated one at a time; the same effort gives the same ones.
 
     Attributes:
-        name: for people.
+        name: shown in reports.
         sha256: of the annotation file.
     """
 
@@ -58,10 +57,10 @@ class SampleSet:
             try:
                 yield self._annotated(image)
             except (OSError, ValueError, SamServeError):
-                print(f"left out: {image.file_name} cannot be used", file=sys.stderr)
+                print(f"skipped: {image.file_name} cannot be used", file=sys.stderr)
 
     def _scene(self, index: int) -> Sample:
-        """Shapes and cells by turns: easy for any variant, and hard."""
+        """Shapes and cells alternately: easy for any variant, and hard."""
         seed = _SCENE_SEED + 1000 * self.effort.seed + index
         if index % 2:
             cells = draw_cells(seed)
@@ -69,25 +68,23 @@ class SampleSet:
         else:
             scene = draw_scene(seed)
             pixels, masks = scene.pixels, [item.mask for item in scene.objects]
-        return Sample(index, pixels, self._drawn(index, [encode_rle(mask) for mask in masks]))
+        return Sample(index, pixels, self._sampled(index, [encode_rle(mask) for mask in masks]))
 
     def _annotated(self, image: AnnotatedImage) -> Sample:
         pixels = decode_image(image.path.read_bytes(), self.limits).pixels
         if pixels.shape[:2] != (image.height, image.width):
-            raise ValueError("the upright image is not of the size that its annotations say")
-        return Sample(image.index, pixels, self._drawn(image.index, [o.rle for o in image.objects]))
+            raise ValueError("the size of the upright image differs from its annotations")
+        return Sample(
+            image.index, pixels, self._sampled(image.index, [o.rle for o in image.objects])
+        )
 
-    def _drawn(self, index: int, objects: list[Rle]) -> tuple[tuple[int, Rle], ...]:
-        numbered = list(enumerate(objects))
-        if len(numbered) <= self.effort.objects:
-            return tuple(numbered)
-        rng = np.random.default_rng([self.effort.seed, index])
-        keep = rng.choice(len(numbered), self.effort.objects, replace=False)
-        return tuple(numbered[i] for i in sorted(keep.tolist()))
+    def _sampled(self, index: int, objects: list[Rle]) -> tuple[tuple[int, Rle], ...]:
+        keep = sample_indices(len(objects), self.effort.objects, [self.effort.seed, index])
+        return tuple((i, objects[i]) for i in keep)
 
 
 def load_samples(effort: Effort, limits: Limits) -> SampleSet:
-    """The images that an effort names.
+    """The images that an effort specifies.
 
     Raises:
         EvaluationError: the annotations cannot be used.

@@ -1,4 +1,4 @@
-"""Timing passes fairly: warmed up, sizes by turns, bounded, and told with an interval."""
+"""Times passes: warmed up, interleaved, bounded, with a confidence interval."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def interleaved(
 
     Args:
         budget_s: no pass is begun once its kind has taken this long, warm-up included.
-        too_large: errors by which a kind is left out from then on, such as too little memory.
+        too_large: errors after which a kind is skipped, such as too little memory.
     """
     rng = np.random.default_rng(seed)
     times: dict[K, list[float]] = {kind: [] for kind in passes}
@@ -66,11 +66,11 @@ def interleaved(
 def duration(samples: Sequence[float], seed: int) -> Duration:
     """The median of times, with its 95 % percentile bootstrap interval from two samples on.
 
-    Of few samples the interval is nearly their range: it tells this run's spread, not that
-    between runs.
+    With few samples the interval is nearly their range: it describes the spread within this run,
+    not between runs.
     """
     values = np.asarray(samples, np.float64)
-    # A time of zero is a clock too coarse: figures must be above it.
+    # The clock may be too coarse, but figures must be positive.
     median = max(round(float(np.median(values)), 3), _LEAST)
     if len(values) < 2:
         return Duration(value=median)

@@ -1,4 +1,4 @@
-"""Writing a ledger whole or not at all, without losing variants that were not measured anew."""
+"""Writes a ledger atomically and keeps variants that were not measured again."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from serve_app.core.measurements import MeasurementsFile
 
 
 def merged(new: MeasurementsFile, old: MeasurementsFile | None) -> MeasurementsFile:
-    """The new ledger with those entries of the old one that still compare with it.
+    """The new ledger with the entries of the old one that are still comparable.
 
     They do if host, versions and data are the same; rules of escalation are kept where neither
-    of their variants was measured anew.
+    of their variants was measured again.
     """
     if old is None or (old.host, old.versions, old.data) != (new.host, new.versions, new.data):
         return new
@@ -31,7 +31,7 @@ def merged(new: MeasurementsFile, old: MeasurementsFile | None) -> MeasurementsF
 
 
 def write_ledger(path: Path, ledger: MeasurementsFile) -> None:
-    """Write beside the place and move: a reader sees the old file or the new one.
+    """Write a temporary file and rename it: a reader sees the old file or the new one.
 
     Raises:
         OSError: the folder cannot be made or written to.
@@ -43,7 +43,7 @@ def write_ledger(path: Path, ledger: MeasurementsFile) -> None:
             file.write(ledger.model_dump_json(indent=2, exclude_none=True) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        # Temporary files are their owner's alone; replicas may run as another user.
+        # Temporary files are readable by their owner only; replicas may run as another user.
         Path(name).chmod(0o644)
         Path(name).replace(path)
     except BaseException:

@@ -1,4 +1,4 @@
-"""Simulated time, what shares it, and chance."""
+"""Simulated time, a shared device, and noise."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class Clock:
-    """Time, and what happens at which time."""
+    """Simulated time and its scheduled calls."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -18,12 +18,12 @@ class Clock:
         self._count = 0
 
     def at(self, t: float, call: Callable[[Any], None], argument: Any = None) -> None:
-        """Call ``call(argument)`` at ``t``; what is due at the same time, in order of asking."""
+        """Call ``call(argument)`` at ``t``; calls due at the same time run in order of addition."""
         self._count += 1
         heapq.heappush(self._events, (t, self._count, call, argument))
 
     def run_until(self, t: float) -> None:
-        """All that is due by ``t``."""
+        """Run all calls due by ``t``."""
         events = self._events
         while events and events[0][0] <= t:
             self.now, _, call, argument = heapq.heappop(events)
@@ -31,13 +31,13 @@ class Clock:
         self.now = t
 
     def run_out(self) -> None:
-        """All that is left; whatever repeats must have stopped."""
+        """Run all remaining calls; anything that repeats must have stopped."""
         while self._events:
             self.run_until(self._events[0][0])
 
 
 class Device:
-    """One device that all passes share evenly, as replicas do whose threads use all its cores."""
+    """One device that all passes share evenly, like replicas whose threads use all cores."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -74,7 +74,7 @@ class Device:
 
 
 class Noise:
-    """Log-normal factors with mean 1, drawn in advance."""
+    """Log-normal factors with mean 1, generated in advance."""
 
     def __init__(self, rng: np.random.Generator, sigma: float, count: int = 65536) -> None:
         self._factors = np.exp(rng.normal(-(sigma**2) / 2, sigma, count)).tolist()

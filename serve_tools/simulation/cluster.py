@@ -1,4 +1,4 @@
-"""Replicas on a cluster of bounded capacity: pending, cold start, passes, draining, death."""
+"""ReplicaPool on a cluster of bounded capacity: pending, cold start, passes, draining, death."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ Phase = Literal["pending", "starting", "running", "draining", "gone"]
 
 
 @dataclass(slots=True, eq=False)
-class Request:
-    """Requests that arrived together, alike in all but their images.
+class SimulatedRequest:
+    """Requests that arrived together, equal in all but their images.
 
     Attributes:
-        t: when they came.
-        weight: how many they are.
-        kind: index into the classes that the report tells apart.
-        goal_s: until when they want an answer.
-        row: where its outcome is noted.
+        t: arrival time.
+        weight: number of requests.
+        kind: index into the classes of the report.
+        goal_s: latency goal.
+        row: index of its outcome.
         slots: how many pools hold a slot for it: the decoder's, then the encoder's too.
-        items, left, flying: of the present stage: all, those that wait, those in passes.
-        since: when they began to wait for a pass.
+        items, left, flying: of the current stage: all, waiting, in passes.
+        since: start of the wait for a pass.
         encodes: others with the same image wait for its embedding.
     """
 
@@ -49,14 +49,14 @@ class Request:
 
 @dataclass(slots=True, eq=False)
 class Replica:
-    pool: Replicas
+    pool: ReplicaPool
     phase: Phase = "pending"
     started: float = 0.0
-    batch: list[tuple[Request, int]] = field(default_factory=list)
+    batch: list[tuple[SimulatedRequest, int]] = field(default_factory=list)
 
 
 class Cluster:
-    """Capacity that replicas of all pools share, and the bill."""
+    """Capacity shared by the replicas of all pools, and its cost."""
 
     def __init__(
         self, clock: Clock, capacity: float, noise: Noise, device: Device | None = None
@@ -68,7 +68,7 @@ class Cluster:
         self.placed: set[Replica] = set()
 
     def place(self) -> None:
-        """Start what waits and fits; what does not fit holds up nothing behind it."""
+        """Start pending replicas that fit; one that does not fit blocks no other."""
         for _ in range(len(self.pending)):
             replica = self.pending.popleft()
             if replica.phase != "pending":
@@ -84,15 +84,15 @@ class Cluster:
             self.clock.at(self.clock.now + cold, replica.pool.ready, replica)
 
     def release(self, replica: Replica) -> None:
-        """A replica has ended: pay for it, and start who waits for its place."""
+        """Account for a replica that ended, and start pending ones in its place."""
         self.placed.remove(replica)
         self.used -= replica.pool.spec.cost
         self.unit_s += replica.pool.spec.cost * (self.clock.now - replica.started)
         self.place()
 
 
-class Replicas:
-    """One pool: its replicas, its queues, and what its metrics tell.
+class ReplicaPool:
+    """One pool: its replicas, queues and metrics.
 
     A request takes a slot of a replica (`max_ongoing`) or waits at the handle; its items wait for
     a pass.  A replica that is free takes what waits, up to a full batch.
@@ -100,7 +100,7 @@ class Replicas:
     Args:
         admitted: a request got a slot.
         served: all items of a request were in passes.
-        lost: a request's replica died, or it gave up waiting.
+        lost: a request's replica died, or it timed out.
     """
 
     def __init__(
@@ -108,9 +108,9 @@ class Replicas:
         deployment: Deployment,
         cluster: Cluster,
         timeout_s: float,
-        admitted: Callable[[Request], None],
-        served: Callable[[Request], None],
-        lost: Callable[[Request, str], None],
+        admitted: Callable[[SimulatedRequest], None],
+        served: Callable[[SimulatedRequest], None],
+        lost: Callable[[SimulatedRequest, str], None],
     ) -> None:
         self.spec, self.cluster, self.clock = deployment.pool, cluster, cluster.clock
         self.max_ongoing, self.max_queued = deployment.max_ongoing, deployment.max_queued
@@ -118,8 +118,8 @@ class Replicas:
         self._admitted, self._served, self._lost = admitted, served, lost
         most = self.spec.max_batch
         self.seconds = [pass_ms(self.spec.pass_ms, n) / 1e3 for n in range(most + 1)]
-        self.handle: deque[Request] = deque()
-        self.queue: deque[Request] = deque()
+        self.handle: deque[SimulatedRequest] = deque()
+        self.queue: deque[SimulatedRequest] = deque()
         self.replicas: list[Replica] = []
         self.idle: list[Replica] = []
         self.target = self.running = 0
@@ -137,8 +137,8 @@ class Replicas:
         """Requests at handles and in replicas."""
         return self.queued + self.slots
 
-    def enter(self, request: Request) -> bool:
-        """Take a slot or queue at the handle; False: refused, the queue is full."""
+    def enter(self, request: SimulatedRequest) -> bool:
+        """Take a slot or queue at the handle; False if rejected because the queue is full."""
         if not self.handle and self._has_slot(request):
             self._admit(request)
             return True
@@ -148,23 +148,23 @@ class Replicas:
         self.handle.append(request)
         return True
 
-    def _has_slot(self, request: Request) -> bool:
+    def _has_slot(self, request: SimulatedRequest) -> bool:
         free = self.running * self.max_ongoing - self.slots
         return free >= request.weight or (self.running > 0 and self.slots == 0)
 
-    def _admit(self, request: Request) -> None:
+    def _admit(self, request: SimulatedRequest) -> None:
         self.slots += request.weight
         request.slots += 1
         self._admitted(request)
 
-    def leave(self, request: Request) -> None:
+    def leave(self, request: SimulatedRequest) -> None:
         """Give the slot back."""
         self.slots -= request.weight
         request.slots -= 1
         self.let_in()
 
     def let_in(self) -> None:
-        """From the handle's queue into free slots; who waited too long has gone."""
+        """Move requests from the handle's queue into free slots; drop those that timed out."""
         while self.handle:
             request = self.handle[0]
             if self.clock.now - request.t > self._timeout_s:
@@ -178,7 +178,7 @@ class Replicas:
             else:
                 return
 
-    def push(self, request: Request, items: int) -> None:
+    def push(self, request: SimulatedRequest, items: int) -> None:
         """Items of a request wait for a pass."""
         request.items = request.left = items
         request.flying, request.since = 0, self.clock.now
@@ -207,12 +207,12 @@ class Replicas:
                 self.cluster.device.start(seconds, self.finish, replica)
         self._dispatching = False
 
-    def _collect(self) -> tuple[list[tuple[Request, int]], int]:
+    def _collect(self) -> tuple[list[tuple[SimulatedRequest, int]], int]:
         queue, most = self.queue, self.spec.max_batch
-        # Requests that one row stands for come one after the other: to all who are free.
+        # A row stands for several requests that arrive one by one: spread them over idle replicas.
         unit = queue[0].items // queue[0].weight
         room = most = min(most, max(unit, -(-self.waiting // (len(self.idle) * unit)) * unit))
-        batch: list[tuple[Request, int]] = []
+        batch: list[tuple[SimulatedRequest, int]] = []
         while queue and room:
             request = queue[0]
             if request.done:
@@ -232,7 +232,7 @@ class Replicas:
                 queue.popleft()
         return batch, most - room
 
-    def _drop(self, request: Request, why: str) -> None:
+    def _drop(self, request: SimulatedRequest, why: str) -> None:
         self.waiting -= request.left
         request.left = 0
         self._lost(request, why)
@@ -256,7 +256,7 @@ class Replicas:
     # -- replicas
 
     def scale(self, target: int) -> None:
-        """Start or stop replicas until as many as ``target`` live or are about to."""
+        """Start or stop replicas to reach ``target``."""
         if target != self.target:
             self.changes += 1
             self.starts += max(0, target - self.target)
@@ -307,7 +307,7 @@ class Replicas:
         self._dispatch()
 
     def warm(self, replicas: int) -> None:
-        """Replicas that run from the beginning."""
+        """ReplicaPool that run from the beginning."""
         self.target = replicas
         for _ in range(replicas):
             replica = Replica(self, "running", self.clock.now)
@@ -318,7 +318,7 @@ class Replicas:
         self.running = replicas
 
     def die(self, _: object = None) -> None:
-        """A running replica is lost with what it computes; Serve starts another."""
+        """Kill a running replica with its batch; Serve starts another."""
         busy = [r for r in self.replicas if r.phase == "running" and r.batch]
         alive = busy or [r for r in self.replicas if r.phase == "running"]
         if not alive:
@@ -338,7 +338,7 @@ class Replicas:
         self._reconcile()
 
     def close(self) -> None:
-        """Whoever still waits, because no replica came, has waited in vain."""
+        """Time out requests that still wait because no replica started."""
         waiting = [*self.handle, *self.queue]
         self.handle.clear()
         self.queue.clear()
@@ -349,5 +349,5 @@ class Replicas:
                 self._lost(request, "timeout")
 
     def oldest_s(self) -> float:
-        """Age of what waits longest for a pass."""
+        """Age of the oldest request that waits for a pass."""
         return self.clock.now - self.queue[0].since if self.queue else 0.0

@@ -1,4 +1,4 @@
-"""The same trace under several policies, and what came of it."""
+"""The same trace under several policies, compared."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from serve_app.cli.tables import markdown_table
 from serve_tools.simulation.engine import KINDS, OUTCOMES, Options, Run, Simulation
 from serve_tools.simulation.policies import RayConfig, RayDefault, Scaler, Shared
 from serve_tools.simulation.scenario import Scale
@@ -16,23 +17,23 @@ from serve_tools.simulation.traces import Trace
 OURS, DEFAULT, TUNED = "shared", "default", "tuned"
 POLICIES = {
     OURS: "the application's policy",
-    DEFAULT: "Ray Serve's per-deployment policy as it comes",
+    DEFAULT: "Ray Serve's per-deployment policy, unchanged",
     TUNED: "the same with a full batch as target_ongoing_requests, delays of 5 and 60 s, a "
     "look-back of 5 s and metrics each second",
 }
 
 _FEW = 0.005
-"""Where the default misses fewer goals than this, there is nothing to halve."""
+"""Where the default misses a smaller share of goals than this, halving it is not required."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class RunSummary:
     """One run in figures; shares are of all requests.
 
     Attributes:
-        p50_ms, p99_ms: of the answered requests.
-        missed: share of requests whose goal was not met, the refused and the lost included.
-        refused: share that got no answer, for whatever reason.
+        p50_ms, p99_ms: of the completed requests.
+        missed: share of requests that missed their goal, including rejected and lost ones.
+        refused: share without a response, for any reason.
         unit_hours: GPU-hours or core-hours of all replicas.
         changes: replicas started and stopped by the policy.
         decisions: times that it changed a deployment's number.
@@ -72,13 +73,13 @@ def scaler(policy: str, scale: Scale) -> Scaler:
     return RayDefault(config, targets)
 
 
-def simulate(scale: Scale, trace: Trace, policy: str, options: Options) -> tuple[Row, Run]:
+def simulate(scale: Scale, trace: Trace, policy: str, options: Options) -> tuple[RunSummary, Run]:
     """One run, and its row of the table."""
     run = Simulation(scale, trace, scaler(policy, scale), options).run()
     return summarise(run, scale, trace, policy), run
 
 
-def summarise(run: Run, scale: Scale, trace: Trace, policy: str) -> Row:
+def summarise(run: Run, scale: Scale, trace: Trace, policy: str) -> RunSummary:
     """A run's row of the table."""
     answered = run.latency_s[~np.isnan(run.latency_s)]
     p50, p99 = np.quantile(answered, (0.5, 0.99)) if len(answered) else (np.nan, np.nan)
@@ -87,7 +88,7 @@ def summarise(run: Run, scale: Scale, trace: Trace, policy: str) -> Row:
     def share(flags: Any) -> float:
         return round(float(np.mean(flags)), 6) if len(flags) else 0.0
 
-    return Row(
+    return RunSummary(
         scale=scale.name,
         trace=trace.name,
         policy=policy,
@@ -105,7 +106,7 @@ def summarise(run: Run, scale: Scale, trace: Trace, policy: str) -> Row:
     )
 
 
-def shortfalls(rows: Mapping[str, Row]) -> list[str]:
+def shortfalls(rows: Mapping[str, RunSummary]) -> list[str]:
     """Where the application's policy is not clearly better than the default, in words.
 
     The measure: at most half the missed goals, or fewer than 0.5 % where the default has few;
@@ -122,25 +123,25 @@ def shortfalls(rows: Mapping[str, Row]) -> list[str]:
     return short
 
 
-def markdown(table: list[Row], unit_hours: str = "unit-hours") -> str:
+def markdown(table: list[RunSummary]) -> str:
     """All rows, those of one trace together."""
-    lines = [
-        f"| scale | trace | policy | requests/s | p50 ms | p99 ms | missed goals | refused "
-        f"| {unit_hours} | replica changes |",
-        "|---|---|---|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    lines += [
-        f"| {r.scale} | {r.trace} | {r.policy} | {r.requests_per_s:,.1f} | {r.p50_ms:,.0f} "
-        f"| {r.p99_ms:,.0f} | {100 * r.missed:.2f} % | {100 * r.refused:.2f} % "
-        f"| {r.unit_hours:.2f} | {r.changes} |"
+    head = ["scale", "trace", "policy", "requests/s", "p50 ms", "p99 ms", "missed goals", "refused"]
+    head += ["unit-hours", "replica changes"]
+    rows = [
+        [
+            *(r.scale, r.trace, r.policy),
+            *(f"{r.requests_per_s:,.1f}", f"{r.p50_ms:,.0f}", f"{r.p99_ms:,.0f}"),
+            *(f"{100 * r.missed:.2f} %", f"{100 * r.refused:.2f} %"),
+            *(f"{r.unit_hours:.2f}", str(r.changes)),
+        ]
         for r in table
     ]
-    return "\n".join(lines) + "\n"
+    return markdown_table(head, rows, left=3) + "\n"
 
 
-def verdicts(table: list[Row]) -> str:
-    """A line for each trace: whether it shows what it should, and what falls short."""
-    groups: dict[tuple[str, str], dict[str, Row]] = {}
+def verdicts(table: list[RunSummary]) -> str:
+    """A line for each trace: this application's policy compared with the default."""
+    groups: dict[tuple[str, str], dict[str, RunSummary]] = {}
     for row in table:
         groups.setdefault((row.scale, row.trace), {})[row.policy] = row
     lines = []
@@ -150,9 +151,9 @@ def verdicts(table: list[Row]) -> str:
         short = shortfalls(rows)
         ours, default = rows[OURS], rows[DEFAULT]
         lines.append(
-            f"- {scale}, {trace}: missed {100 * ours.missed:.2f} % against "
-            f"{100 * default.missed:.2f} %, {ours.unit_hours:.2f} against "
-            f"{default.unit_hours:.2f} unit-hours, {ours.changes} changes against "
+            f"- {scale}, {trace}: missed {100 * ours.missed:.2f} %, default "
+            f"{100 * default.missed:.2f} %, {ours.unit_hours:.2f} unit-hours, default "
+            f"{default.unit_hours:.2f}; {ours.changes} changes, default "
             f"{default.changes}" + (f"; falls short in: {', '.join(short)}" if short else "")
         )
     return "\n".join(lines) + "\n" if lines else ""

@@ -14,23 +14,23 @@ from serve_app.core.measurements import best_ms_per_item
 from serve_app.routing.router import NoEligibleVariant, choose_variant
 from serve_app.routing.types import RoutingQuery, VariantState
 from serve_tools.simulation.clock import Clock, Device, Noise
-from serve_tools.simulation.cluster import Cluster, Replicas, Request
+from serve_tools.simulation.cluster import Cluster, ReplicaPool, SimulatedRequest
 from serve_tools.simulation.policies import OngoingWindow, Scaler
 from serve_tools.simulation.scenario import ACCURATE, FAST, Scale
 from serve_tools.simulation.traces import Trace, arrivals, requests_per_s
 
-KINDS = ("plain", "insisting", "bounded")
+KINDS = ("plain", "strict_quality", "bounded")
 """No hint; ``min_quality`` that only the accurate variant reaches; the best within a time."""
 
 OUTCOMES = ("answered", "refused", "timeout", "lost")
-"""``refused``: a full queue, or the router sees no way to meet a hint; ``timeout``: it gave up
-waiting; ``lost``: with the replica that computed it."""
+"""``refused``: a full queue, or no variant meets a hint; ``timeout``: it waited too long; ``lost``:
+its replica died."""
 
 _CONTROL_LOOP_S = 0.1
 _TIMEOUT_S = 60.0
 _WARM_UTILISATION = 0.7
 _ROWS_PER_S = 250.0
-"""Simulated arrivals a second at full load; at more requests than that, each stands for many."""
+"""Simulated arrivals per second at full load; above that, each stands for several requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +55,8 @@ class Options:
 
 
 @dataclass(slots=True)
-class Course:
-    """What the plots show, a row each second."""
+class Timeline:
+    """State over time for the plots, one entry per second."""
 
     t: list[float] = field(default_factory=list)
     running: dict[str, list[int]] = field(default_factory=dict)
@@ -70,7 +70,7 @@ class Run:
 
     Attributes:
         t, latency_s, kind, outcome, missed, accurate: a row for each simulated arrival; latency
-            is that of answered ones, missed says that the goal was not met for whatever reason.
+            is that of completed ones, missed is true if the goal was not met for any reason.
         weight: requests that a row stands for.
         unit_hours: paid from a replica's start to its end.
         starts, stops: replicas that the policy added and took.
@@ -88,12 +88,12 @@ class Run:
     starts: int
     stops: int
     decisions: int
-    course: Course
+    timeline: Timeline
 
 
 @dataclass(frozen=True, slots=True)
-class Bill:
-    """What a run has cost up to a moment."""
+class CostSnapshot:
+    """Costs of a run up to a moment."""
 
     unit_s: float = 0.0
     starts: int = 0
@@ -122,10 +122,10 @@ class Simulation:
         self._clock = Clock()
         device = Device(self._clock) if options.shared_device else None
         self._cluster = Cluster(self._clock, scale.budget, Noise(rng, options.noise), device)
-        self._pools: dict[str, Replicas] = {}
+        self._pools: dict[str, ReplicaPool] = {}
         for name, deployment in scale.deployments.items():
             encoder = deployment.pool.role == "encoder"
-            self._pools[name] = Replicas(
+            self._pools[name] = ReplicaPool(
                 deployment,
                 self._cluster,
                 options.timeout_s,
@@ -137,17 +137,17 @@ class Simulation:
         self._decoders = {v: self._pools[f"{v}-decoder"] for v in scale.profiles}
         self._windows = {name: OngoingWindow(scaler.config) for name in self._pools}
         self._cached: dict[str, OrderedDict[int, None]] = {v: OrderedDict() for v in scale.profiles}
-        self._same: dict[tuple[str, int], list[Request]] = {}
+        self._same: dict[tuple[str, int], list[SimulatedRequest]] = {}
         self._asks = self._all_asks()
         self._over = False
         n = len(self._arrivals.t)
         self._latency = np.full(n, np.nan)
         self._outcome = np.full(n, -1, dtype=np.int64)
         self._accurate = np.zeros(n, dtype=np.bool_)
-        self.course = Course(running={name: [] for name in self._pools})
+        self.timeline = Timeline(running={name: [] for name in self._pools})
 
     def run(self) -> Run:
-        """Simulate to the last answer."""
+        """Simulate to the last response."""
         clock, rows, warm_s = self._clock, self._arrivals, self._options.warm_s
         kinds = np.where(rows.quality, np.where(rows.bounded, 2, 1), 0)
         goal = self._scale.goal_ms
@@ -157,22 +157,22 @@ class Simulation:
             rows.image.tolist(), strict=True,
         )  # fmt: skip
         self._begin()
-        first: Bill | None = None
+        first: CostSnapshot | None = None
         for row, (t, kind, goal_s, prompts, image) in enumerate(columns):
             if first is None and t >= warm_s:
                 clock.run_until(warm_s)
-                first = self._bill()
+                first = self._costs()
             clock.run_until(t)
-            self._arrive(Request(t, rows.weight, kind, goal_s, prompts, image, row))
+            self._arrive(SimulatedRequest(t, rows.weight, kind, goal_s, prompts, image, row))
         clock.run_until(warm_s + self._trace.seconds)
-        last = self._bill()
+        last = self._costs()
         self._over = True
         clock.run_out()
         for pool in (*self._decoders.values(), *self._encoders.values()):
             pool.close()
-        return self._report(kinds, goals, first or Bill(), last)
+        return self._report(kinds, goals, first or CostSnapshot(), last)
 
-    # -- what repeats
+    # -- periodic calls
 
     def _begin(self) -> None:
         trace, mix = self._trace, self._trace.mix(0)
@@ -215,7 +215,7 @@ class Simulation:
             self._windows[name].push(self._clock.now, pool.newest_at)
         self._scaler.sample(self._pools, self._clock.now)
 
-    def _push_asleep(self, pool: Replicas) -> None:
+    def _push_asleep(self, pool: ReplicaPool) -> None:
         self._windows[pool.spec.name].push_asleep(self._clock.now, pool.ongoing)
 
     def _tick(self) -> None:
@@ -228,29 +228,29 @@ class Simulation:
     def _note(self) -> None:
         if self._clock.now < self._options.warm_s:
             return
-        course = self.course
-        course.t.append(self._clock.now - self._options.warm_s)
+        timeline = self.timeline
+        timeline.t.append(self._clock.now - self._options.warm_s)
         for name, pool in self._pools.items():
-            course.running[name].append(pool.running)
-        course.units.append(self._cluster.used)
-        course.waiting.append(sum(pool.ongoing for pool in self._decoders.values()))
+            timeline.running[name].append(pool.running)
+        timeline.units.append(self._cluster.used)
+        timeline.waiting.append(sum(pool.ongoing for pool in self._decoders.values()))
 
-    def _bill(self) -> Bill:
-        """What was spent so far; who still runs pays until now."""
+    def _costs(self) -> CostSnapshot:
+        """Costs so far, including running replicas until now."""
         now, pools = self._clock.now, self._pools.values()
         spent = self._cluster.unit_s + sum(
             replica.pool.spec.cost * (now - replica.started) for replica in self._cluster.placed
         )
-        return Bill(
+        return CostSnapshot(
             spent,
             sum(pool.starts for pool in pools),
             sum(pool.stops for pool in pools),
             sum(pool.changes for pool in pools),
         )
 
-    # -- the course of a request
+    # -- steps of a request
 
-    def _arrive(self, request: Request) -> None:
+    def _arrive(self, request: SimulatedRequest) -> None:
         key = (request.kind, request.prompts)
         variants = {
             variant: self._situation(variant, request.image) for variant in self._scale.profiles
@@ -282,7 +282,7 @@ class Simulation:
             decoder_batch=decoder.spec.max_batch,
         )
 
-    def _decoder_admits(self, request: Request) -> None:
+    def _decoder_admits(self, request: SimulatedRequest) -> None:
         variant, image = request.variant, request.image
         decoder, cached = self._decoders[variant], self._cached[variant]
         decoder.lookups += request.weight
@@ -304,10 +304,10 @@ class Simulation:
         elif not encoder.running:
             self._push_asleep(encoder)
 
-    def _encoder_admits(self, request: Request) -> None:
+    def _encoder_admits(self, request: SimulatedRequest) -> None:
         self._encoders[request.variant].push(request, request.weight)
 
-    def _encoded(self, request: Request) -> None:
+    def _encoded(self, request: SimulatedRequest) -> None:
         variant, image = request.variant, request.image
         cached = self._cached[variant]
         cached[image] = None
@@ -320,12 +320,12 @@ class Simulation:
         for each in (request, *waiting):
             decoder.push(each, each.weight * each.prompts)
 
-    def _decoded(self, request: Request) -> None:
+    def _decoded(self, request: SimulatedRequest) -> None:
         self._finish(request, "answered")
         self._decoders[request.variant].leave(request)
 
-    def _gave_up(self, request: Request, why: str) -> None:
-        """Ended early; who waits for this request's embedding ends with it."""
+    def _gave_up(self, request: SimulatedRequest, why: str) -> None:
+        """End early; requests that wait for this one's embedding end with it."""
         key = (request.variant, request.image)
         waiting = self._same.pop(key) if request.encodes else []
         for each in (request, *waiting):
@@ -336,7 +336,7 @@ class Simulation:
             if each.slots:
                 self._decoders[request.variant].leave(each)
 
-    def _finish(self, request: Request, outcome: str) -> None:
+    def _finish(self, request: SimulatedRequest, outcome: str) -> None:
         request.done = True
         row = request.row
         if self._outcome[row] >= 0:
@@ -354,7 +354,7 @@ class Simulation:
         return {
             (kind, n): RoutingQuery(
                 prompts=n,
-                min_quality=least if name == "insisting" else None,
+                min_quality=least if name == "strict_quality" else None,
                 max_latency_ms=most if name == "bounded" else None,
             )
             for kind, name in enumerate(KINDS)
@@ -362,7 +362,11 @@ class Simulation:
         }
 
     def _report(
-        self, kinds: NDArray[np.int64], goals: NDArray[np.float64], first: Bill, last: Bill
+        self,
+        kinds: NDArray[np.int64],
+        goals: NDArray[np.float64],
+        first: CostSnapshot,
+        last: CostSnapshot,
     ) -> Run:
         rows, latency = self._arrivals, self._latency
         kept = rows.t >= self._options.warm_s
@@ -379,5 +383,5 @@ class Simulation:
             starts=last.starts - first.starts,
             stops=last.stops - first.stops,
             decisions=last.decisions - first.decisions,
-            course=self.course,
+            timeline=self.timeline,
         )

@@ -1,4 +1,4 @@
-"""What a live run on one shared device should measure."""
+"""Predicts the latencies of a live run on one shared device."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def predict(
 ) -> dict[str, float]:
     """Latencies of Poisson arrivals at one replica of each pool, all on one device.
 
-    Passes share the device evenly, so the figures of ``scale`` are those of a pass that has it
-    for itself, as the ledger has them where a replica's threads use all cores.
+    Passes share the device evenly, so the figures of ``scale`` are those of a pass that runs alone,
+    like those of a ledger where a replica's threads use all cores.
 
     Args:
         rate: requests a second.
-        mix: share that the accurate variant must answer.
-        new: share with an image that no cache holds.
+        mix: share that requires the accurate variant.
+        new: share with an uncached image.
         prompts: of a request, equally likely.
         minutes: simulated.
 
     Returns:
-        ``p50_ms``, ``p90_ms``, ``p99_ms`` of all answers, ``answered_share``.
+        ``p50_ms``, ``p90_ms``, ``p99_ms`` of all responses, ``answered_share``.
     """
     single = {
         name: replace(d, pool=replace(d.pool, min_replicas=1, max_replicas=1, cost=0.01))

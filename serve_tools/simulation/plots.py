@@ -1,4 +1,4 @@
-"""Pictures of simulated runs.  Needs matplotlib, of the ``dev`` extra."""
+"""Plots of simulated runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from serve_tools.simulation.comparison import DEFAULT, OURS, POLICIES, Row
+from serve_tools.simulation.comparison import DEFAULT, OURS, POLICIES, RunSummary
 from serve_tools.simulation.engine import Run
 from serve_tools.simulation.scenario import Scale
 from serve_tools.simulation.traces import Trace, requests_per_s
@@ -27,7 +27,7 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def plot_course(path: Path, scale: Scale, trace: Trace, runs: Mapping[str, Run]) -> None:
+def plot_timeline(path: Path, scale: Scale, trace: Trace, runs: Mapping[str, Run]) -> None:
     """Load, running replicas by pool, and missed goals over time, under each policy."""
     plt = _pyplot()
     shown = [policy for policy in (OURS, DEFAULT) if policy in runs]
@@ -39,13 +39,13 @@ def plot_course(path: Path, scale: Scale, trace: Trace, runs: Mapping[str, Run])
     for column, policy in enumerate(shown):
         run, (load, replicas, missed) = runs[policy], axes[:, column]
         load.plot(seconds / 60, rates, color="black", linewidth=1, label="requests/s")
-        load.plot(seconds / 60, quality, color="#b03a2e", linewidth=1, label="ask for quality")
+        load.plot(seconds / 60, quality, color="#b03a2e", linewidth=1, label="require quality")
         load.set_title(f"{policy}: {scale.name}, {trace.name}", fontsize=10)
-        minutes = np.array(run.course.t) / 60
-        names = list(run.course.running)
+        minutes = np.array(run.timeline.t) / 60
+        names = list(run.timeline.running)
         costs = [scale.deployments[name].pool.cost for name in names]
         units = [
-            np.array(run.course.running[n]) * cost for n, cost in zip(names, costs, strict=True)
+            np.array(run.timeline.running[n]) * cost for n, cost in zip(names, costs, strict=True)
         ]
         replicas.stackplot(minutes, *units, labels=names, colors=_POOLS, step="post")
         replicas.axhline(scale.budget, color="black", linewidth=0.8, linestyle=":")
@@ -68,13 +68,13 @@ def _missed_over_time(run: Run, seconds: float) -> tuple[Any, Any]:
     return (edges[:-1] + edges[1:]) / 2, missed / np.maximum(all_of, 1)
 
 
-def plot_summary(path: Path, table: list[Row]) -> None:
+def plot_summary(path: Path, table: list[RunSummary]) -> None:
     """Missed goals, unit-hours and replica changes by trace and scale."""
     plt = _pyplot()
     scales = list(dict.fromkeys(row.scale for row in table))
     figure, axes = plt.subplots(3, len(scales), figsize=(3.2 * len(scales) + 0.6, 7.5),
                                 squeeze=False)  # fmt: skip
-    measures: tuple[tuple[str, Callable[[Row], float]], ...] = (
+    measures: tuple[tuple[str, Callable[[RunSummary], float]], ...] = (
         ("missed goals, %", lambda r: 100 * r.missed),
         ("unit-hours", lambda r: r.unit_hours),
         ("replica changes", lambda r: r.changes),

@@ -1,4 +1,4 @@
-"""The two scaling policies, each with the metrics it sees and Ray's rules around it.
+"""The two scaling policies, each with its metrics and the rules that Ray applies around it.
 
 Ray's rules, as of Ray 2.60 (``ray.serve.autoscaling_policy``, ``_private.autoscaling_state`` and
 ``_private.router``): handles sample their ongoing requests every fifth of the look-back period
@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from serve_app.core.settings import ScalingSettings
 from serve_app.scaling.policy import decide
 from serve_app.scaling.types import Load, Pool
-from serve_tools.simulation.cluster import Replicas
+from serve_tools.simulation.cluster import ReplicaPool
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class OngoingWindow:
         self._area = sum(v * (after - t) for (t, v), (after, _) in pairs)
 
     def push_asleep(self, now: float, ongoing: float) -> None:
-        """What waits for a pool without replicas is told at once."""
+        """Requests that wait for a pool without replicas are reported immediately."""
         self._start, self._last, self._value, self._area = now, now, ongoing, 0.0
 
     def mean(self, now: float) -> float:
@@ -83,12 +83,12 @@ class Scaler(Protocol):
     config: RayConfig
 
     def tick(
-        self, pools: Mapping[str, Replicas], ongoing: Mapping[str, float], now: float
+        self, pools: Mapping[str, ReplicaPool], ongoing: Mapping[str, float], now: float
     ) -> dict[str, int]:
-        """Targets from what the controller knows."""
+        """Target replicas from the controller's metrics."""
 
-    def sample(self, pools: Mapping[str, Replicas], now: float) -> None:
-        """Replicas tell their own metrics, at the metrics interval."""
+    def sample(self, pools: Mapping[str, ReplicaPool], now: float) -> None:
+        """Replicas report their own metrics, at the metrics interval."""
 
 
 class RayDefault:
@@ -99,11 +99,11 @@ class RayDefault:
         self._targets = targets or {}
         self._wish: dict[str, tuple[int, float | None]] = {}
 
-    def sample(self, pools: Mapping[str, Replicas], now: float) -> None:
-        """It looks at ongoing requests alone."""
+    def sample(self, pools: Mapping[str, ReplicaPool], now: float) -> None:
+        """It uses ongoing requests only."""
 
     def tick(
-        self, pools: Mapping[str, Replicas], ongoing: Mapping[str, float], now: float
+        self, pools: Mapping[str, ReplicaPool], ongoing: Mapping[str, float], now: float
     ) -> dict[str, int]:
         plan = {}
         for name, pool in pools.items():
@@ -128,7 +128,7 @@ class RayDefault:
         return self._delayed(name, max(0, desired), target, now)
 
     def _delayed(self, name: str, desired: int, target: int, now: float) -> int:
-        """The wish must last for the delay; to zero only from one."""
+        """A decision must persist for the delay; to zero only from one."""
         direction, since = self._wish.get(name, (0, None))
         sign = (desired > target) - (desired < target)
         if sign == 0:
@@ -145,21 +145,21 @@ class RayDefault:
 
 
 class Fixed:
-    """Keeps what there is at the beginning."""
+    """Keeps the initial replicas."""
 
     config = RayConfig()
 
-    def sample(self, pools: Mapping[str, Replicas], now: float) -> None:
-        """It looks at nothing."""
+    def sample(self, pools: Mapping[str, ReplicaPool], now: float) -> None:
+        """It uses no metrics."""
 
     def tick(
-        self, pools: Mapping[str, Replicas], ongoing: Mapping[str, float], now: float
+        self, pools: Mapping[str, ReplicaPool], ongoing: Mapping[str, float], now: float
     ) -> dict[str, int]:
         return {}
 
 
 class Shared:
-    """The application's policy behind its adapter: a look-back of 2 s, no delays of Ray's."""
+    """The application's policy behind its adapter: a look-back of 2 s, without Ray's delays."""
 
     config = RayConfig(
         look_back_period_s=2.0, metrics_interval_s=1.0, upscale_delay_s=0.0, downscale_delay_s=0.0
@@ -173,7 +173,7 @@ class Shared:
             name: deque(maxlen=3) for name in specs
         }
 
-    def sample(self, pools: Mapping[str, Replicas], now: float) -> None:
+    def sample(self, pools: Mapping[str, ReplicaPool], now: float) -> None:
         for name, pool in pools.items():
             seen = self._seen[name]
             seen.append(
@@ -197,7 +197,7 @@ class Shared:
             self._metrics[name] = metrics
 
     def tick(
-        self, pools: Mapping[str, Replicas], ongoing: Mapping[str, float], now: float
+        self, pools: Mapping[str, ReplicaPool], ongoing: Mapping[str, float], now: float
     ) -> dict[str, int]:
         loads = {
             name: Load(
@@ -216,7 +216,7 @@ class Shared:
         }
 
     @staticmethod
-    def _as_ray_applies(wanted: int, pool: Replicas, ongoing: float) -> int:
+    def _as_ray_applies(wanted: int, pool: ReplicaPool, ongoing: float) -> int:
         if pool.running == 0 and ongoing > 0:
             wanted = max(1, pool.target)
         elif wanted < pool.target != 1:

@@ -1,4 +1,4 @@
-"""What is simulated: the cluster and its pools at four sizes, and the variants' figures.
+"""The simulated cluster and its pools at four sizes, and the variants' figures.
 
 The figures are assumptions of the right magnitude, so that the simulator runs without a ledger:
 a small encoder several times as fast as a large one, decoders of a few milliseconds.  Those of a
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from serve_app.core.measurements import Profile, best_ms_per_item, pass_ms
+from serve_app.core.measurements import Profile, best_ms_per_item
 from serve_app.core.settings import RouterSettings, ScalingSettings
 from serve_app.scaling.types import Pool
 
@@ -55,8 +55,8 @@ class Deployment:
 
     Attributes:
         pool: what the scaling policy knows.
-        max_ongoing: requests that one replica takes on.
-        max_queued: requests that wait for a replica beyond that; more are refused.
+        max_ongoing: requests in one replica.
+        max_queued: requests that wait for a replica beyond that; more are rejected.
         target_ongoing: of the tuned default policy: a full batch for each replica.
     """
 
@@ -76,7 +76,7 @@ class Scale:
     Attributes:
         budget: units of the cluster, which the policy shares and no policy can exceed.
         unit: what a unit is called.
-        goal_ms: the callers' goals: an answer by the fast variant, one by the accurate.
+        goal_ms: latency goals of requests to the fast and to the accurate variant.
         images: distinct images that known-image requests come back to.
         cached: embeddings that a variant's cache holds.
     """
@@ -186,9 +186,3 @@ def with_profiles(scale: Scale, profiles: Mapping[str, Profile]) -> Scale:
             ),
         )
     return replace(scale, profiles=merged, deployments=deployments)
-
-
-def idle_request_ms(scale: Scale, variant: str, prompts: int) -> float:
-    """Milliseconds of a new image with ``prompts`` where nobody else is."""
-    profile = scale.profiles[variant]
-    return pass_ms(profile.encode_ms, 1) + pass_ms(profile.decode_ms, prompts)

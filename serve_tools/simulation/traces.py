@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from serve_tools.simulation.scenario import ACCURATE, FAST, Scale
 
 NEW = 0.5
-"""Share of requests with an image nobody has asked about."""
+"""Share of requests with a new image."""
 PROMPTS = (1, 1, 2, 4)
 """Prompts of a request, equally likely."""
 MIX = 0.1
-"""Usual share of requests that ask for quality."""
+"""Usual share of requests that require quality."""
 HOT = -1
 """The image of the hot-image trace."""
 
@@ -24,14 +24,14 @@ Curve = Callable[[float], float]
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A course of load.
+    """Load over time.
 
     Attributes:
         load: share of the budget by second.
-        mix: share of requests that ask for quality, by second.
+        mix: share of requests that require quality, by second.
         hot: share of the requests that are for one image, known after the first of them.
         deaths: seconds and the pool of which a replica dies.
-        new: share of requests with an image nobody has asked about.
+        new: share of requests with a new image.
         prompts: of a request, equally likely.
         rate: requests a second, instead of ``load``.
     """
@@ -53,8 +53,8 @@ class Arrivals:
 
     Attributes:
         t: ``(N,) float64`` seconds.
-        quality: ``(N,) bool``: asks for quality.
-        bounded: ``(N,) bool``: of those, takes the best within a time instead of insisting.
+        quality: ``(N,) bool``: requires quality.
+        bounded: ``(N,) bool``: of those, takes the best within a time instead of requiring it.
         prompts: ``(N,) int64``.
         image: ``(N,) int64`` ids; equal ids are the same image.
     """
@@ -90,7 +90,7 @@ def _bursts(low: float, high: float, every: float, lasting: float) -> Curve:
 
 
 def traces() -> dict[str, Trace]:
-    """The built-in courses by name.  Means are 35 to 60 % of the budget."""
+    """The built-in traces by name.  Means are 35 to 60 % of the budget."""
     minute = 60.0
     day = _line(
         *[
@@ -146,8 +146,8 @@ def arrivals(
 ) -> Arrivals:
     """Poisson arrivals of a trace, after ``warm_s`` seconds at its first load.
 
-    Rows of several requests come as often as so many requests do: each kind's Poisson counts by
-    second are divided by the weight, and the rest is carried to the next second.
+    Rows stand for ``weight`` requests each: each kind's Poisson counts by second are divided by the
+    weight, and the remainder is carried over to the next second.
     """
     kinds = [(q, bounded, new) for q in (0, 1) for bounded in (0, 1) for new in (0, 1)]
     parts: list[tuple[NDArray[np.float64], int, int, int]] = []

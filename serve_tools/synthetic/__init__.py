@@ -1,1 +1,1 @@
-"""Drawn images with exact masks, to measure and to calibrate on."""
+"""Synthetic images with exact masks, for measurements and calibration."""

@@ -1,7 +1,7 @@
-"""Drawn cells: crowded, blurred, faint blobs under uneven light, with exact masks.
+"""Synthetic cells: crowded, blurred, faint blobs under uneven light, with exact masks.
 
-Drawn scenes (`serve_tools.synthetic.scenes`) are easy for any variant.  These are not, and so can
-tell variants and their confidences apart: touching neighbours of the same look, low contrast,
+Scenes (`serve_tools.synthetic.scenes`) are easy for any variant.  These are not, and so distinguish
+variants and their confidences: touching neighbours of the same appearance, low contrast,
 defocus and noise, dark on bright as well as bright on dark.
 """
 
@@ -21,7 +21,7 @@ _TINTS = ((1.0, 1.0, 1.0), (0.55, 0.6, 1.0), (0.7, 1.0, 0.75), (1.0, 0.72, 0.85)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CellScene:
-    """A drawn image.
+    """A synthetic image.
 
     Attributes:
         pixels: ``(H, W, 3) uint8`` RGB.
@@ -44,7 +44,7 @@ def draw_cells(seed: int, width: int = 384, height: int = 320) -> CellScene:
     rng = np.random.default_rng([seed, 4711])
     radius = float(rng.uniform(7, 26))
     contrast = float(rng.choice([-1, 1]) * rng.uniform(0.06, 0.45))
-    # Drawn later lies on top: what an earlier cell loses is not its own any more.
+    # Later cells cover earlier ones, whose masks shrink.
     owner = np.full((height, width), -1, np.int32)
     light = np.zeros((height, width))
     for index, (x, y) in enumerate(_centres(rng, radius, width, height)):

@@ -1,6 +1,6 @@
-"""Drawn scenes: coloured shapes on a noisy ground, with exact masks and captions.
+"""Synthetic scenes: coloured shapes on a noisy background, with exact masks and captions.
 
-For trials that need objects whose right answer is known: training and checking the tiny
+For experiments with known ground truth: training and checking the tiny
 vision-language model, and evaluation.
 """
 
@@ -55,7 +55,7 @@ class SceneObject:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scene:
-    """A drawn image.
+    """A synthetic image.
 
     Attributes:
         pixels: ``(H, W, 3) uint8`` RGB.
@@ -64,10 +64,6 @@ class Scene:
 
     pixels: RgbArray
     objects: tuple[SceneObject, ...]
-
-    @property
-    def captions(self) -> tuple[str, ...]:
-        return tuple(o.caption for o in self.objects)
 
 
 def caption(colour: str, shape: str) -> str:

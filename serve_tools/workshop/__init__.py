@@ -1,1 +1,1 @@
-"""How the project's own constants and weights are made; the service does not need it."""
+"""Makes the project's own constants and weights: int8 models, calibrations, the tests' CLIP."""

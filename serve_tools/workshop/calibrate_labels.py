@@ -3,9 +3,8 @@
 Run with ``python -m serve_tools.workshop.calibrate_labels``.
 
 Each word of `serve_tools.workshop.label_words` is compared with all 80 labels of COCO.  The pairs
-that match are rare (some 1 in 100); each counts `MATCH_WEIGHT` times, as a user asks for what
-may well be in the picture.  Quality is told by cross-validation over words, so no word judges a
-calibration that has seen it.
+that match are rare (about 1 in 100); each counts `MATCH_WEIGHT` times, since users query what is
+likely to be in the picture.  Quality is estimated by cross-validation over words.
 """
 
 from __future__ import annotations

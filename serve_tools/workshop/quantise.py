@@ -1,6 +1,6 @@
-"""An int8 encoder of a registry model: calibrated, held against the original, kept.
+"""Makes an int8 encoder of a registry model: calibrates, compares with the original, stores.
 
-Post-training quantisation by NNCF: weights by channel, activations by what they reach on the
+Post-training quantisation by NNCF: weights by channel, activations by their ranges on the
 calibration images, with the transformer scheme (SmoothQuant) and bias correction.  The mask
 decoder stays as it is.
 """
@@ -20,7 +20,6 @@ import numpy as np
 import openvino as ov
 
 from serve_app.core.errors import SamServeError
-from serve_app.core.geometry import mask_iou
 from serve_app.core.host import this_host
 from serve_app.core.limits import Limits
 from serve_app.core.settings import Compute
@@ -31,9 +30,9 @@ from serve_app.images.decode import decode_image
 from serve_app.models.factory import ModelSource
 from serve_app.models.quantized import MANIFEST, Figures, Manifest
 from serve_app.models.registry import ModelSpec, WeightFile
-from serve_tools.profiling.agreement import least_cosine
+from serve_tools.profiling.parity import least_cosine, mean_overlap
 from serve_tools.profiling.protocol import Effort
-from serve_tools.profiling.quality import Answered, answer_sample, mean_iou, records_of
+from serve_tools.profiling.quality import Prediction, mean_iou, predict_sample, records_of
 from serve_tools.profiling.samples import load_samples
 from serve_tools.profiling.timing import interleaved
 from serve_tools.synthetic.cells import draw_cells
@@ -41,8 +40,8 @@ from serve_tools.synthetic.scenes import draw_scene
 
 _GRAPH = "encoder.xml"
 _WEIGHTS = "encoder.bin"
-_DRAWN = "photographs of scikit-image, drawn shapes and cells"
-_SEED = 77_000_000  # away from the scenes that the result is tried on
+_DEFAULT = "photographs of scikit-image, synthetic shapes and cells"
+_SEED = 77_000_000  # apart from the scenes that the result is evaluated on
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 
 Say = Callable[[str], None]
@@ -83,8 +82,8 @@ def folder_images(folder: Path, count: int) -> Calibration:
     return Calibration(f"{len(images)} of {len(paths)} images of a folder", images)
 
 
-def usual_images(count: int) -> Calibration:
-    """Photographs that scikit-image installs, and drawn shapes and cells by turns."""
+def default_images(count: int) -> Calibration:
+    """Photographs of scikit-image, and alternating synthetic shapes and cells."""
     import skimage
 
     folder = Path(skimage.__file__).parent / "data"
@@ -98,14 +97,14 @@ def usual_images(count: int) -> Calibration:
         for seed in range(_SEED, _SEED + count):
             yield draw_cells(seed).pixels if seed % 2 else draw_scene(seed).pixels
 
-    return Calibration(_DRAWN, [*photos, *drawn()][:count])
+    return Calibration(_DEFAULT, [*photos, *drawn()][:count])
 
 
 def quantise(
     source: ModelSource, original: str, name: str, calibration: Calibration,
     effort: Effort, threads: int, out: Path, say: Say,
 ) -> Manifest:  # fmt: skip
-    """Make an int8 model and hold it against its original.
+    """Make an int8 model and compare it with its original.
 
     Args:
         original: registry name; of the architecture ``vit_t``.
@@ -115,8 +114,7 @@ def quantise(
         out: the folder to be written, new or of an earlier model, which is replaced whole.
 
     Raises:
-        QuantiseError: of another architecture, ``out`` holds other things, or NNCF is not
-            installed.
+        QuantiseError: of another architecture, or ``out`` holds other things.
     """
     if out.exists() and not (out / MANIFEST).is_file():
         raise QuantiseError("the folder to write to exists and holds no model made here")
@@ -149,25 +147,17 @@ def quantise(
             versions={package: version(package) for package in ("openvino", "nncf")},
         )
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
-        if out.exists():  # replicas that run keep its files open
+        if out.exists():  # running replicas keep its files open
             out.replace(Path(scratch) / "old")
         folder.replace(out)
     return manifest
 
 
 def quantised_graph(graph: ov.Model, images: Sequence[RgbArray]) -> ov.Model:
-    """A graph of one image input with int8 weights and activations.
+    """A graph of one image input with int8 weights and activations."""
+    with telemetry_hidden():
+        import nncf
 
-    Raises:
-        QuantiseError: NNCF is not installed.
-    """
-    try:
-        with telemetry_hidden():
-            import nncf
-    except ImportError as exc:
-        raise QuantiseError(
-            "this needs NNCF: install the extra, pip install 'sam-serve[workshop]'"
-        ) from exc
     made: ov.Model = nncf.quantize(
         graph,
         nncf.Dataset(list(images), model_input),
@@ -210,19 +200,19 @@ def _compare(
     """Both encoders before the original's decoder, on the same images."""
     decoder = source.load_decoder(original, compute)
     samples = load_samples(effort, Limits())
-    answers: tuple[list[Answered], list[Answered]] = ([], [])
+    answers: tuple[list[Prediction], list[Prediction]] = ([], [])
     for sample in samples:
         if sample.objects:
             for encoder, answered in zip(encoders, answers, strict=True):
-                answered.append(answer_sample(encoder, decoder, sample, effort.forms))
+                answered.append(predict_sample(encoder, decoder, sample, effort.forms))
     if not answers[0]:
         raise QuantiseError("none of the annotated images can be used")
     cosines, overlaps = [], []
     for first, second in zip(*answers, strict=True):
         cosines.append(least_cosine(first.embedding.tensors, second.embedding.tensors) or 0.0)
         for masks, others in zip(first.masks, second.masks, strict=True):
-            for mask, other in zip(masks, others, strict=True):
-                overlaps.append(mask_iou(mask.array, other.array))
+            pair = [mask.array for mask in masks], [mask.array for mask in others]
+            overlaps.append(mean_overlap(*pair))
     quality = [
         mean_iou([r for one in answered for r in records_of("", one)], effort.seed)
         for answered in answers

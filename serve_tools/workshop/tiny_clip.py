@@ -1,4 +1,4 @@
-"""Trains a tiny OpenCLIP model on drawn scenes: ``python -m serve_tools.workshop.tiny_clip``.
+"""Trains a tiny OpenCLIP model on synthetic scenes: ``python -m serve_tools.workshop.tiny_clip``.
 
 It is an ordinary `open-clip-torch` model, small enough to ship with the tests, so that the
 ``open_clip`` engine can be proven without a model hub.  It knows `scenes.all_captions` and
@@ -22,7 +22,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from serve_app.core.rle import encode_rle, rle_bbox
-from serve_app.core.settings import OpenClipSettings
 from serve_app.core.types import BoolArray, Candidate, RgbArray
 from serve_app.engines.open_clip.crops import masked_crop, mean_colour
 from serve_tools.synthetic.scenes import Scene, all_captions, draw_scene
@@ -50,32 +49,13 @@ FIRST_SCENE = 1_000_000
 """Seed of the first scene of the training: scenes with smaller seeds are new to the model."""
 
 
-def tiny_clip_settings(directory: Path) -> OpenClipSettings:
-    """The settings of the trained model in ``directory``.
-
-    All captions are negatives, since the model knows no general ones.
-    """
-    return OpenClipSettings(
-        architecture=ARCHITECTURE,
-        pretrained=str(directory / f"{ARCHITECTURE}.safetensors"),
-        model_config_path=str(directory / f"{ARCHITECTURE}.json"),
-        templates=("{}",),
-        negatives=(*all_captions(), BACKGROUND),
-    )
-
-
-def scene_candidates(scene: Scene) -> tuple[Candidate, ...]:
-    """The objects of a scene with their exact masks, in order."""
-    return tuple(_candidate(o.mask) for o in scene.objects)
-
-
 def _candidate(mask: BoolArray) -> Candidate:
     rle = encode_rle(mask)
     return Candidate(bbox=rle_bbox(rle), mask=rle)
 
 
 def make_crops(scenes: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Crops of drawn scenes ``(N, side, side, 3) uint8`` and their captions' numbers ``(N,)``.
+    """Crops of scenes ``(N, side, side, 3) uint8`` and their captions' numbers ``(N,)``.
 
     Masks are exact, or a little too small or too large; some crops have none.  Each scene adds
     a crop of its background, numbered after all captions.
@@ -175,7 +155,7 @@ def train(scenes: int, epochs: int, seed: int) -> Any:
 
 
 def _wordings(names: Sequence[str]) -> list[list[str]]:
-    """Every caption in the four ways in which it is told."""
+    """Every caption in four wordings."""
     bare = [name.removeprefix("an ").removeprefix("a ") for name in names]
     return [
         list(names),

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from serve_app.capabilities import CAPABILITIES
+from serve_app.core.capability import Capabilities
 from serve_app.core.limits import Limits
 from serve_app.core.measurements import Measurements
 from serve_app.core.rle import encode_rle
@@ -100,13 +102,14 @@ class StandInScorer:
         return TextScores(scores=scores, engine="labels", threshold=0.5)
 
 
-def standin_flow(limits: Limits) -> SegmentationFlow:
+def standin_flow(limits: Limits, capabilities: Capabilities = CAPABILITIES) -> SegmentationFlow:
     """A flow whose variant *fast* is a stand-in."""
     predictor = StandInPredictor()
     dispatcher = Dispatcher(
         RouterSettings(), {"fast": Capacity()}, Measurements(), {"fast": predictor.scale_from_zero}
     )
     return SegmentationFlow(
+        capabilities=capabilities,
         images=ImageStore(limits, 2**20),
         variants={"fast": VariantInfo(name="fast", model="m", family="sam", description="")},
         predictors={"fast": predictor},

@@ -48,7 +48,7 @@ def gate() -> Gate:
 async def fill(admission: GateMiddleware, gate: Gate, count: int) -> list[asyncio.Task[Exchange]]:
     tasks = [asyncio.create_task(Exchange().run(admission)) for _ in range(count)]
     for _ in tasks:
-        await asyncio.wait_for(gate.arrivals.acquire(), 10)
+        await asyncio.wait_for(gate.arrivals.acquire(), 60)
     return tasks
 
 
@@ -79,7 +79,7 @@ async def test_what_only_reads_always_passes(gate):
     (task,) = await fill(admission, gate, 1)
     probes = [asyncio.create_task(Exchange(method="GET").run(admission)) for _ in range(5)]
     for _ in probes:
-        await asyncio.wait_for(gate.arrivals.acquire(), 10)
+        await asyncio.wait_for(gate.arrivals.acquire(), 60)
     gate.open.set()
     assert [(await probe).status for probe in (task, *probes)] == [200] * 6
 

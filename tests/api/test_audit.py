@@ -28,12 +28,12 @@ SECRET = "xyzzy-s3cret-marker"
 
 
 @pytest.fixture
-def lines(caplog: pytest.LogCaptureFixture) -> Callable[[], list[dict[str, Any]]]:
+def lines(our_log, caplog: pytest.LogCaptureFixture) -> Callable[[], list[dict[str, Any]]]:
     """The audit lines so far."""
     caplog.set_level(logging.INFO, "serve_app.audit")
 
     def so_far() -> list[dict[str, Any]]:
-        records = [r for r in caplog.records if r.name == "serve_app.audit"]
+        records = [r for r in our_log() if r.name == "serve_app.audit"]
         assert all(r.levelno == logging.INFO for r in records)
         return [{name: getattr(record, name) for name in FACTS} for record in records]
 

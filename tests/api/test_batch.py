@@ -130,7 +130,7 @@ class Connection:
         await self.chunks.put(message)
 
     async def line(self) -> dict[str, Any]:
-        message = await asyncio.wait_for(self.chunks.get(), 5)
+        message = await asyncio.wait_for(self.chunks.get(), 60)
         return orjson.loads(message["body"]) if message.get("body") else message
 
 
@@ -171,9 +171,9 @@ async def test_lines_come_as_they_are_ready_and_a_client_that_leaves_ends_it(app
     # The quick one answers while the others, sent before it, still run.
     assert (await connection.line())["index"] == 2
     for _ in range(2):
-        await asyncio.wait_for(running.acquire(), 5)
+        await asyncio.wait_for(running.acquire(), 60)
     connection.left.set()
-    await asyncio.wait_for(serving, 5)
+    await asyncio.wait_for(serving, 60)
     assert sorted(cancelled) == ["slow1", "slow2"]
     assert connection.chunks.empty()
 

@@ -13,6 +13,8 @@ from fastapi import FastAPI
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+pytestmark = pytest.mark.slow
+
 MARK = "qqq-echo-qqq"
 
 scalars = (

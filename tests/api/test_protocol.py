@@ -63,7 +63,7 @@ async def test_a_body_that_is_shorter_than_its_length_ends_with_its_time(service
     body = pieces(orjson.dumps(REQUEST), 1000)
     body[-1]["more_body"] = True
     exchange = Exchange(headers={**JSON, "content-length": "100000"}, incoming=body)
-    await asyncio.wait_for(exchange.run(app), 10)
+    await asyncio.wait_for(exchange.run(app), 60)
     assert exchange.status == 408
 
 
@@ -179,6 +179,7 @@ async def peak_of(app: Any, exchange: Exchange) -> int:
     return peak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["json", "file"])
 async def test_a_body_in_very_many_pieces_takes_no_more_memory(app, kind):
     """A list of pieces of two bytes would take twenty times the body."""

@@ -27,6 +27,14 @@ ROUTES = {
 }
 
 
+def test_the_routes_are_known_without_the_document(app):
+    """It takes long to make; the first request does not wait for it."""
+    templates = app.templates()
+    assert app.openapi_schema is None
+    assert {*app.openapi()["paths"]} == set(ROUTES) <= set(templates)
+    assert {"/docs", "/openapi.json"} <= set(templates) - set(ROUTES)
+
+
 async def test_healthz_lives_without_the_service(client, service):
     service.is_ready = False
     service.failure = RuntimeError()

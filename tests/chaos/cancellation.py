@@ -116,6 +116,19 @@ async def leave(url: str, one: Leaver, begun: Begun | None = None) -> str:
     Answers:
         what was amiss, as it was not in its phase that the client left; else empty.
     """
+    reader, writer = await send(url, one)
+    try:
+        if one.lines:
+            return await after_a_line(reader, one)
+        if begun is not None and one.phase == "decoding":
+            await begun()
+        return await _before_an_answer(reader, one)
+    finally:
+        writer.transport.abort()
+
+
+async def send(url: str, one: Leaver) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Send a request, or as much of it as is to be sent, on a connection of its own."""
     parts = urlsplit(url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port, limit=2**20)
     head = (
@@ -125,16 +138,14 @@ async def leave(url: str, one: Leaver, begun: Begun | None = None) -> str:
     try:
         writer.write(head.encode() + one.ask.body[: int(one.share * len(one.ask.body))])
         await writer.drain()
-        if one.lines:
-            return await _after_a_line(reader, one)
-        if begun is not None and one.phase == "decoding":
-            await begun()
-        return await _before_an_answer(reader, one)
-    finally:
+    except BaseException:
         writer.transport.abort()
+        raise
+    return reader, writer
 
 
-async def _after_a_line(reader: asyncio.StreamReader, one: Leaver) -> str:
+async def after_a_line(reader: asyncio.StreamReader, one: Leaver) -> str:
+    """Wait for the answer's first line, and a while; what was amiss, else empty."""
     try:
         async with asyncio.timeout(PATIENCE_S):
             head = await reader.readuntil(b"\r\n\r\n")

@@ -212,5 +212,5 @@ def refused(service: Service, spoil: Change) -> bool:
     config = copy.deepcopy(service.config)
     spoil(service.app_of(config))
     service.cluster.deploy(config)
-    wait_until(lambda: service.status() == "DEPLOY_FAILED", "it is refused", 60.0)
+    wait_until(lambda: service.status() == "DEPLOY_FAILED", "it is refused", 180.0)
     return bool(before) and all(map(pss_bytes, before))

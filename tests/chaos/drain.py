@@ -15,9 +15,8 @@ from typing import Any
 
 import yaml
 
-from serve_app.deployments.compat.environment import free_ports
-
 from ..faults.standins import ROOT, application, graph
+from ..ports import free_ports
 from .load import Client, Ledger
 from .questions import new_image
 from .report import Report

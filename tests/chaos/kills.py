@@ -30,6 +30,7 @@ CHILDREN = ("fast-encoder", "fast-decoder", "proposals", "text")
 TIMES = {"encode_ms": 200.0, "decode_ms": 60.0, "propose_ms": 100.0, "score_ms": 200.0}
 """So long that most kills hit somebody's work."""
 T = TypeVar("T")
+PATIENCE_S = 180.0
 RETRIES, PAUSE_S = 5, 0.5
 """Of the client, when an ingress died."""
 
@@ -102,12 +103,12 @@ async def killing(
     for turn, role in enumerate(itertools.islice(itertools.cycle(roles), times), 1):
         pids = await asyncio.to_thread(service.pids, role)
         if ledger is not None:
-            await asyncio.to_thread(wait_until, partial(_busy, ledger), "there is work", 60.0)
+            await asyncio.to_thread(wait_until, partial(_busy, ledger), "there is work", PATIENCE_S)
         at = time.monotonic()
         await asyncio.to_thread(kill_and_wait, rng.choice(pids))
         gone = time.monotonic()
         if not together or turn == times:
-            await asyncio.to_thread(wait_until, ready, "what was killed is replaced", 60.0)
+            await asyncio.to_thread(wait_until, ready, "what was killed is replaced", PATIENCE_S)
         kills.append(Kill(role, at, gone, time.monotonic() - gone))
         await asyncio.sleep(rng.uniform(0.2, 0.6) if together else rng.uniform(1.0, 2.0))
     return kills
@@ -128,6 +129,19 @@ async def under_load(
         await asyncio.sleep(max(0.0, due - time.monotonic()))
         asks.append(asyncio.create_task(client.ask(mix(), due)))
     await asyncio.gather(*asks)
+    return await work
+
+
+async def under_calls(
+    client: Client, mix: Callable[[], Ask], callers: int, work: asyncio.Task[T]
+) -> T:
+    """Closed loop until the work is done: a slow machine has no more to do at once than another."""
+
+    async def call() -> None:
+        while not work.done():
+            await client.ask(mix())
+
+    await asyncio.gather(*(call() for _ in range(callers)))
     return await work
 
 

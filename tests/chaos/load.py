@@ -134,10 +134,17 @@ def _code(content: bytes) -> str:
 
 
 class Client:
-    """Sends asks and keeps the ledger."""
+    """Sends asks and keeps the ledger.
 
-    def __init__(self, url: str, ledger: Ledger | None = None) -> None:
+    Args:
+        timeout_s: how long it waits; None: as long as the ask says.
+    """
+
+    def __init__(
+        self, url: str, ledger: Ledger | None = None, timeout_s: float | None = None
+    ) -> None:
         self.url = url
+        self._timeout_s = timeout_s
         self.ledger = ledger or Ledger()
         self._session: aiohttp.ClientSession | None = None
 
@@ -165,7 +172,7 @@ class Client:
                 self.url + ask.path,
                 data=ask.body,
                 headers=headers,
-                timeout=aiohttp.ClientTimeout(total=ask.timeout_s),
+                timeout=aiohttp.ClientTimeout(total=self._timeout_s or ask.timeout_s),
             ) as answer:
                 content = await answer.read()
                 status, echoed = answer.status, answer.headers.get("x-request-id")

@@ -13,10 +13,9 @@ from typing import Any
 
 import httpx
 
-from serve_app.deployments.compat.environment import free_ports
-
 from ..cluster.ray_cluster import RayCluster, session_members, wait_until
 from ..faults.standins import application
+from ..ports import free_ports
 from .processes import processes_named, pss_bytes
 
 READY_S = 180.0
@@ -130,9 +129,16 @@ class Service:
 
     def done(self, size: tuple[int, int]) -> Counter[str]:
         """Items on images of a size that each role has worked on; needs `RayCluster.driver`."""
+        return self._counted("done", size)
+
+    def begun(self, size: tuple[int, int]) -> Counter[str]:
+        """The same, those in a pass that has begun included."""
+        return self._counted("begun", size)
+
+    def _counted(self, what: str, size: tuple[int, int]) -> Counter[str]:
         counts: Counter[str] = Counter()
         for who, told in self.held().items():
-            counts[who.split()[0]] += told.get("done {}x{}".format(*size), 0)
+            counts[who.split()[0]] += told.get("{} {}x{}".format(what, *size), 0)
         return counts
 
 
@@ -199,7 +205,7 @@ def serving_config(
         cluster.stop()
 
 
-def kill_and_wait(pid: int, patience_s: float = 10.0) -> None:
+def kill_and_wait(pid: int, patience_s: float = 120.0) -> None:
     """``kill -9``; returns when the process is gone."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)

@@ -20,9 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from serve_app.deployments.compat.environment import free_ports
-
 from ..front.running import RawClient, RunningEdge, wait_until
+from ..ports import free_ports
 from .report import Report
 
 MIB = 2**20

@@ -15,14 +15,15 @@ import yaml
 
 from serve_app.core.settings import GraphSettings
 
+from ..ports import free_ports
 from .ledger_file import write_ledger
-from .ray_cluster import RayCluster, free_ports, wait_until
+from .ray_cluster import RayCluster, wait_until
 
 # Ray reads this when it is imported; unless told not to it writes a token to the user's home.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-READY_TIMEOUT_S = 180.0
+READY_TIMEOUT_S = 420.0
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ def served(ray_cluster: RayCluster) -> Served:
         "sampling_ratio": 1.0,
     }
     arguments = config["applications"][0]["args"]
+    # A busy machine has time for a second answer, too.
+    arguments["router"]["cascade_max_ms"] = 250_000
     ledger = ray_cluster.folder / "ledger.json"
     arguments["measurements"] = {"path": str(ledger)}
     write_ledger(GraphSettings.model_validate(arguments), ledger)
@@ -76,7 +79,7 @@ def served(ray_cluster: RayCluster) -> Served:
 
 @pytest.fixture
 def http(served: Served) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=served.url, timeout=120, trust_env=False) as client:
+    with httpx.Client(base_url=served.url, timeout=300, trust_env=False) as client:
         yield client
 
 
@@ -137,13 +140,17 @@ def placed(served: Served) -> Iterator[Served]:
     )
     yield served
     served.cluster.deploy(served.config)
-    wait_until(lambda: set(served.cluster.applications()) == {"sam"}, "the others are gone", 60.0)
+    wait_until(
+        lambda: set(served.cluster.applications()) == {"sam"},
+        "the others are gone",
+        READY_TIMEOUT_S,
+    )
 
 
 def wait_until_ready(url: str) -> None:
     def ready() -> bool:
         try:
-            return httpx.get(f"{url}/readyz", timeout=10, trust_env=False).is_success
+            return httpx.get(f"{url}/readyz", timeout=60, trust_env=False).is_success
         except httpx.HTTPError:
             return False
 

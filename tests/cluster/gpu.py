@@ -24,7 +24,7 @@ import torch
 import yaml
 from segment_anything import sam_model_registry
 
-from serve_tools.workshop.tiny_clip import tiny_clip_settings
+from tests.tiny_clip import tiny_clip_settings
 
 from ..chaos.load import Client, quantile
 from ..chaos.questions import Ask, form, new_number
@@ -33,7 +33,6 @@ from ..golden.cases import photo
 from .conftest import CONFIGS
 from .test_http import new_photo, png
 
-TINY_CLIP = Path(__file__).resolve().parents[1] / "assets" / "tiny_clip"
 BOX = {"box": [80, 30, 400, 290], "multimask_output": False}
 SECONDS = 4.0
 
@@ -53,7 +52,7 @@ def gpu_service(dry: bool = False) -> Iterator[Service]:
         else:
             arguments["registry"] = str(_registry(Path(folder)))
         arguments["measurements"] = {"path": f"{folder}/ledger.json"}
-        arguments["text"]["open_clip"] = tiny_clip_settings(TINY_CLIP).model_dump(mode="json")
+        arguments["text"]["open_clip"] = tiny_clip_settings().model_dump(mode="json")
         with serving_config(config, "sam", num_gpus=1, num_cpus=8) as service:
             yield service
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
@@ -28,11 +28,16 @@ class Sample:
 
 @dataclass
 class Record:
-    """A run: each request as (sent at, variant, seconds or None if it failed), and replicas."""
+    """A run: each request as (sent at, variant, seconds or None if it failed), and replicas.
+
+    Attributes:
+        began: when each phase did.
+    """
 
     started: float = field(default_factory=time.monotonic)
     requests: list[tuple[float, str, float | None]] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
+    began: list[float] = field(default_factory=list)
 
     def p50_s(self, variant: str, since: float, until: float) -> float | None:
         """Median time of the requests sent in a span; those that failed count as endless."""
@@ -75,24 +80,24 @@ class Record:
 
 @dataclass(frozen=True)
 class Phase:
-    """Requests a second by variant, for some seconds."""
+    """Requests a second by variant, for some seconds.
+
+    Attributes:
+        until: it ends as soon as this is so of what was recorded by then; None: not before.
+    """
 
     seconds: float
     rates: Mapping[str, float]
+    until: Callable[[Record], bool] | None = None
 
-
-def _due(phases: list[Phase]) -> Iterator[tuple[float, str]]:
-    """Times and variants of all requests, evenly spaced within a phase."""
-    begin = 0.0
-    for phase in phases:
-        times = [
-            (begin + (i + 0.5) / rate, variant)
-            for variant, rate in phase.rates.items()
+    def due(self) -> list[tuple[float, str]]:
+        """Times and variants of all requests, evenly spaced."""
+        return sorted(
+            ((i + 0.5) / rate, variant)
+            for variant, rate in self.rates.items()
             if rate > 0
-            for i in range(int(phase.seconds * rate))
-        ]
-        yield from sorted(times)
-        begin += phase.seconds
+            for i in range(int(self.seconds * rate))
+        )
 
 
 def drive(cluster: RayCluster, app: str, phases: list[Phase], grace_s: float = 30.0) -> Record:
@@ -107,7 +112,7 @@ def drive(cluster: RayCluster, app: str, phases: list[Phase], grace_s: float = 3
     def ask(at: float, variant: str) -> None:
         took = None
         try:
-            handle.ask.remote(variant).result(timeout_s=120)
+            handle.ask.remote(variant).result(timeout_s=300)
             took = time.monotonic() - record.started - at
         except Exception:  # noqa: S110 - a request that failed is one without a time
             pass
@@ -115,11 +120,19 @@ def drive(cluster: RayCluster, app: str, phases: list[Phase], grace_s: float = 3
 
     try:
         waiting = []
-        for at, variant in _due(phases):
-            stop.wait(max(0.0, record.started + at - time.monotonic()))
-            waiting.append(pool.submit(ask, at, variant))
-        end = record.started + sum(phase.seconds for phase in phases)
-        stop.wait(max(0.0, end - time.monotonic()))
+        begin = 0.0
+        for phase in phases:
+            record.began.append(begin)
+            for after, variant in phase.due():
+                if phase.until is not None and phase.until(record):
+                    break
+                stop.wait(max(0.0, record.started + begin + after - time.monotonic()))
+                waiting.append(pool.submit(ask, begin + after, variant))
+            if phase.until is None:
+                begin += phase.seconds
+                stop.wait(max(0.0, record.started + begin - time.monotonic()))
+            else:
+                begin = time.monotonic() - record.started
         wait(waiting, grace_s)
     finally:
         stop.set()

@@ -28,8 +28,9 @@ from serve_tools.simulation.live import predict
 from serve_tools.simulation.scenario import scales, with_profiles
 
 from ..golden.cases import photo
+from ..ports import free_ports
 from .conftest import CONFIGS, wait_until_ready
-from .ray_cluster import RayCluster, free_ports
+from .ray_cluster import RayCluster
 from .test_http import new_photo, png
 
 EFFORT = QUICK.model_copy(

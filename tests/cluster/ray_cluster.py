@@ -24,10 +24,12 @@ import httpx
 import pytest
 import yaml
 
-from serve_app.deployments.compat.environment import free_ports, ray_environment
+from serve_app.deployments.compat.environment import ray_environment
+
+from ..ports import free_ports
 
 START_TIMEOUT_S = 300.0
-STOP_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 60.0
 _POLL_S = 0.2
 
 
@@ -130,7 +132,7 @@ class RayCluster:
             if self._head.poll() is not None:
                 raise RuntimeError(f"ray start ended:\n{self.log.read_text()[-4000:]}")
             try:
-                return self._applications(timeout_s=5).is_success
+                return self._applications(timeout_s=30).is_success
             except httpx.HTTPError:
                 return False
 
@@ -151,7 +153,7 @@ class RayCluster:
 
     def applications(self) -> dict[str, Any]:
         """What Serve says of each application: status, deployments, replicas."""
-        answer = self._applications(timeout_s=10)
+        answer = self._applications(timeout_s=60)
         answer.raise_for_status()
         applications: dict[str, Any] = answer.json()["applications"]
         return applications

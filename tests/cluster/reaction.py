@@ -13,9 +13,10 @@ import os
 import time
 from typing import Any
 
+from ..ports import free_ports
 from . import standins
 from .load import Phase, Record, drive
-from .ray_cluster import RayCluster, free_ports, wait_until
+from .ray_cluster import RayCluster, wait_until
 
 GOAL_S = 2.0
 BUDGET = 6 * standins.SLOT

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import inf
 
 import pytest
 
 from . import standins
-from .conftest import Served
-from .load import Phase, Record, drive
+from .conftest import READY_TIMEOUT_S, Served
+from .load import Phase, Record, Sample, drive
 from .ray_cluster import wait_until
 
 pytestmark = [
@@ -24,10 +26,10 @@ pytestmark = [
 
 SLOT = 0.05
 SLOTS = 6
-GOAL_S = 2.0
-SCALING = {"budget": SLOTS * SLOT, "goal_ms": GOAL_S * 1e3, "hold_s": 60.0}
+SCALING = {"budget": SLOTS * SLOT, "goal_ms": 2e3, "hold_s": 60.0}
 RATE = 8.0  # one encoder embeds five images a second
-SHIFT_S, END_S = 15.0, 50.0
+PATIENCE_S = 180.0
+"""For each half of the load, which ends once replicas have followed it."""
 HALVES = ("fast-encoder", "fast-decoder", "accurate-encoder", "accurate-decoder")
 
 
@@ -37,6 +39,34 @@ class Ran:
 
     moved: Record
     garbage: Record
+
+    @property
+    def shift(self) -> float:
+        """When the load moved."""
+        return self.moved.began[1]
+
+
+def followed(record: Record) -> bool:
+    """One encoder of *fast* is not enough, and what is asked for has not changed lately."""
+    latest = [sample.target for sample in record.samples[-10:]]
+    return len(record.samples) > 20 and latest[0]["fast-encoder"] >= 2 and latest[0] == latest[-1]
+
+
+def moved(record: Record) -> bool:
+    """Replicas of *accurate* run instead, and the whole budget was needed for it."""
+    return (
+        record.samples[-1].running["accurate-encoder"] >= 2
+        and record.samples[-1].target["fast-encoder"] < most(record, "fast-encoder")
+        and max(map(total, record.samples)) >= SLOTS
+    )
+
+
+def most(record: Record, name: str) -> int:
+    return max(sample.target[name] for sample in record.samples)
+
+
+def total(sample: Sample) -> int:
+    return sum(sample.target[name] for name in HALVES)
 
 
 @pytest.fixture(scope="module")
@@ -54,76 +84,81 @@ def ran(served: Served, driver: None) -> Iterator[Ran]:
             == {"RUNNING"}
         ),
         "the stand-ins run",
-        120.0,
+        READY_TIMEOUT_S,
     )
+    over = threading.Event()
     garbage: list[Record] = []
-    steady = [Phase(END_S - 5.0, {"fast": 1.0})]
+    steady = [Phase(3 * PATIENCE_S, {"fast": 1.0}, lambda _: over.is_set())]
     beside = threading.Thread(target=lambda: garbage.append(drive(cluster, "garbage", steady)))
     beside.start()
-    moved = drive(
-        cluster,
-        "standins",
-        [Phase(SHIFT_S, {"fast": RATE}), Phase(END_S - SHIFT_S, {"accurate": RATE})],
-    )
-    beside.join()
-    yield Ran(moved, garbage[0])
+    try:
+        record = drive(
+            cluster,
+            "standins",
+            [
+                Phase(PATIENCE_S, {"fast": RATE}, followed),
+                Phase(PATIENCE_S, {"accurate": RATE}, moved),
+            ],
+            grace_s=PATIENCE_S,
+        )
+    finally:
+        over.set()
+        beside.join()
+    yield Ran(record, garbage[0])
     cluster.deploy(served.config)
-    wait_until(lambda: set(cluster.applications()) == {"sam"}, "the others are gone", 60.0)
+    wait_until(
+        lambda: set(cluster.applications()) == {"sam"}, "the others are gone", READY_TIMEOUT_S
+    )
 
 
-def targets(record: Record, name: str, since: float = 0.0) -> list[int]:
-    return [sample.target[name] for sample in record.samples if sample.at >= since]
+def targets(record: Record, name: str, since: float = 0.0, until: float = inf) -> list[int]:
+    return [sample.target[name] for sample in record.samples if since <= sample.at < until]
 
 
 def test_replicas_follow_the_load_from_one_variant_to_the_other(ran: Ran) -> None:
-    before = [s for s in ran.moved.samples if s.at < SHIFT_S][-1]
-    after = ran.moved.samples[-1]
+    before = [s for s in ran.moved.samples if s.at < ran.shift][-1]
     assert before.target["fast-encoder"] >= 2
     assert before.target["accurate-encoder"] == 0
-    assert after.running["accurate-encoder"] >= 2
-    assert after.target["fast-encoder"] < before.target["fast-encoder"]
+    assert any(moved(replace(ran.moved, samples=ran.moved.samples[:n])) for n in counted(ran.moved))
 
 
-def test_the_budget_holds_at_every_moment(ran: Ran) -> None:
-    totals = [sum(s.target[name] for name in HALVES) for s in ran.moved.samples]
-    # Ray itself wakes a deployment at its first request; the policy then takes one elsewhere.
-    over = [total for total in totals if total > SLOTS]
-    assert max(totals) <= SLOTS + 1
-    assert len(over) <= 2
-    assert max(totals) == SLOTS  # and it was short: there would be eight
+def counted(record: Record) -> range:
+    """How many samples there were at each moment."""
+    return range(1, len(record.samples) + 1)
+
+
+def test_the_budget_holds_but_for_the_moment_of_waking(ran: Ran) -> None:
+    """Ray itself wakes a deployment at its first request; the policy then takes one elsewhere."""
+    totals = [total(sample) for sample in ran.moved.samples]
+    assert SLOTS <= max(totals) <= SLOTS + 1  # it was short: there would be eight
+    over = [count > SLOTS for count in totals]
+    assert sum(now and not before for before, now in pairwise([False, *over])) <= 2
+    assert not over[-1]
 
 
 def test_the_first_request_wakes_what_sleeps(ran: Ran) -> None:
-    assert set(targets(ran.moved, "accurate-decoder")[: int(SHIFT_S)]) == {0}
-    woken = [
-        s.at - SHIFT_S
-        for s in ran.moved.samples
-        if s.target["accurate-encoder"] and s.target["accurate-decoder"]
-    ]
-    assert woken[0] < 5.0
+    for name in ("accurate-encoder", "accurate-decoder"):
+        assert set(targets(ran.moved, name, until=ran.shift)) == {0}
+        assert ran.moved.samples[-1].target[name] >= 1
     asked = sorted(r for r in ran.moved.requests if r[1] == "accurate")
     assert asked[0][2] is not None  # it was waited for, not refused
 
 
-def test_it_settles(ran: Ran) -> None:
-    since = ran.moved.last_change(SHIFT_S)
-    assert since is not None
-    assert since < 25.0
-    # Nobody is stopped who is started again: one direction for each.
-    for name in HALVES:
-        seen = targets(ran.moved, name, SHIFT_S + 0.5)
-        up = name.startswith("accurate")
-        assert seen == sorted(seen, reverse=not up), name
+def test_whoever_has_nothing_to_do_is_not_started_again_and_no_request_is_lost(ran: Ran) -> None:
+    """How fast it goes, `make bench-reaction` tells."""
     assert all(took is not None for _, _, took in ran.moved.requests)
-    late = ran.moved.p50_s("accurate", END_S - 8.0, END_S)
-    early = ran.moved.p50_s("accurate", SHIFT_S, SHIFT_S + 3.0)
-    assert late is not None
-    assert early is not None
-    assert late < GOAL_S < early
+    answered = max(at + (took or 0.0) for at, name, took in ran.moved.requests if name == "fast")
+    for name in HALVES:
+        if name.startswith("fast"):
+            seen = targets(ran.moved, name, max(ran.shift, answered))
+            assert seen == sorted(seen, reverse=True), name
+        else:
+            awake = [count > 0 for count in targets(ran.moved, name)]
+            assert awake == sorted(awake), name
 
 
 def test_replicas_that_talk_nonsense_keep_serving(ran: Ran, served: Served) -> None:
-    assert len(ran.garbage.requests) >= END_S - 6
+    assert ran.garbage.requests
     assert all(took is not None for _, _, took in ran.garbage.requests)
     for sample in ran.garbage.samples:
         assert 1 <= sample.target["fast-encoder"] <= 3

@@ -59,7 +59,7 @@ def call(port: int, method: str, message: bytes, token: str | None) -> grpc.Stat
             method, request_serializer=lambda m: m, response_deserializer=lambda m: m
         )
         try:
-            ask(message, metadata=metadata, timeout=30)
+            ask(message, metadata=metadata, timeout=300)
         except grpc.RpcError as exc:
             code: grpc.StatusCode = exc.code()
             return code
@@ -110,7 +110,7 @@ def test_a_driver_without_the_token_does_not_join(served: Served) -> None:
         for environment in tries
     ]  # fmt: skip
     for process in joining:
-        told = process.communicate(timeout=120)[0].decode(errors="replace")
+        told = process.communicate(timeout=300)[0].decode(errors="replace")
         assert process.returncode != 0
         assert "joined" not in told
         assert "authentication" in told.lower()
@@ -118,7 +118,7 @@ def test_a_driver_without_the_token_does_not_join(served: Served) -> None:
 
 @pytest.fixture
 def dashboard(served: Served) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=served.cluster.dashboard, trust_env=False, timeout=30) as client:
+    with httpx.Client(base_url=served.cluster.dashboard, trust_env=False, timeout=300) as client:
         yield client
 
 

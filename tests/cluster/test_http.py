@@ -25,6 +25,7 @@ from serve_app.engines.sam.model import load_sam
 from ..golden.cases import PHOTOS, cases_of, check_against, iou, photo, reference_answers
 from .conftest import Served
 from .ray_cluster import wait_until
+from .replica_logs import calls
 
 pytestmark = [pytest.mark.cluster, pytest.mark.weights]
 
@@ -42,10 +43,15 @@ def new_photo() -> np.ndarray:
     return pixels
 
 
-def segment(client: httpx.Client, pixels: np.ndarray, **fields: Any) -> dict[str, Any]:
-    """``/v1/segment`` with a file; other than a 200 fails."""
+def segment(
+    client: httpx.Client, pixels: np.ndarray, name: str | None = None, **fields: Any
+) -> dict[str, Any]:
+    """``/v1/segment`` with a file, as a request of this name; other than a 200 fails."""
     answer = client.post(
-        "/v1/segment", files={"file": png(pixels)}, data={"request": json.dumps(fields)}
+        "/v1/segment",
+        files={"file": png(pixels)},
+        data={"request": json.dumps(fields)},
+        headers={} if name is None else {"x-request-id": name},
     )
     assert answer.status_code == 200, answer.text
     content: dict[str, Any] = answer.json()
@@ -103,33 +109,25 @@ def test_accurate_sleeps_until_it_is_asked_for(served: Served, http: httpx.Clien
     assert len(awake["accurate-encoder"]) == len(awake["accurate-decoder"]) == 1
 
 
-def test_twenty_identical_requests_at_once_encode_once(http: httpx.Client) -> None:
+def test_twenty_identical_requests_at_once_encode_once(served: Served, http: httpx.Client) -> None:
     pixels, prompt = new_photo(), {"point_coords": [[200, 120]], "point_labels": [1]}
-    encoded = encode_calls(http)
+    names = [f"identical-{uuid.uuid4()}" for _ in range(20)]
 
-    def ask(_: int) -> dict[str, Any]:
-        return segment(http, pixels, prompts=[prompt], variant="fast")
+    def ask(name: str, of: np.ndarray = pixels) -> dict[str, Any]:
+        return segment(http, of, name, prompts=[prompt], variant="fast")
 
     with ThreadPoolExecutor(20) as pool:
-        answers = list(pool.map(ask, range(20)))
+        answers = list(pool.map(ask, names))
     # Not to the last digit: who shares a pass with whom is chance.
     found = [[mask["score"] for mask in answer["results"][0]["masks"]] for answer in answers]
-    np.testing.assert_allclose(found, [found[0]] * len(found), rtol=0, atol=1e-4)
-    assert ask(20)["cache"] == "memory"
-    # The encoder's own count: the metrics reach the page some seconds later.
-    wait_until(lambda: encode_calls(http) > encoded, "the encoder's count arrives", 30.0)
-    assert encode_calls(http) == encoded + 1
-
-
-def encode_calls(client: httpx.Client) -> float:
-    """Requests that the fast encoder has answered, as Serve counts them."""
-    total = 0.0
-    for line in client.get("/metrics").text.splitlines():
-        if line.startswith("ray_serve_deployment_request_counter") and (
-            'deployment="fast-encoder"' in line
-        ):
-            total += float(line.rpartition(" ")[2])
-    return total
+    np.testing.assert_allclose(found, [found[0]] * len(found), rtol=0, atol=1e-3)
+    again = f"again-{uuid.uuid4()}"
+    assert ask(again)["cache"] == "memory"
+    # The encoder's own log says how often it was asked; a later call's line comes after those.
+    later = f"later-{uuid.uuid4()}"
+    ask(later, new_photo())
+    wait_until(lambda: calls(served, "fast-encoder", later) == 1, "the log is written", 120.0)
+    assert calls(served, "fast-encoder", again, *names) == 1
 
 
 def test_mixed_requests_at_once_equal_the_same_ones_alone(http: httpx.Client) -> None:
@@ -149,7 +147,7 @@ def test_mixed_requests_at_once_equal_the_same_ones_alone(http: httpx.Client) ->
     for one, other in zip(alone, together, strict=True):
         for mine, theirs in zip(one["results"], other["results"], strict=True):
             for a, b in zip(mine["masks"], theirs["masks"], strict=True):
-                assert abs(a["score"] - b["score"]) < 1e-4
+                assert abs(a["score"] - b["score"]) < 1e-3
                 assert iou(mask_of(a), mask_of(b)) >= 0.999
 
 
@@ -231,7 +229,7 @@ def test_metrics_tell_of_every_deployment(http: httpx.Client) -> None:
         seen[:] = [answer.text]
         return 'deployment="fast-decoder"' in answer.text
 
-    wait_until(there, "the decoder's metrics arrive", 30.0)
+    wait_until(there, "the decoder's metrics arrive", 120.0)
     for family in (
         "ray_serve_deployment_request_counter",
         "ray_serve_deployment_processing_latency_ms",

@@ -7,7 +7,6 @@ import json
 import socket
 import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,12 +18,13 @@ from serve_app.telemetry.metrics import Instrument
 
 from .conftest import Served
 from .ray_cluster import wait_until
+from .replica_logs import lines, logs, who_wrote, whole_lines
 from .test_http import new_photo, png, segment
 
 pytestmark = [pytest.mark.cluster, pytest.mark.weights]
 
-ARRIVES_S = 45.0
-"""Ray gathers the figures of its processes every ten seconds."""
+ARRIVES_S = 120.0
+"""Ray gathers the figures of its processes every ten seconds; a busy machine is late with it."""
 BOX = {"box": [110, 20, 330, 230]}
 ONE_CLICK = {"point_coords": [[200, 120]], "point_labels": [1], "multimask_output": False}
 """The cascade of this cluster's ledger always wants to ask again for it."""
@@ -70,7 +70,7 @@ def told(samples: Samples, name: str, *labels: str) -> set[tuple[str, ...]]:
 def announce_too_much(http: httpx.Client) -> None:
     """A body that is refused by its length, before any of it is sent."""
     url = http.base_url
-    with socket.create_connection((url.host, url.port or 80), timeout=30) as connection:
+    with socket.create_connection((url.host, url.port or 80), timeout=120) as connection:
         connection.sendall(
             b"POST /v1/segment HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n"
             b"content-length: 99999999999\r\n\r\n"
@@ -81,7 +81,7 @@ def announce_too_much(http: httpx.Client) -> None:
 @pytest.fixture(scope="module")
 def metrics(served: Served) -> Samples:
     """The page after a request of each kind."""
-    with httpx.Client(base_url=served.url, timeout=120, trust_env=False) as http:
+    with httpx.Client(base_url=served.url, timeout=300, trust_env=False) as http:
         image = new_photo()
         for _ in range(2):
             answer = segment(http, image, prompts=[BOX], variant="fast")
@@ -159,29 +159,6 @@ def ray_targets(served: Served) -> list[str]:
 # Logs.
 
 
-def logs(served: Served) -> Path:
-    return served.cluster.folder / "session_latest" / "logs" / "serve"
-
-
-def whole_lines(path: Path) -> list[str]:
-    """Not the one that is being written."""
-    return path.read_text(encoding="utf-8").split("\n")[:-1]
-
-
-def lines(served: Served, request_id: str) -> Iterator[dict[str, Any]]:
-    """Log lines of a request, in all replicas of the application."""
-    for path in logs(served).glob("replica_sam_*.log"):
-        for line in whole_lines(path):
-            fields = json.loads(line)
-            if fields.get("request_id") == request_id:
-                yield fields
-
-
-def who_wrote(served: Served, request_id: str) -> set[str]:
-    """The deployments that logged something of a request."""
-    return {f["deployment"].removeprefix("sam_") for f in lines(served, request_id)}
-
-
 def test_a_requests_id_is_in_the_logs_of_every_replica_on_its_way(
     served: Served, http: httpx.Client
 ) -> None:
@@ -192,7 +169,7 @@ def test_a_requests_id_is_in_the_logs_of_every_replica_on_its_way(
     wait_until(
         lambda: set(PARTS) <= who_wrote(served, request_id),
         "the lines of all three are written",
-        10.0,
+        ARRIVES_S,
     )
     for fields in lines(served, request_id):
         assert {"asctime", "levelname", "message", "replica", "application"} <= fields.keys()
@@ -210,7 +187,7 @@ def test_without_an_id_of_the_client_logs_and_answer_have_one_and_the_same(
                 {"fast-decoder", "fast-encoder"} <= who_wrote(served, wanted)
             ),
             "the lines of both are written",
-            10.0,
+            ARRIVES_S,
         )
 
 

@@ -9,10 +9,10 @@ import httpx
 import numpy as np
 import pytest
 
-from ..golden.cases import cases_of, photo
+from ..golden.cases import cases_of, iou, photo
 from .conftest import Served
 from .ray_cluster import wait_until
-from .test_http import png, prompt_fields
+from .test_http import mask_of, png, prompt_fields
 
 pytestmark = [pytest.mark.cluster, pytest.mark.weights]
 
@@ -30,7 +30,7 @@ def ask(served: Served, prefix: str, variant: str = "fast") -> list[Any]:
         f"{served.url}{prefix}/v1/segment",
         files={"file": png(photo("chelsea"))},
         data={"request": json.dumps({"prompts": prompts, "variant": variant})},
-        timeout=120,
+        timeout=300,
         trust_env=False,
     )
     assert answer.status_code == 200, answer.text
@@ -50,7 +50,7 @@ def test_encoders_and_decoders_of_two_variants_share_one_gpu(placed: Served) -> 
     wait_until(
         lambda: abs(ray.available_resources()["GPU"] - left) < 1e-3,
         "the GPU is shared as configured",
-        30.0,
+        120.0,
     )
     assert len({replicas[name][0]["pid"] for name in ON_GPU}) == len(ON_GPU)
     assert len({replicas[name][0]["node_id"] for name in ON_GPU}) == 1
@@ -71,7 +71,7 @@ def test_a_graph_without_text_says_so(placed: Served) -> None:
         f"{placed.url}/clicks/v1/segment",
         files={"file": png(photo("chelsea"))},
         data={"text": "cat"},
-        timeout=60,
+        timeout=300,
         trust_env=False,
     )
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "text_unavailable")
@@ -80,6 +80,6 @@ def test_a_graph_without_text_says_so(placed: Served) -> None:
 def same(results: list[Any], others: list[Any]) -> None:
     for one, other in zip(results, others, strict=True):
         for a, b in zip(one["masks"], other["masks"], strict=True):
-            assert a["bbox"] == pytest.approx(b["bbox"], abs=1)
-            assert a["area"] == pytest.approx(b["area"], rel=1e-3)
-            np.testing.assert_allclose(a["score"], b["score"], atol=1e-4)
+            # Who shares a pass with whom is chance, and of it depend the last digits.
+            assert iou(mask_of(a), mask_of(b)) >= 0.999
+            np.testing.assert_allclose(a["score"], b["score"], atol=1e-3)

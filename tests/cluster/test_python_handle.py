@@ -21,7 +21,7 @@ BOX = Prompt(box=np.array([110, 20, 330, 230]), multimask_output=False)
 
 def call(request: SegmentRequest) -> SegmentResult:
     result: SegmentResult = (
-        serve.get_app_handle("sam").segment.remote(request).result(timeout_s=120)
+        serve.get_app_handle("sam").segment.remote(request).result(timeout_s=300)
     )
     return result
 
@@ -41,7 +41,7 @@ def test_masks_come_back_as_numpy() -> None:
 
 def test_text_and_embed_are_there_too() -> None:
     handle = serve.get_app_handle("sam")
-    embedded: EmbedResult = handle.embed.remote(photo("chelsea")).result(timeout_s=120)
+    embedded: EmbedResult = handle.embed.remote(photo("chelsea")).result(timeout_s=300)
     assert (embedded.width, embedded.height) == (451, 300)
     found = call(SegmentRequest(image=embedded.image_id, task=TextQuery(text=("cat",))))
     assert found.results[0].present is True

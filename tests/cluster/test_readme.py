@@ -51,7 +51,7 @@ def test_curl_examples(served: Served, folder: Path, block: str) -> None:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     answers = [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
@@ -70,7 +70,7 @@ def test_python_example(served: Served, folder: Path) -> None:
         env={**served.cluster.environment, "RAY_ADDRESS": served.cluster.address},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert "(300, 451) bool" in done.stdout

@@ -13,7 +13,6 @@ import pytest
 
 from ..golden.cases import photo
 from .conftest import Served
-from .ray_cluster import wait_until
 from .test_http import new_photo, png, segment
 
 pytestmark = [pytest.mark.cluster, pytest.mark.weights]
@@ -54,7 +53,7 @@ HINTS = (
 @pytest.fixture(scope="module")
 def known(served: Served) -> str:
     """An image that both variants know; *accurate* is awake then."""
-    with httpx.Client(base_url=served.url, timeout=120, trust_env=False) as client:
+    with httpx.Client(base_url=served.url, timeout=300, trust_env=False) as client:
         for variant in ("accurate", "fast"):
             answer = segment(client, photo("chelsea"), prompts=[POINT], variant=variant)
         image_id: str = answer["image_id"]
@@ -103,15 +102,8 @@ def test_a_new_image_goes_by_time(http: httpx.Client, known: str) -> None:
 
 
 def test_the_cascade_answers_by_the_second_variant(http: httpx.Client, known: str) -> None:
-    answer: dict[str, Any] = {}
-
-    def asked_again() -> bool:
-        nonlocal answer
-        answer = segment(http, new_photo(), prompts=[ONE_MASK])
-        return "degraded" not in answer
-
-    # A machine that is too busy for a second answer says so; it remembers that for half a minute.
-    wait_until(asked_again, "there is time for a second answer", 90.0)
+    answer = segment(http, new_photo(), prompts=[ONE_MASK])
+    assert "degraded" not in answer
     assert answer["variant"] == "fast"
     assert answer["escalated"] == 1
     assert answer["results"][0]["variant"] == "accurate"
@@ -125,7 +117,7 @@ def test_the_deadline_header_ends_the_work(http: httpx.Client) -> None:
         "/v1/segment",
         files={"file": png(new_photo())},
         data={"request": json.dumps({"prompts": [POINT], "variant": "fast"})},
-        headers={"x-request-timeout-seconds": "0.2"},
+        headers={"x-request-timeout-seconds": "0.02"},  # less than an encoder needs anywhere
     )
     assert answer.status_code == 504
     assert answer.json()["error"]["code"] == "deadline_exceeded"

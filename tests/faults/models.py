@@ -10,6 +10,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -42,6 +43,7 @@ class StandIns(Strict):
     score_ms: float = Field(10.0, ge=0)
     embedding_bytes: int = Field(65_536, ge=0, description="of one image")
     leak_bytes_per_s: int = Field(0, ge=0, description="of an encoder that is asked")
+    gate: str = Field("", description="folder of files that hold passes up; see `hold_up`")
     leak_files_per_min: float = Field(0.0, ge=0, description="likewise, descriptors")
 
 
@@ -76,10 +78,17 @@ class Worked:
     Attributes:
         by_size: of encoder and decoder, by the image's width and height: a caller whose images
             have a size of their own can be told from others.
+        begun: the same, counted when their passes begin.
     """
 
     items = 0
     by_size: ClassVar[Counter[tuple[int, int]]] = Counter()
+    begun: ClassVar[Counter[tuple[int, int]]] = Counter()
+
+    @classmethod
+    def begin(cls, heights_and_widths: Iterable[tuple[int, int]]) -> None:
+        """Count items of a pass that begins."""
+        cls.begun.update((width, height) for height, width in heights_and_widths)
 
     @classmethod
     def on(cls, heights_and_widths: Iterable[tuple[int, int]]) -> None:
@@ -87,6 +96,26 @@ class Worked:
         for height, width in heights_and_widths:
             cls.items += 1
             cls.by_size[width, height] += 1
+
+
+def hold_up(folder: str, role: str, heights_and_widths: Iterable[tuple[int, int]]) -> None:
+    """Let a pass wait while there is a file for one of its images' sizes, such as "encode 72x54".
+
+    So a test knows what has begun when it does something, however busy the machine is.  The file
+    holds how many items of the size each process lets through before.
+    """
+    if not folder:
+        return
+    sizes = {(width, height) for height, width in heights_and_widths}
+    while any(_shut(Path(folder) / f"{role} {w}x{h}", Worked.by_size[w, h]) for w, h in sizes):
+        time.sleep(0.01)
+
+
+def _shut(file: Path, done: int) -> bool:
+    try:
+        return done >= int(file.read_text() or 0)
+    except FileNotFoundError:
+        return False
 
 
 class SleepingEncoder:
@@ -100,8 +129,11 @@ class SleepingEncoder:
 
     def encode_batch(self, images: Sequence[RgbArray]) -> list[Embedding]:
         self._leak()
+        sizes = [(image.shape[0], image.shape[1]) for image in images]
+        Worked.begin(sizes)
+        hold_up(self._times.gate, "encode", sizes)
         time.sleep(self._times.encode_ms / 1e3)
-        Worked.on((image.shape[0], image.shape[1]) for image in images)
+        Worked.on(sizes)
         return [self._embedding(image) for image in images]
 
     def _embedding(self, image: RgbArray) -> Embedding:
@@ -129,8 +161,11 @@ class SleepingDecoder:
         self._times = times
 
     def decode_batch(self, jobs: Sequence[DecodeJob]) -> list[tuple[Mask, ...]]:
+        sizes = [(job.embedding.height, job.embedding.width) for job in jobs]
+        Worked.begin(sizes)
+        hold_up(self._times.gate, "decode", sizes)
         time.sleep(self._times.decode_ms / 1e3)
-        Worked.on((job.embedding.height, job.embedding.width) for job in jobs)
+        Worked.on(sizes)
         return [self._masks(job) for job in jobs]
 
     def _masks(self, job: DecodeJob) -> tuple[Mask, ...]:

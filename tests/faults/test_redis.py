@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import statistics
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -19,6 +17,7 @@ import numpy as np
 import pytest
 import redis
 
+import serve_app.cache.redis
 from serve_app.cache.redis import RedisTier
 from serve_app.core.settings import CacheSettings
 from serve_app.core.types import CacheTier, Embedding
@@ -28,7 +27,9 @@ from serve_app.telemetry.metrics import REDIS_BREAKER_OPEN, REDIS_OPERATIONS
 from .redis_server import RedisServer
 
 KEYS = 16
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
+PATIENT = {"redis_timeout_s": 1.0}
+"""For lookups of a Redis that answers: on a busy machine the default is soon over."""
 
 
 @pytest.fixture
@@ -37,6 +38,12 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
     server = RedisServer(tmp_path)
     yield server
     server.kill()
+
+
+@pytest.fixture(autouse=True)
+def _patient_background(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connecting, writing and pinging may take long, on a busy machine too."""
+    monkeypatch.setattr(serve_app.cache.redis, "_BACKGROUND_S", 60.0)
 
 
 def _settings(url: str, **more: Any) -> CacheSettings:
@@ -61,14 +68,13 @@ class Load:
 
     Attributes:
         tiers: where the answers came from, since it was last cleared.
-        seconds: what lookups took, since it was last cleared.
     """
 
     def __init__(self, tier: RedisTier, callers: int = 4) -> None:
         self._cache = TieredEmbeddingCache(0, tier)
         self._turn = 0
+        self.callers = callers
         self.tiers: Counter[CacheTier] = Counter()
-        self.seconds: list[float] = []
         self._tasks = [asyncio.create_task(self._call()) for _ in range(callers)]
 
     async def _call(self) -> None:
@@ -79,9 +85,7 @@ class Load:
             async def compute(number: int = number) -> Embedding:
                 return embedding(number)
 
-            begun = time.perf_counter()
             found = await self._cache.get_or_compute(f"key-{number}", compute)
-            self.seconds.append(time.perf_counter() - begun)
             assert found is not None
             np.testing.assert_array_equal(found[0].tensors["e"], embedding(number).tensors["e"])
             self.tiers[found[1]] += 1
@@ -97,7 +101,6 @@ class Load:
     async def phase(self, tier: CacheTier, answers: int = 60) -> None:
         """Until so many more answers have come from there."""
         self.tiers.clear()
-        self.seconds.clear()
         await self.until(lambda: self.tiers[tier] >= answers)
 
     async def end(self) -> None:
@@ -107,7 +110,7 @@ class Load:
 
 
 async def test_it_may_be_absent_at_the_start(server: RedisServer, counted: Any) -> None:
-    async with tier_at(server.url) as tier:
+    async with tier_at(server.url, **PATIENT) as tier:
         load = Load(tier)
         await load.phase(CacheTier.MISS)
         assert load.tiers[CacheTier.REDIS] == 0
@@ -121,7 +124,7 @@ async def test_it_may_be_absent_at_the_start(server: RedisServer, counted: Any) 
 
 async def test_it_may_die_and_return_under_load(server: RedisServer, counted: Any) -> None:
     await asyncio.to_thread(server.start)
-    async with tier_at(server.url) as tier:
+    async with tier_at(server.url, **PATIENT) as tier:
         load = Load(tier)
         for _ in range(3):
             await load.phase(CacheTier.REDIS)
@@ -147,8 +150,11 @@ async def test_it_may_freeze_and_thaw_under_load(server: RedisServer, counted: A
             await load.until(lambda: tier.circuit_open)
             await load.phase(CacheTier.MISS)
             assert load.tiers[CacheTier.REDIS] == 0
-            # Left alone, it costs nothing: nobody waits for a time limit.
-            assert statistics.median(load.seconds) < 0.05
+            # Left alone, it costs nothing: nobody waits for a time limit, but who waited already.
+            late = counted.of(REDIS_OPERATIONS, operation="get", outcome="timeout")
+            await load.phase(CacheTier.MISS)
+            waited = counted.of(REDIS_OPERATIONS, operation="get", outcome="timeout") - late
+            assert waited < load.callers
             server.cont()
             await load.until(lambda: not tier.circuit_open)
         await load.phase(CacheTier.REDIS)
@@ -163,15 +169,13 @@ async def test_three_lookups_wait_for_a_frozen_one_and_the_next_do_not(
     server.stop()
     # Only a probe that fails at once could fall into this test.
     async with tier_at(server.url, redis_probe_interval_s=8.0) as tier:
-        seconds = []
         for failures in (1, 2, 3):
             assert not tier.circuit_open
-            begun = time.perf_counter()
             assert await tier.get("k") is None
-            seconds.append(time.perf_counter() - begun)
+            # The lookup itself, which has its connection's time, goes on.
+            assert tier._late
             assert counted.of(REDIS_OPERATIONS, operation="get", outcome="timeout") == failures
         assert tier.circuit_open
-        assert min(seconds) < 0.5  # 0.05, on a machine that has nothing else to do
         for _ in range(50):
             assert await tier.get("k") is None
         assert counted.of(REDIS_OPERATIONS, operation="get", outcome="timeout") == 3
@@ -179,12 +183,15 @@ async def test_three_lookups_wait_for_a_frozen_one_and_the_next_do_not(
         assert [r.levelno for r in our_log()] == [logging.WARNING]
 
 
-async def test_writing_to_a_frozen_one_holds_nobody_up(server: RedisServer, counted: Any) -> None:
+async def test_writing_to_a_frozen_one_holds_nobody_up(
+    server: RedisServer, counted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await asyncio.to_thread(server.start)
     async with tier_at(server.url, redis_queue_bytes=100_000) as tier:
         tier.put("k", lambda: b"value", 5)
         await tier.written()
         server.stop()
+        monkeypatch.setattr(serve_app.cache.redis, "_BACKGROUND_S", 0.3)
         for _ in range(40):
             # More than the kernel takes for it; `put` is no coroutine and cannot wait.
             tier.put("k", lambda: bytes(8_000_000), 10_000)
@@ -205,13 +212,19 @@ class Far:
 
 
 @asynccontextmanager
-async def delayed(port: int, delay_s: float) -> AsyncIterator[Far]:
+async def delayed(port: int, parts: int) -> AsyncIterator[Far]:
+    """A way to a Redis that takes so many short sleeps in each direction.
+
+    A lookup's time limit is waited for in parts, too: when this process is held up, one part of
+    each is over, and who is late stays so.
+    """
     far = Far()
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(2**16):
             far.pings += data.count(b"PING")
-            await asyncio.sleep(delay_s)
+            for _ in range(parts):
+                await asyncio.sleep(0.01)
             writer.write(data)
             await writer.drain()
 
@@ -230,7 +243,7 @@ async def delayed(port: int, delay_s: float) -> AsyncIterator[Far]:
 
 async def test_a_slow_one_is_used_as_long_as_it_is_in_time(server: RedisServer) -> None:
     await asyncio.to_thread(server.start)
-    async with delayed(server.port, 0.005) as far, tier_at(far.url, redis_timeout_s=1.0) as tier:
+    async with delayed(server.port, 1) as far, tier_at(far.url, **PATIENT) as tier:
         load = Load(tier)
         await load.phase(CacheTier.REDIS)
         assert not tier.circuit_open
@@ -241,7 +254,7 @@ async def test_one_that_is_always_late_opens_the_circuit_although_it_answers(
     server: RedisServer, counted: Any
 ) -> None:
     await asyncio.to_thread(server.start)
-    async with delayed(server.port, 0.1) as far, tier_at(far.url) as tier:
+    async with delayed(server.port, 10) as far, tier_at(far.url) as tier:
         load = Load(tier)
         await load.until(lambda: tier.circuit_open)
         await load.phase(CacheTier.MISS)
@@ -256,7 +269,7 @@ async def test_one_that_is_always_late_opens_the_circuit_although_it_answers(
 
 async def test_a_burst_opens_no_more_connections_than_allowed(server: RedisServer) -> None:
     await asyncio.to_thread(server.start)
-    async with tier_at(server.url, redis_connections=3, redis_timeout_s=1.0) as tier:
+    async with tier_at(server.url, redis_connections=3, **PATIENT) as tier:
         tier.put("k", lambda: b"value", 5)
         await tier.written()
         found = await asyncio.gather(*(tier.get("k") for _ in range(200)))
@@ -288,8 +301,8 @@ asyncio.run(main())
 async def test_what_was_warm_is_found_after_a_restart_of_ours(server: RedisServer) -> None:
     await asyncio.to_thread(server.start)
     command = [sys.executable, "-c", FIRST_LIFE, server.url]
-    await asyncio.to_thread(subprocess.run, command, check=True, timeout=60)
-    async with tier_at(server.url, redis_timeout_s=1.0) as tier:
+    await asyncio.to_thread(subprocess.run, command, check=True, timeout=300)
+    async with tier_at(server.url, **PATIENT) as tier:
         found = await TieredEmbeddingCache(10**6, tier).get_or_compute("warm", None)
     assert found is not None
     assert found[1] is CacheTier.REDIS
@@ -299,7 +312,7 @@ async def test_what_was_warm_is_found_after_a_restart_of_ours(server: RedisServe
 async def test_what_redis_has_evicted_is_a_miss(tmp_path: Path, counted: Any) -> None:
     options = ("--maxmemory", "6mb", "--maxmemory-policy", "allkeys-lru")
     with RedisServer(tmp_path, *options) as server:
-        async with tier_at(server.url, redis_timeout_s=1.0) as tier:
+        async with tier_at(server.url, **PATIENT) as tier:
             for number in range(20):
                 cache = TieredEmbeddingCache(0, tier)
                 found = await cache.get_or_compute(str(number), _computing(number, 250_000))
@@ -318,7 +331,7 @@ async def test_one_that_is_full_is_read_and_its_circuit_stays_closed(
 ) -> None:
     options = ("--maxmemory", "6mb", "--maxmemory-policy", "noeviction")
     with RedisServer(tmp_path, *options) as server:
-        async with tier_at(server.url, redis_timeout_s=1.0) as tier:
+        async with tier_at(server.url, **PATIENT) as tier:
             for number in range(20):
                 cache = TieredEmbeddingCache(0, tier)
                 await cache.get_or_compute(str(number), _computing(number, 250_000))
@@ -342,12 +355,12 @@ async def test_a_password_is_used_and_never_told(
     caplog.set_level(logging.DEBUG)
     with RedisServer(tmp_path, "--requirepass", "hunter2") as server:
         right = server.url.replace("redis://", "redis://:hunter2@")
-        async with tier_at(right, redis_timeout_s=1.0) as tier:
+        async with tier_at(right, **PATIENT) as tier:
             tier.put("k", lambda: b"value", 5)
             await tier.written()
             assert await tier.get("k") == b"value"
         for wrong in (right.replace("hunter2", "hunter3"), server.url):
-            async with tier_at(wrong, redis_timeout_s=1.0) as tier:
+            async with tier_at(wrong, **PATIENT) as tier:
                 for _ in range(5):
                     assert await tier.get("k") is None
                 await asyncio.to_thread(server.kill)

@@ -110,7 +110,7 @@ def test_work_is_what_the_floors_count(checkpoint: Path, embedding: Embedding) -
 
 
 def test_the_script_for_gpus_runs_dry() -> None:
-    rows, notes = gpu.run(gpu.Plan.dry("cpu"))
+    rows, notes = gpu.run(gpu.GpuPlan.dry("cpu"))
     assert [r.case for r in rows if r.ours] == ["vit_t, 1 images", "1 prompts", "2 prompts"]
     assert {r.system for r in rows} == {gpu.OURS, gpu.EAGER, gpu.EAGER_HALF}
     assert all(r.floor is not None and len(r.rounds) == 1 for r in rows)

@@ -134,6 +134,6 @@ def test_prompts_of_two_images_do_not_mix(features: Features) -> None:
     alone = [decoder.decode_batch([job])[0] for job in jobs]
     for masks, wanted in zip(together, alone, strict=True):
         for mask, other in zip(masks, wanted, strict=True):
-            assert abs(mask.score - other.score) < 1e-4
-            assert iou(mask.array, other.array) > 0.999
+            assert abs(mask.score - other.score) < 1e-3
+            assert iou(mask.array, other.array) >= 0.999
     assert iou(together[0][2].array, together[1][2].array) < 0.9

@@ -180,5 +180,5 @@ async def test_the_greatest_numbers_accepted_give_finite_scores(
 def _check_same(masks: tuple[Mask, ...], others: tuple[Mask, ...]) -> None:
     assert len(masks) == len(others)
     for mask, other in zip(masks, others, strict=True):
-        assert abs(mask.score - other.score) < 1e-5
-        assert iou(mask.array, other.array) >= 0.9999
+        assert abs(mask.score - other.score) < 1e-3
+        assert iou(mask.array, other.array) >= 0.999

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -20,11 +18,10 @@ from serve_app.core.settings import (
 from serve_app.local import build_local_service
 from serve_tools.evaluation.metrics import iou_matrix
 from serve_tools.synthetic.scenes import all_captions, draw_scene
-from serve_tools.workshop.tiny_clip import tiny_clip_settings
+from tests.tiny_clip import captions, tiny_clip_settings
 
 pytestmark = pytest.mark.weights
 
-TINY_CLIP = Path(__file__).resolve().parents[1] / "assets" / "tiny_clip"
 SEED = 7
 
 
@@ -35,13 +32,11 @@ async def test_open_clip_finds_the_named_object_among_segmented_candidates() -> 
         encoder=EncoderSettings(compute=compute),
         decoder=DecoderSettings(compute=compute),
     )
-    text = TextSettings(
-        engine="open_clip", compute=compute, open_clip=tiny_clip_settings(TINY_CLIP)
-    )
+    text = TextSettings(engine="open_clip", compute=compute, open_clip=tiny_clip_settings())
     service = build_local_service(GraphSettings(variants={"fast": fast}, text=text))
     scene = draw_scene(SEED)
-    absent = next(c for c in all_captions() if c not in scene.captions)
-    query = TextQuery(text=(*scene.captions, absent), points_per_side=12)
+    absent = next(c for c in all_captions() if c not in captions(scene))
+    query = TextQuery(text=(*captions(scene), absent), points_per_side=12)
 
     result = await service.segment(SegmentRequest(image=scene.pixels, task=query))
 

@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import random
+import statistics
 import subprocess
 import sys
 from collections import Counter
@@ -19,12 +20,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from .answering import application, send
 from .images import HostileImage, hostile_images, picture, saved
 
+pytestmark = pytest.mark.slow
+
 CASES = int(os.environ.get("SAM_SERVE_HOSTILE_IMAGES", "400"))
 SEED = 20_261
-SECONDS = 1.0
+MOST_WORK = 500
+"""A case may take so many times the processor's time of a usual one."""
 MORE_BYTES = 150 * 2**20
 FIELD = "-----------------------------hostile"
 PLAN = {
@@ -116,13 +122,14 @@ def answer_to(process: subprocess.Popen[bytes], request: Asked) -> dict[str, Any
     return answer
 
 
-def warmed(process: subprocess.Popen[bytes]) -> int:
-    """The memory of a process that has answered a usual request of each kind."""
+def warmed(process: subprocess.Popen[bytes]) -> tuple[int, float]:
+    """Memory, and usual seconds, of a process that has answered usual requests of each kind."""
     rng = random.Random(SEED)
     usual = [HostileImage("usual", saved(picture(rng), "JPEG"), "decoded") for _ in range(5)]
-    answers = [answer_to(process, asked(i, case)) for i, case in enumerate(usual)]
+    rounds = [[answer_to(process, asked(i, case)) for i, case in enumerate(usual)] for _ in "ab"]
+    answers = rounds[-1]  # the first builds what the next ones use
     assert [a["status"] for a in answers] == [200] * 5
-    return int(answers[-1]["peak_bytes"])
+    return int(answers[-1]["peak_bytes"]), statistics.median(a["seconds"] for a in answers)
 
 
 def test_hostile_images_over_http(tmp_path: Path) -> None:
@@ -135,13 +142,13 @@ def test_hostile_images_over_http(tmp_path: Path) -> None:
     seen: Counter[str] = Counter()
     slowest = 0.0
     with answering() as process:
-        before = warmed(process)
+        before, usual_s = warmed(process)
         for index, (case, request) in enumerate(cases(canary)):
             answer = answer_to(process, request)
             where = f"case {index}, {case.kind}, {request.path}: {answer['text'][:200]}"
             seen[case.kind] += 1
             slowest = max(slowest, answer["seconds"])
-            assert answer["seconds"] < SECONDS, where
+            assert answer["seconds"] < MOST_WORK * usual_s, where
             assert answer["peak_bytes"] - before < MORE_BYTES, where
             assert str(answer["status"]) in declared[request.path], where
             assert not canary.exists(), where
@@ -153,7 +160,10 @@ def test_hostile_images_over_http(tmp_path: Path) -> None:
         more = (answer["peak_bytes"] - before) / 2**20
     assert (sum(seen.values()), len(seen)) == (CASES, 28)
     assert seen.keys() >= PLAN
-    print(f"{CASES} hostile images: slowest {slowest:.2f} s, memory +{more:.0f} MiB")
+    print(
+        f"{CASES} hostile images: slowest {slowest / usual_s:.0f} times a usual one, "
+        f"memory +{more:.0f} MiB"
+    )
 
 
 def _check_refusal(answer: dict[str, Any], where: str) -> None:
@@ -170,10 +180,10 @@ def test_a_leak_would_be_seen(tmp_path: Path) -> None:
     rng = random.Random(SEED)
     case = HostileImage("usual", saved(picture(rng), "JPEG"), "decoded")
     with answering("--leak") as process:
-        before = warmed(process)
+        before, _ = warmed(process)
         peaks = [answer_to(process, asked(i, case))["peak_bytes"] for i in range(45)]
     assert peaks[-1] - before > MORE_BYTES
     with answering() as process:
-        before = warmed(process)
+        before, _ = warmed(process)
         peaks = [answer_to(process, asked(i, case))["peak_bytes"] for i in range(45)]
     assert peaks[-1] - before < MORE_BYTES / 10

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from serve_app.capabilities import SegmentRequest, TextQuery
+from serve_app.capabilities import Prompts, SegmentRequest, TextQuery
 from serve_app.core.errors import UnknownImage
 from serve_app.core.geometry import tight_box
 from serve_app.core.rle import encode_rle
@@ -28,7 +28,7 @@ from serve_tools.evaluation.annotations import (
     load_dataset,
 )
 from serve_tools.evaluation.kinds import PromptKind
-from serve_tools.evaluation.records import Plan
+from serve_tools.evaluation.records import EvaluationPlan
 
 SIDE = 120
 
@@ -96,8 +96,8 @@ class FakeService:
             assert self.text is not None
             results = [self.text(name, text) for text in request.task.text]
         else:
-            assert isinstance(request.task, Sequence)
-            results = [self._prompted(name, p, request.variant) for p in request.task]
+            assert isinstance(request.task, Prompts)
+            results = [self._prompted(name, p, request.variant) for p in request.task.prompts]
         return SegmentResult(
             image_id=name,
             width=self.size[0],
@@ -173,8 +173,10 @@ def load(folder: Path, objects: Mapping[str, Sequence[BoolArray]], **options: An
     return load_dataset(folder, write_dataset(folder, objects, **options))
 
 
-def plan(*prompts: PromptKind, variants: tuple[str, ...] = ("fast",), **options: Any) -> Plan:
-    return Plan(variants=variants, prompts=prompts or (PromptKind.BOX,), **options)
+def plan(
+    *prompts: PromptKind, variants: tuple[str, ...] = ("fast",), **options: Any
+) -> EvaluationPlan:
+    return EvaluationPlan(variants=variants, prompts=prompts or (PromptKind.BOX,), **options)
 
 
 SCENE = {

@@ -18,7 +18,7 @@ from serve_app.core.limits import Limits
 from serve_app.core.rle import encode_rle
 from serve_app.images.decode import decode_image
 from serve_tools.bench import http as over_http
-from serve_tools.bench import questions
+from serve_tools.bench import own_service
 from serve_tools.bench.clients import IsatClient, OurClient, OurEmbedClient, PlainClient
 from serve_tools.bench.generators import META, score
 from serve_tools.bench.load import RequestFailed, drive
@@ -192,11 +192,11 @@ async def test_ours_asks_by_id_what_is_known_and_sends_what_is_new(photos: Photo
     fake = Fake()
     async with fake.http() as http:
         client = OurClient(http, "fast", by_id=True)
-        await client.know(photos.known[0])
-        stages = await client.ask(photos.known[0], (1.0, 2.0))
-        await client.ask(photos.new(), (1.0, 2.0))
-        await OurClient(http, "fast", by_id=False).ask(photos.known[0], (1.0, 2.0))
-        await OurEmbedClient(http, "fast", by_id=False).ask(photos.known[0], (1.0, 2.0))
+        await client.introduce(photos.known[0])
+        stages = await client.send(photos.known[0], (1.0, 2.0))
+        await client.send(photos.new(), (1.0, 2.0))
+        await OurClient(http, "fast", by_id=False).send(photos.known[0], (1.0, 2.0))
+        await OurEmbedClient(http, "fast", by_id=False).send(photos.known[0], (1.0, 2.0))
     assert stages == {"decode_masks": 1.0}  # the total is no stage
     assert fake.asked == [
         ("/v1/embed", "file"),
@@ -211,19 +211,19 @@ async def test_peers_are_asked_as_they_want(photos: Photos) -> None:
     fake = Fake()
     async with fake.http() as http:
         plain, isat = PlainClient(http), IsatClient(http)
-        await plain.know(photos.known[0])
-        assert await plain.ask(photos.known[0], (1.0, 2.0)) == {"decode": 1.0}
-        await isat.know(photos.known[0])
-        await isat.ask(photos.known[0], (1.0, 2.0))
+        await plain.introduce(photos.known[0])
+        assert await plain.send(photos.known[0], (1.0, 2.0)) == {"decode": 1.0}
+        await isat.introduce(photos.known[0])
+        await isat.send(photos.known[0], (1.0, 2.0))
     assert fake.asked == [("/segment", "file")] * 2 + [("/api/encode", "file")]
 
 
 async def test_an_answer_without_its_masks_does_not_count(photos: Photos) -> None:
     async with Fake(masks=1).http() as http:
         with pytest.raises(RequestFailed, match="1 masks"):
-            await PlainClient(http).ask(photos.known[0], (1.0, 2.0))
+            await PlainClient(http).send(photos.known[0], (1.0, 2.0))
         with pytest.raises(RequestFailed, match="1 masks"):
-            await OurClient(http, "fast", by_id=False).ask(photos.known[0], (1.0, 2.0))
+            await OurClient(http, "fast", by_id=False).send(photos.known[0], (1.0, 2.0))
 
 
 def test_mixes_bring_the_photos_that_they_say(photos: Photos) -> None:
@@ -244,10 +244,10 @@ class FakeClient:
     def __init__(self, http: httpx.AsyncClient, log: list[str], name: str, fail: bool) -> None:
         self._log, self._name, self._fail = log, name, fail
 
-    async def know(self, photo: Photo) -> None:
+    async def introduce(self, photo: Photo) -> None:
         self._log.append(f"{self._name} knows {photo.name}")
 
-    async def ask(self, photo: Photo, click: tuple[float, float]) -> Mapping[str, float]:
+    async def send(self, photo: Photo, click: tuple[float, float]) -> Mapping[str, float]:
         if self._fail:
             raise RequestFailed("status 500")
         return {"decode": 1.0}
@@ -272,7 +272,7 @@ def test_services_run_alone_and_take_turns_to_be_first(photos: Photos) -> None:
         )
         for name in ("ours", "peer")
     ]
-    effort = over_http.Effort(rounds=2, seconds=0.0, least=2, warm_s=0.0, concurrencies=(1, 2))
+    effort = over_http.LoadEffort(rounds=2, seconds=0.0, least=2, warm_s=0.0, concurrencies=(1, 2))
     peaks = iter([2e9, 1e9])  # the machine was busy in the second round
     rows, notes = over_http.run(
         systems, photos, effort, bare=lambda: None, work={over_http.REPEATED: 4.0},
@@ -310,7 +310,7 @@ async def test_boxes_are_sent_in_one_call_and_counted(photos: Photos) -> None:
     async with httpx.AsyncClient(
         base_url="http://x", transport=httpx.MockTransport(answer)
     ) as http:
-        rows = await questions.boxes(http, photos.known[0], "fast", 2, count=7)
+        rows = await own_service.boxes(http, photos.known[0], "fast", 2, count=7)
     assert len(bodies) == 3
     assert all(len(body["prompts"]) == 7 for body in bodies)  # type: ignore[arg-type]
     assert len(rows[0].rounds) == 2
@@ -321,7 +321,7 @@ async def test_memory_is_looked_at_before_and_after(photos: Photos) -> None:
     looks = iter([{"r": 100 * 2**20}, {"r": 130 * 2**20}])
     fake = Fake()
     async with fake.http() as http:
-        rows = await questions.memory(http, photos, "fast", 40, lambda name: next(looks))
+        rows = await own_service.memory(http, photos, "fast", 40, lambda name: next(looks))
     assert sum(path == "/v1/segment" for path, _ in fake.asked) == 40
     assert rows[0].rounds == (130.0,)
     assert rows[0].details == {"before": 100.0, "growth": 30.0}

@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 import pytest
 
-from serve_tools.bench.hops import BARE, HTTP, OVER, PARTS, Effort, parts_of, run
+from serve_tools.bench.hops import BARE, HTTP, OVER, PARTS, HopsEffort, parts_of, run
 from serve_tools.bench.photos import Photo
 
 STAGES = {
@@ -78,7 +78,7 @@ def test_both_take_their_turn_in_every_round(server: _Server) -> None:
         server.events.append(f"bare {prompts}")
 
     url = f"http://127.0.0.1:{server.server_port}"
-    effort = Effort(rounds=2, calls=3, callers=(1, 2))
+    effort = HopsEffort(rounds=2, calls=3, callers=(1, 2))
     rows = run(url, decode, PHOTO, effort=effort)
 
     warm, turn = ["http"] * 2 + ["bare 1"] * 2, ["bare 1"] * 3 + ["http"] * 3

@@ -31,6 +31,8 @@ from serve_app.core.types import (
 )
 from serve_app.http.app import create_app
 
+from ..clocks import Clock
+
 SHAPE = np.tri(7, 9, dtype=np.bool_)
 LOGITS = np.linspace(-9, 9, 256 * 256, dtype=np.float16).reshape(256, 256)
 MASK = Mask(
@@ -199,7 +201,7 @@ async def test_answer_comes_back_whole(sam: HttpService) -> None:
 
 @pytest.mark.parametrize("image", [b"file", "9-7-abc"], ids=["form", "json"])
 async def test_hints_and_deadline_arrive_as_they_were(
-    sam: HttpService, recorder: Recorder, image: bytes | str
+    sam: HttpService, recorder: Recorder, clock: Clock, image: bytes | str
 ) -> None:
     task = (Prompt(box=np.array([0, 1, 5, 6])),)
     hints = {"max_latency_ms": 150.5, "min_quality": 0.75, "timeout_s": 2.5}
@@ -345,18 +347,25 @@ async def test_what_is_not_asked_again(
     assert len(service.requests) == asked
 
 
-async def test_a_requests_own_time_bounds_the_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_requests_own_time_bounds_the_attempts(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
     service = Refusals(20, monkeypatch, wait="4")
+
+    async def pause(seconds: float) -> None:
+        service.waits.append(seconds)
+        clock.now += seconds
+
+    monkeypatch.setattr(client, "_pause", pause)
     async with refused(service, retries=5) as sam:
         with pytest.raises(Overloaded):
             await sam.segment(SegmentRequest(image="x", task=Everything(), timeout_s=3))
         assert len(service.requests) == 1
         with pytest.raises(Overloaded):
             await sam.segment(SegmentRequest(image="x", task=Everything(), timeout_s=90))
-    assert len(service.requests) > 2
     told = [float(r.headers["x-request-timeout-seconds"]) for r in service.requests[1:]]
-    assert told == sorted(told, reverse=True)
-    assert told[0] <= 90
+    left = [90 - sum(service.waits[:attempt]) for attempt in range(6)]
+    assert told == pytest.approx(left, rel=1e-4)
 
 
 async def test_the_key_goes_with_every_request(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ class Engine:
         return [Embedding({"e": np.zeros(4)}, height=4, width=6) for _ in images]
 
     def decode_batch(self, jobs: Sequence[DecodeJob]) -> list[tuple[Mask, ...]]:
-        assert self.free.wait(10)
+        assert self.free.wait(60)
         self.jobs += jobs
         return [() for _ in jobs]
 

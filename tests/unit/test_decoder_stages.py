@@ -20,6 +20,8 @@ from serve_app.engines.sam.stages import TorchStages
 from serve_app.engines.sam.stages_openvino import OpenVinoStages
 from serve_app.engines.sam.two_way import ImageSide, ProjectImage
 
+pytestmark = pytest.mark.slow
+
 THREADS = 2
 
 

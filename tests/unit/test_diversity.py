@@ -7,7 +7,7 @@ import pytest
 
 from serve_app.core.geometry import ResizeMode
 from serve_app.core.types import Embedding, Float32Array
-from serve_app.embeddings.diversity import ALIKE, farthest_point_sampling
+from serve_app.embeddings.diversity import MIN_DISTANCE, farthest_point_sampling
 
 
 def _embedding(regions: Float32Array, height: int, width: int) -> Embedding:
@@ -52,13 +52,12 @@ def test_points_are_looked_up_where_the_model_sees_them(resize_mode: ResizeMode)
     regions[8:] = 1
     embedding = _embedding(regions, 50, 100)
     points = np.array([[50, 10], [50, 40]], np.float32)
-    assert len(farthest_point_sampling(embedding, points, 9, resize_mode)) == (
-        1 if resize_mode == "pad" else 2
-    )
+    found = farthest_point_sampling(embedding, points, 9, resize_mode)
+    assert len(found) == {"pad": 1, "stretch": 2}[resize_mode]
 
 
 def test_features_that_are_nearly_alike_count_as_one() -> None:
-    for distance, expected in ((0.8 * ALIKE, 1), (1.2 * ALIKE, 2)):
+    for distance, expected in ((0.8 * MIN_DISTANCE, 1), (1.2 * MIN_DISTANCE, 2)):
         angle = 2 * np.arcsin(distance / 2)
         features = np.array([[1, np.cos(angle)], [0, np.sin(angle)]], np.float32)
         embedding = Embedding({"image_embed": features[:, None]}, height=2, width=2)

@@ -65,7 +65,7 @@ def test_errors_survive_the_way_to_another_process_and_back() -> None:
         input=pickle.dumps(sent),
         capture_output=True,
         check=True,
-        timeout=60,
+        timeout=300,
     )
     told, back = pickle.loads(done.stdout)
     assert told == [(type(e).__name__, e.code, e.status, e.message, e.field) for e in sent]

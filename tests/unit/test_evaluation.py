@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from serve_app import client
-from serve_app.capabilities import TextQuery
+from serve_app.capabilities import Prompts, TextQuery
 from serve_app.core.errors import InternalError, InvalidImage, UnknownImage, UnknownVariant
-from serve_app.core.types import BoolArray, Prompt, PromptResult
-from serve_tools.cli.evaluate import add_parser
+from serve_app.core.types import BoolArray, PromptResult
+from serve_tools.cli.evaluate import add_arguments, run
 from serve_tools.evaluation.annotations import (
     Dataset,
 )
 from serve_tools.evaluation.kinds import Multimask, PromptKind
-from serve_tools.evaluation.records import Evaluation, Plan
+from serve_tools.evaluation.records import Evaluation, EvaluationPlan
 from serve_tools.evaluation.report import markdown
 from serve_tools.evaluation.runner import evaluate
 from serve_tools.evaluation.summary import summarise
@@ -45,7 +45,7 @@ def iou_row(summary: Mapping[str, Any], **which: str) -> dict[str, Any]:
 
 
 async def summary_of(
-    service: FakeService, dataset: Dataset, plan: Plan
+    service: FakeService, dataset: Dataset, plan: EvaluationPlan
 ) -> tuple[Evaluation, dict[str, Any]]:
     evaluation = await evaluate(service, dataset, plan)
     return evaluation, summarise(evaluation, await service.models(), in_process=True)
@@ -126,9 +126,8 @@ class TestEvaluation:
         asked = {
             (p.box is not None, p.multimask_output)
             for r in service.requests
-            if not isinstance(r.task, TextQuery)
-            for p in list(r.task.prompts)  # type: ignore[arg-type]
-            if isinstance(p, Prompt)
+            if isinstance(r.task, Prompts)
+            for p in r.task.prompts
         }
         assert asked == {(True, False), (False, True)}
 
@@ -318,9 +317,8 @@ class TestCommand:
 
         monkeypatch.setattr(client, "HttpService", Connected)
         parser = argparse.ArgumentParser()
-        add_parser(parser.add_subparsers())
-        args = parser.parse_args(["evaluate", "--url", "http://sam", *argv])
-        return int(args.run(args))
+        add_arguments(parser)
+        return run(parser.parse_args(["--url", "http://sam", *argv]))
 
     def paths(self, folder: Path) -> list[str]:
         path = write_dataset(folder, SCENE)
@@ -364,7 +362,7 @@ class TestCommand:
         assert self.run(monkeypatch, service, *self.paths(tmp_path)) == 1
         service.fails["b.png"] = InternalError("a fault")
         assert self.run(monkeypatch, service, *self.paths(tmp_path)) == 2
-        assert "no image was answered; a.png: a fault" in capsys.readouterr().err
+        assert "every image failed; a.png: a fault" in capsys.readouterr().err
         nowhere = ["--images", str(tmp_path), "--annotations", str(tmp_path / "none.json")]
         assert self.run(monkeypatch, service, *nowhere) == 2
 
@@ -375,7 +373,7 @@ class TestCommand:
         service.is_ready = False
         assert self.run(monkeypatch, service, *self.paths(tmp_path)) == 2
         assert not service.requests
-        assert "no service is ready" in capsys.readouterr().err
+        assert "is not ready" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         "wrong", [["--limit-images", "0"], ["--seed", "-1"], ["--prompt", "x"], ["--seed", "x"]]

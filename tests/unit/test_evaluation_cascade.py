@@ -20,6 +20,8 @@ from serve_tools.evaluation.cascade import (
     judge,
 )
 
+pytestmark = pytest.mark.slow
+
 Floats = NDArray[np.float64]
 
 

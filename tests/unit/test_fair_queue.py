@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -86,6 +87,7 @@ def histories(draw: st.DrawFn) -> list[int | None]:
     return draw(st.lists(st.one_of(st.none(), st.integers(1, 20)), max_size=40))
 
 
+@pytest.mark.slow
 @given(histories(), st.integers(1, 8))
 def test_everybody_is_served_once_in_order_and_soon(history: list[int | None], most: int) -> None:
     queue: FairQueue[Call] = FairQueue()

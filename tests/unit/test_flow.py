@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -52,6 +51,11 @@ from serve_app.flow.flow import SegmentationFlow, _minus_network_margin, _respon
 from serve_app.images.store import ImageStore
 from serve_app.routing.dispatcher import Dispatcher
 from serve_app.routing.load_tracker import Capacity
+
+from ..clocks import VirtualTime
+
+# No figure here is this machine's: what takes time does so on the virtual clock.
+pytestmark = pytest.mark.usefixtures("virtual_time")
 
 HEIGHT, WIDTH = 40, 60
 PIXELS = np.random.default_rng(1).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
@@ -487,7 +491,7 @@ async def test_everything_from_the_detector_keeps_labels() -> None:
 async def test_a_request_that_takes_too_long_is_told_so_and_stopped() -> None:
     graph = Graph(timeout_s=0.01)
     stopped = _hang(graph.fast)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         assert isinstance(await _error(graph, [POINT]), DeadlineExceeded)
         assert stopped.is_set()
         with pytest.raises(DeadlineExceeded):
@@ -549,7 +553,7 @@ async def test_requests_under_way_are_load_for_those_that_come() -> None:
         return await predict(*given)  # type: ignore[arg-type]
 
     graph.fast.predict = hang  # type: ignore[method-assign,assignment]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         first = asyncio.create_task(graph.flow.segment(_request([POINT] * 40)))
         await arrived.wait()
         assert graph.dispatcher.variant_state("fast", image.image_id).prompts == 40
@@ -587,7 +591,7 @@ async def test_the_sooner_of_the_callers_and_the_services_time_ends_a_request(
 ) -> None:
     graph = Graph(timeout_s=service_s)
     stopped = _hang(graph.fast)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         with pytest.raises(DeadlineExceeded, match=r"0\.(2|16) s"):
             await graph.flow.segment(_request(timeout_s=asked_s))
         assert stopped.is_set()
@@ -598,7 +602,7 @@ async def test_whoever_works_for_a_request_is_told_how_long_it_waits() -> None:
     await graph.flow.segment(_request())
     await graph.flow.segment(_request(timeout_s=20))
     service_s, caller_s = (seconds or 0 for seconds in graph.fast.times_left)
-    assert 20 < service_s < 60
+    assert service_s == 60
     assert 0 < caller_s < 20
     free = Graph()
     await free.flow.segment(_request())
@@ -736,18 +740,20 @@ async def test_a_second_variant_that_hangs_loses_nothing(
     quick = Profile({1: 1.0}, {1: 1.0}, {"box": 0.75})
     graph = _cascade(CASCADE.model_copy(update=limit), quick)
     stopped = _hang(graph.accurate)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         result = await graph.flow.segment(_request(**more))
     assert stopped.is_set()
     assert (result.results[0].masks[0].score, result.degraded) == (0.2, True)
 
 
 @pytest.mark.parametrize("seconds", [0.01, 0.5, 1.0, 60.0])
-def test_a_second_answer_must_come_before_the_request_ends(seconds: float) -> None:
+def test_a_second_answer_must_come_before_the_request_ends(
+    seconds: float, virtual_time: VirtualTime
+) -> None:
     end = _minus_network_margin(seconds)
     assert end is not None
     assert end < seconds
-    now = time.monotonic()
+    now = virtual_time.now
     by_caller = _respond_by(_request(timeout_s=seconds), now, None, 1.0)
     by_service = _respond_by(_request(), now, seconds, 900.0)
     by_hint = _respond_by(_request(max_latency_ms=seconds * 1e3, timeout_s=90.0), now, 90.0, 1.0)
@@ -755,9 +761,11 @@ def test_a_second_answer_must_come_before_the_request_ends(seconds: float) -> No
     assert by_service == by_hint == pytest.approx(now + 0.9 * seconds)
 
 
-def test_who_says_nothing_waits_for_a_second_answer_as_long_as_configured() -> None:
-    started = time.monotonic() - 5.0  # the first answer took that long
-    assert _respond_by(_request(), started, None, 2.0) == pytest.approx(started + 7.0, abs=0.5)
+def test_who_says_nothing_waits_for_a_second_answer_as_long_as_configured(
+    virtual_time: VirtualTime,
+) -> None:
+    started = virtual_time.now - 5.0  # the first answer took that long
+    assert _respond_by(_request(), started, None, 2.0) == started + 7.0
     # Who allows more has it.
     assert _respond_by(_request(max_latency_ms=60_000), started, None, 2.0) == started + 54.0
 
@@ -785,7 +793,7 @@ async def test_the_services_own_time_does_not_lose_the_first_answer(
         await asyncio.Event().wait()
 
     graph.accurate.predict = hang  # type: ignore[method-assign,assignment]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         assert (await graph.flow.segment(_request())).degraded
 
 

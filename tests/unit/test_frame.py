@@ -56,6 +56,7 @@ def _blob(seed: int) -> Tensor:
     return torch.from_numpy((radius - distance).astype(np.float32) / 3)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(SIDES, SIDES, st.integers(0, 10**6), st.sampled_from([0.3, 1.0, 6.0]))
 def test_masks_are_those_of_the_whole_square(h: int, w: int, seed: int, offset: float) -> None:

@@ -1,4 +1,4 @@
-"""The layers of ARCHITECTURE.md, held against the imports in the code."""
+"""The layers of ARCHITECTURE.md, compared with the imports in the code."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ import ray
 ROOT = Path(__file__).parents[2]
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-    for path in (ROOT / "serve_app").rglob("*.py")
+    for package in ("serve_app", "serve_tools", "graphs")
+    for path in (ROOT / package).rglob("*.py")
 }
+OURS = ("serve_app", "serve_tools", "graphs")
 HEAVY = {"torch", "torchvision", "timm", "segment_anything", "open_clip", "onnxruntime"}
 WEB = {"fastapi", "starlette", "uvicorn"}
 
@@ -47,7 +49,7 @@ def _reach(module: str) -> Iterator[tuple[str, str]]:
     while waiting:
         current = waiting.pop()
         for name in _imports(current):
-            if not name.startswith("serve_app"):
+            if not name.startswith(OURS):
                 yield name.split(".")[0], current
             elif name in MODULES and name not in seen:
                 seen.add(name)
@@ -95,12 +97,12 @@ ALLOWED = {
     "routing": {"core"},
     "scaling": {"core"},
     "profiles": {"core", "models", "routing"},
-    "capabilities": {"core", "flow", "images", "masks"},
+    "capabilities": {"core", "masks"},
     "flow": {"capabilities", "core", "images", "routing", "telemetry"},
-    "http": {"core", "masks", "telemetry"},
-    "connectors": {"core", "http"},
-    "edge": {"core"},
-    "client": {"core"},
+    "http": {"capabilities", "core", "masks", "telemetry"},
+    "connectors": {"capabilities", "core", "http"},
+    "edge": set(),
+    "client": {"capabilities", "core"},
 }
 """Rooms of `serve_app` and what each may import from the others; all else may import any."""
 
@@ -118,7 +120,7 @@ def test_a_room_imports_only_what_it_may(room: str) -> None:
 
 
 def test_the_core_computes_with_data_alone() -> None:
-    allowed = set(sys.stdlib_module_names) | {"numpy", "pydantic", "pycocotools"}
+    allowed = set(sys.stdlib_module_names) | {"numpy", "pydantic", "pydantic_core", "pycocotools"}
     for module in _of("serve_app.core"):
         foreign = {name.split(".")[0] for name in _imports(module)} - {"serve_app"}
         assert foreign <= allowed, module
@@ -148,10 +150,67 @@ def test_the_http_interface_reaches_no_model_and_no_cluster() -> None:
     _check_reaches_not(_of("serve_app.http", "serve_app.connectors"), {"ray", *HEAVY})
 
 
+def test_nothing_that_serves_imports_the_tools() -> None:
+    wrong = {
+        (module, name)
+        for module in _of("serve_app", "graphs")
+        for name in _imports(module)
+        if name.split(".")[0] == "serve_tools"
+    }
+    assert wrong == set()
+
+
+def _room(module: str) -> str:
+    return ".".join(module.split(".")[:2])
+
+
+def _room_imports() -> dict[str, set[str]]:
+    """Rooms, such as ``serve_app.core``, and the rooms that each imports."""
+    graph: dict[str, set[str]] = {_room(module): set() for module in MODULES}
+    for module in MODULES:
+        found = {_room(name) for name in _imports(module) if name in MODULES}
+        graph[_room(module)] |= found - {_room(module)}
+    return graph
+
+
+def _reachable(graph: dict[str, set[str]], start: str) -> set[str]:
+    seen, waiting = set(), [start]
+    while waiting:
+        for room in graph[waiting.pop()] - seen:
+            seen.add(room)
+            waiting.append(room)
+    return seen
+
+
+def _cycles(graph: dict[str, set[str]]) -> set[frozenset[str]]:
+    """Groups of rooms of which each imports each other, directly or through others."""
+    reach = {room: _reachable(graph, room) for room in graph}
+    return {frozenset(b for b in reach[a] if a in reach[b]) for a in graph if a in reach[a]}
+
+
+def test_rooms_import_each_other_in_one_direction() -> None:
+    assert _cycles(_room_imports()) == set()
+
+
+def test_the_check_finds_cycles_through_others() -> None:
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}
+    assert _cycles(graph) == {frozenset("abc")}
+
+
+def test_the_tools_use_no_private_names_of_what_serves() -> None:
+    wrong = []
+    for module in _of("serve_tools"):
+        for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                private = [a.name for a in node.names if a.name.startswith("_")]
+                wrong += [(module, node.module, name) for name in private]
+    assert wrong == []
+
+
 def test_only_deployments_and_the_command_line_import_ray() -> None:
     importers = {
         module
-        for module in MODULES
+        for module in _of("serve_app")
         if any(name.split(".")[0] == "ray" for name in _imports(module))
     }
     assert importers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,10 +24,10 @@ from serve_app.engines.family import ReferenceModel
 from serve_app.models.factory import ModelSource
 from serve_tools.profiling import probe as probing
 from serve_tools.profiling import runner
-from serve_tools.profiling.agreement import agreement, least_cosine
 from serve_tools.profiling.engines import unbounded
-from serve_tools.profiling.protocol import QUICK, Answer, Effort, Event, Request
-from serve_tools.profiling.quality import answer_sample, mean_iou, records_of
+from serve_tools.profiling.parity import least_cosine, parity
+from serve_tools.profiling.protocol import QUICK, Effort, ProbeEvent, ProbeRequest, ProbeResult
+from serve_tools.profiling.quality import mean_iou, predict_sample, records_of
 from serve_tools.profiling.reference_models import VariantReference
 from serve_tools.profiling.runner import ProbeFailed, run_probe
 from serve_tools.profiling.samples import Sample, load_samples
@@ -109,9 +110,9 @@ def source(monkeypatch: pytest.MonkeyPatch) -> Source:
     return Source()
 
 
-def probed(effort: Effort | None, source: Source) -> list[Event]:
-    events: list[Event] = []
-    request = Request(settings=SETTINGS, variant="fast", effort=effort)
+def probed(effort: Effort | None, source: Source) -> list[ProbeEvent]:
+    events: list[ProbeEvent] = []
+    request = ProbeRequest(settings=SETTINGS, variant="fast", effort=effort)
     probing.probe(request, events.append, source)
     return events
 
@@ -145,11 +146,11 @@ def test_a_probe_measures_all_that_was_asked(source: Source) -> None:
     assert answer.agreement.embedding_cosine is not None
     assert answer.agreement.embedding_cosine.value == 1.0
     # It travels as JSON.
-    assert Event.model_validate_json(last.model_dump_json()) == last
+    assert ProbeEvent.model_validate_json(last.model_dump_json()) == last
 
 
 def test_quality_counts_one_mask_of_a_box_and_the_surest_of_a_click() -> None:
-    records = records_of("v", answer_sample(Encoder(), Decoder(), SAMPLE, TINY.forms))
+    records = records_of("v", predict_sample(Encoder(), Decoder(), SAMPLE, TINY.forms))
     assert [r.form for r in records] == [form for form in TINY.forms for _ in EXACT]
     by_form = {(r.form, r.object): r for r in records}
     assert by_form["box-1", 1].iou == 1.0
@@ -167,7 +168,7 @@ def test_quality_counts_one_mask_of_a_box_and_the_surest_of_a_click() -> None:
 
 
 def test_an_object_without_a_mask_counts_as_missed() -> None:
-    answered = answer_sample(Encoder(), Decoder(), SAMPLE, ("box-1",))
+    answered = predict_sample(Encoder(), Decoder(), SAMPLE, ("box-1",))
     object.__setattr__(answered, "masks", [(), answered.masks[1]])
     assert [r.iou for r in records_of("v", answered)] == [0.0, 1.0]
 
@@ -186,16 +187,16 @@ class Shifted:
         return self.tensors, [np.roll(mask, 15, axis=1)[None] for mask in EXACT]
 
 
-def test_agreement_tells_how_far_masks_and_embeddings_are() -> None:
-    answered = answer_sample(Encoder(), Decoder(), SAMPLE, ("box-1",))
+def test_parity_tells_how_far_masks_and_embeddings_are() -> None:
+    answered = predict_sample(Encoder(), Decoder(), SAMPLE, ("box-1",))
     opposite = {"image_embed": -np.ones((2, 3), np.float32)}
-    found = agreement([answered], Shifted(opposite), seed=0)
+    found = parity([answered], Shifted(opposite), seed=0)
     # Widths 30 and 40, moved by 15: 15 of 45 and 25 of 55 columns are shared.
     assert found.mask_iou.value == pytest.approx((15 / 45 + 25 / 55) / 2, abs=1e-6)
     assert found.embedding_cosine is not None
     assert found.embedding_cosine.value == -1.0
     other_kind = {"image_embed": np.ones((3, 2), np.float32)}
-    assert agreement([answered], Shifted(other_kind), seed=0).embedding_cosine is None
+    assert parity([answered], Shifted(other_kind), seed=0).embedding_cosine is None
     assert least_cosine({"a": np.ones(2)}, {"b": np.ones(2)}) is None
     mixed = {"a": np.ones(2), "b": np.array([1.0, 0.0])}
     assert least_cosine(mixed, {"a": np.ones(2), "b": np.ones(2)}) == pytest.approx(0.5**0.5)
@@ -257,13 +258,13 @@ def test_a_probe_leaves_out_a_bound_that_is_meant_for_half_of_it() -> None:
 
 # The process, with a script in place of the probe.
 
-ANSWER = Answer(
+ANSWER = ProbeResult(
     memory_bytes=1, peak_memory_bytes=2, gpu_memory_bytes=None, embedding_bytes=3,
     encode_ms={1: [10.0, 12.0, 11.0]}, decode_ms={1: [1.0]},
     data=ledger().data, records=(),
     agreement=Agreement(reference="segment_anything", mask_iou=Share(value=1.0)),
 )  # fmt: skip
-FIRST = Event(kind="first", load_s=0.25).model_dump_json()
+FIRST = ProbeEvent(kind="first", load_s=0.25).model_dump_json()
 
 
 @pytest.fixture
@@ -277,13 +278,16 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 def run_script(effort: Effort | None = None) -> Any:
     said: list[str] = []
-    return run_probe(Request(settings=SETTINGS, variant="fast", effort=effort), said.append), said
+    return run_probe(
+        ProbeRequest(settings=SETTINGS, variant="fast", effort=effort), said.append
+    ), said
 
 
 def test_a_cold_start_is_timed_from_before_the_process(script: Callable[[str], None]) -> None:
     script(f"print({FIRST!r})")
+    began = time.monotonic()
     seen, said = run_script()
-    assert 0 < seen.cold_start_s < 30
+    assert 0 < seen.cold_start_s <= time.monotonic() - began
     assert seen.load_s == 0.25
     assert len(said) == 1
 
@@ -294,7 +298,7 @@ def test_a_cold_start_is_timed_from_before_the_process(script: Callable[[str], N
         ("sys.exit(3)", "ended early"),
         ("pass", "ended early"),
         (f"print({FIRST!r}); sys.exit(1)", "ended early"),
-        ("print('hello')", "no event"),
+        ("print('hello')", "an invalid event"),
         ('print(\'{"kind": "failed", "text": "no weights"}\')', "no weights"),
     ],
 )
@@ -306,7 +310,7 @@ def test_a_process_that_fails_is_told(script: Callable[[str], None], code: str, 
 
 def test_a_process_that_hangs_after_nonsense_is_ended(script: Callable[[str], None]) -> None:
     script("print('x', flush=True)\nimport time; time.sleep(600)")
-    with pytest.raises(ProbeFailed, match="no event"):
+    with pytest.raises(ProbeFailed, match="an invalid event"):
         run_script()
 
 
@@ -316,7 +320,7 @@ GOOD = (
     "import json; asked = json.loads(asked)\n"
     f"print({FIRST!r})\n"
     "if asked['effort']: "
-    f"print({Event(kind='answer', answer=ANSWER).model_dump_json()!r})"
+    f"print({ProbeEvent(kind='answer', answer=ANSWER).model_dump_json()!r})"
 )
 BROKEN_ACCURATE = GOOD.replace(
     "\nprint", "\nif asked['variant'] == 'accurate': sys.exit(1)\nprint", 1
@@ -406,7 +410,7 @@ def test_a_broken_ledger_is_written_anew(
     (config.parent / "ledger.json").write_text("{")
     script(GOOD)
     assert main(["measure", "--config", str(config), "--quick"]) == 0
-    assert "written anew" in capsys.readouterr().err
+    assert "it is replaced" in capsys.readouterr().err
     assert set(written(config).entries) == {"fast", "accurate"}
 
 
@@ -437,7 +441,7 @@ def test_models_shows_the_figures_and_why_some_are_missing(
     assert main(["models", "--config", str(config)]) == 0
     out = capsys.readouterr()
     _, table = out.out.split("\n\n")
-    header, fast, accurate = table.splitlines()
+    header, _, fast, accurate = table.splitlines()
     assert header.split()[:3] == ["variant", "encode", "ms"]
     assert fast.split()[:3] == ["fast", "11", "1"]
     assert fast.endswith("valid")

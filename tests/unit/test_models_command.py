@@ -66,7 +66,7 @@ def test_models_as_json(config: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_models_as_table(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--config", str(config)]) == 0
-    header, *lines = capsys.readouterr().out.splitlines()
+    header, _, *lines = capsys.readouterr().out.splitlines()
     assert header.split("  ")[0] == "model"
     assert [line.split()[0] for line in lines] == ["here", "gone"]
 
@@ -84,7 +84,7 @@ def test_fetch_fails_with_one_message(
 ) -> None:
     assert main(["fetch", *names, "--config", str(config)]) == 1
     errors = capsys.readouterr().err
-    assert "missing: gone" in errors
+    assert "unavailable: gone" in errors
     assert "no such file" in errors
 
 

@@ -220,6 +220,6 @@ async def test_whoever_shares_anothers_encoding_does_not_share_its_deadline() ->
     over.set()
     with pytest.raises(DeadlineExceeded):
         await hasty
-    found = await asyncio.wait_for(patient, 10)
+    found = await asyncio.wait_for(patient, 60)
     assert found is not None
     assert (len(found.masks), len(model.encoded)) == (3, 1)

@@ -11,6 +11,8 @@ from serve_app.batching.engine_thread import EngineStuck, EngineThread
 from serve_app.core.settings import Replicas
 from serve_app.deployments.replica import EngineReplica
 
+from ..clocks import Clock
+
 
 class Replica(EngineReplica):
     def __init__(self, max_pass_s: float) -> None:
@@ -33,26 +35,35 @@ async def test_an_idle_engine_is_asked_to_do_something(monkeypatch: pytest.Monke
 
 
 async def test_a_busy_engine_is_healthy_however_much_waits(way: threading.Event) -> None:
-    replica = Replica(60)
-    work = [asyncio.create_task(replica.engine.run(way.wait, 10)) for _ in range(5)]
-    await asyncio.sleep(0)
-    async with asyncio.timeout(5):
+    replica, began = Replica(600), threading.Event()
+
+    def wait() -> bool:
+        began.set()
+        return way.wait(60)
+
+    work = [asyncio.create_task(replica.engine.run(wait)) for _ in range(5)]
+    await asyncio.to_thread(began.wait, 60)
+    async with asyncio.timeout(60):
         await replica.check_health()
     way.set()
     assert await asyncio.gather(*work) == [True] * 5
 
 
-async def test_an_engine_that_does_not_come_back_is_unhealthy(way: threading.Event) -> None:
-    replica = Replica(0.001)
+async def test_an_engine_that_does_not_come_back_is_unhealthy(
+    way: threading.Event, clock: Clock
+) -> None:
+    replica = Replica(600)
     began = threading.Event()
 
     def hang() -> bool:
         began.set()
-        return way.wait(10)
+        return way.wait(60)
 
     work = asyncio.create_task(replica.engine.run(hang))
-    await asyncio.to_thread(began.wait, 10)
-    await asyncio.sleep(0.01)
+    await asyncio.to_thread(began.wait, 60)
+    clock.now += 600
+    await replica.check_health()
+    clock.now += 1
     with pytest.raises(EngineStuck):
         await replica.check_health()
     way.set()
@@ -60,11 +71,11 @@ async def test_an_engine_that_does_not_come_back_is_unhealthy(way: threading.Eve
     await replica.check_health()
 
 
-async def test_work_that_fails_leaves_nothing_behind() -> None:
-    replica = Replica(0.001)
+async def test_work_that_fails_leaves_nothing_behind(clock: Clock) -> None:
+    replica = Replica(1)
     with pytest.raises(ZeroDivisionError):
         await replica.engine.run(lambda: 1 // 0)
-    await asyncio.sleep(0.01)
+    clock.now += 100
     await replica.check_health()
 
 
@@ -111,8 +122,8 @@ async def test_it_is_ill_under_load_too(gpu: Gpu, way: threading.Event) -> None:
     with pytest.raises(ZeroDivisionError):
         await replica.engine.run(lambda: 1 // 0)
     began = threading.Event()
-    work = asyncio.create_task(replica.engine.run(lambda: began.set() or way.wait(10)))
-    await asyncio.to_thread(began.wait, 10)
+    work = asyncio.create_task(replica.engine.run(lambda: began.set() or way.wait(60)))
+    await asyncio.to_thread(began.wait, 60)
     with pytest.raises(RuntimeError, match="CUDA"):
         await replica.check_health()
     way.set()
@@ -125,8 +136,8 @@ async def test_a_busy_engine_whose_passes_end_well_is_not_probed(
     replica = OnGpu()
     await replica.engine.run(int)
     began = threading.Event()
-    work = asyncio.create_task(replica.engine.run(lambda: began.set() or way.wait(10)))
-    await asyncio.to_thread(began.wait, 10)
+    work = asyncio.create_task(replica.engine.run(lambda: began.set() or way.wait(60)))
+    await asyncio.to_thread(began.wait, 60)
     await replica.check_health()
     assert gpu.touched == []
     way.set()

@@ -15,6 +15,8 @@ from serve_app.core.settings import ScalingSettings
 from serve_app.scaling.policy import decide
 from serve_app.scaling.types import Load, Pool, ScalingDecision
 
+pytestmark = pytest.mark.slow
+
 ABSURD = (None, math.nan, math.inf, -math.inf, -1, -1e300, 1e300, 10**400, True, "7", [], {}, b"x")
 NAMES = ("fast-encoder", "fast-decoder", "accurate-encoder", "accurate-decoder")
 

@@ -20,13 +20,15 @@ from ray.serve.config import AutoscalingConfig
 from serve_app.core.measurements import Profile
 from serve_app.scaling.types import Pool
 from serve_tools.simulation.clock import Clock, Device, Noise
-from serve_tools.simulation.cluster import Cluster, Replicas, Request
-from serve_tools.simulation.comparison import DEFAULT, OURS, TUNED, Row, shortfalls, simulate
+from serve_tools.simulation.cluster import Cluster, ReplicaPool, SimulatedRequest
+from serve_tools.simulation.comparison import DEFAULT, OURS, TUNED, RunSummary, shortfalls, simulate
 from serve_tools.simulation.engine import OUTCOMES, Options, Simulation
 from serve_tools.simulation.live import predict
 from serve_tools.simulation.policies import Fixed, OngoingWindow, RayConfig, RayDefault, Shared
 from serve_tools.simulation.scenario import Deployment, Scale, scales, with_profiles
 from serve_tools.simulation.traces import Trace, requests_per_s, traces
+
+pytestmark = pytest.mark.slow
 
 SMALL = scales()["2-cores"]
 GPU = scales()["1-gpu"]
@@ -77,23 +79,23 @@ def test_capacity_bounds_what_runs_and_what_is_paid() -> None:
     for policy in (OURS, DEFAULT, TUNED):
         trace = replace(short("step", 8), load=lambda t: 1.5)
         _, run = simulate(SMALL, trace, policy, Options())
-        assert max(run.course.units) <= SMALL.budget + 1e-9
+        assert max(run.timeline.units) <= SMALL.budget + 1e-9
         assert run.unit_hours <= SMALL.budget * 8 / 60 + 1e-6
 
 
 def one_pool(
     table: dict[int, float], batch: int, *, replicas: int = 1, sigma: float = 0.0
-) -> tuple[Clock, Replicas, list[float]]:
+) -> tuple[Clock, ReplicaPool, list[float]]:
     clock = Clock()
     cluster = Cluster(clock, 100.0, Noise(np.random.default_rng(0), sigma))
     pool = Pool("p", "fast", "decoder", 1.0, 0, 100, batch, table, 5.0)
     waits: list[float] = []
 
-    def served(request: Request) -> None:
+    def served(request: SimulatedRequest) -> None:
         waits.append(clock.now - request.t)
         made.leave(request)
 
-    made = Replicas(
+    made = ReplicaPool(
         Deployment(pool, 10**6, 10**6), cluster, 1e9, lambda r: made.push(r, 1), served,
         lambda r, why: None,
     )  # fmt: skip
@@ -101,12 +103,12 @@ def one_pool(
     return clock, made, waits
 
 
-def feed(clock: Clock, pool: Replicas, rate: float, count: int, seed: int = 0) -> float:
+def feed(clock: Clock, pool: ReplicaPool, rate: float, count: int, seed: int = 0) -> float:
     """Poisson arrivals of single items; returns the time of the last answer."""
     rng = np.random.default_rng(seed)
     for i, t in enumerate(np.cumsum(rng.exponential(1 / rate, count)).tolist()):
         clock.run_until(t)
-        pool.enter(Request(t, 1, 0, 1.0, 1, i, i))
+        pool.enter(SimulatedRequest(t, 1, 0, 1.0, 1, i, i))
     clock.run_out()
     return clock.now
 
@@ -133,7 +135,7 @@ def test_littles_law_holds_in_a_whole_run() -> None:
     trace = constant(0.5, 8)
     simulation = Simulation(GPU, trace, Fixed(), Options(warm_s=0))
     run = simulation.run()
-    ongoing = float(np.mean(simulation.course.waiting))
+    ongoing = float(np.mean(simulation.timeline.waiting))
     rate = len(run.t) / trace.seconds
     assert ongoing == pytest.approx(rate * float(np.nanmean(run.latency_s)), rel=0.1)
 
@@ -190,7 +192,7 @@ def test_a_death_is_a_loss_and_a_replacement() -> None:
     simulation = Simulation(GPU, trace, Fixed(), Options(warm_s=0))
     run = simulation.run()
     assert (run.outcome == OUTCOMES.index("lost")).sum() >= 1
-    running = simulation.course.running["fast-encoder"]
+    running = simulation.timeline.running["fast-encoder"]
     assert running[62] == running[58] - 1
     assert running[-1] == running[58]
 
@@ -218,7 +220,7 @@ def config(ray: RayConfig, **bounds: Any) -> AutoscalingConfig:
 
 
 def courses() -> list[list[tuple[int, float]]]:
-    """Replicas that run and ongoing requests, by step: at random, with all that matters."""
+    """ReplicaPool that run and ongoing requests, by step: at random, with all that matters."""
     rng = np.random.default_rng(7)
     made = []
     for _ in range(20):
@@ -247,7 +249,7 @@ def test_the_default_policy_decides_as_rays_own_functions_do(
         for lag, ongoing in course:
             now += 2.0
             targets.append(target)
-            # Replicas run some steps after they were asked for.
+            # ReplicaPool run some steps after they were asked for.
             running = min(target, targets[max(0, len(targets) - 1 - lag // 10)])
             context = SimpleNamespace(
                 config=settings,
@@ -328,8 +330,8 @@ def test_what_waits_for_a_sleeping_pool_is_told_at_once() -> None:
 # -- the report
 
 
-def row(policy: str, missed: float, hours: float, changes: int) -> Row:
-    return Row("s", "t", policy, 1, 1.0, 1.0, 1.0, missed, 0.0, hours, changes, 1, {}, {})
+def row(policy: str, missed: float, hours: float, changes: int) -> RunSummary:
+    return RunSummary("s", "t", policy, 1, 1.0, 1.0, 1.0, missed, 0.0, hours, changes, 1, {}, {})
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from serve_app.core.errors import Overloaded, ReplicaLost
-from serve_app.flow import readiness
 from serve_app.flow.readiness import Part, Readiness
+
+from ..clocks import Clock, VirtualTime
 
 
 class Asked:
@@ -33,17 +34,9 @@ class Asked:
         return Part(self, lambda: self.running)
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    monkeypatch.setattr(readiness, "_TIMEOUT_S", 0.01)
+def clock(virtual_time: VirtualTime) -> Clock:
+    """Of what is remembered; who never answers is waited for on the event loop's."""
     return Clock()
 
 
@@ -115,9 +108,8 @@ async def test_all_who_ask_within_a_second_cost_one_question(clock: Clock) -> No
 
 
 async def test_one_who_leaves_does_not_take_the_answer_along(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch
+    clock: Clock,
 ) -> None:
-    monkeypatch.setattr(readiness, "_TIMEOUT_S", 5.0)
     gate = asyncio.Event()
 
     async def gated() -> bool:

@@ -7,7 +7,6 @@ import logging
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,10 +29,10 @@ from serve_app.engines.open_clip.weights import find_weights
 from serve_app.models import families
 from serve_app.models.factory import ModelSource
 from serve_tools.synthetic.scenes import COLOURS, SHAPES, all_captions, draw_scene
-from serve_tools.workshop.tiny_clip import FIRST_SCENE, scene_candidates, tiny_clip_settings
+from serve_tools.workshop.tiny_clip import FIRST_SCENE
+from tests.tiny_clip import TINY_CLIP, captions, scene_candidates, tiny_clip_settings
 
-ASSETS = Path(__file__).parents[1] / "assets" / "tiny_clip"
-SETTINGS = tiny_clip_settings(ASSETS)
+SETTINGS = tiny_clip_settings()
 HUB_TAG = {"hf_hub": "somebody/a-model/"}
 
 
@@ -48,9 +47,9 @@ def scorer() -> OpenClipScorer:
 def test_scenes_are_reproducible_with_exact_disjoint_masks() -> None:
     scene, again = draw_scene(5), draw_scene(5)
     np.testing.assert_array_equal(scene.pixels, again.pixels)
-    assert scene.captions == again.captions
-    assert scene.captions != draw_scene(6).captions
-    assert len(set(scene.captions)) == len(scene.objects) == 8
+    assert captions(scene) == captions(again)
+    assert captions(scene) != captions(draw_scene(6))
+    assert len(set(captions(scene))) == len(scene.objects) == 8
     assert np.sum([o.mask for o in scene.objects], axis=0).max() == 1
     for item in scene.objects:
         colour = scene.pixels[item.mask].mean(axis=0)
@@ -89,6 +88,7 @@ def test_a_crop_over_the_border_is_filled() -> None:
 # -- the scores ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_right_object_of_100_new_scenes_and_absent_ones_rejected(
     scorer: OpenClipScorer,
 ) -> None:
@@ -103,7 +103,7 @@ def test_the_right_object_of_100_new_scenes_and_absent_ones_rejected(
         absent = next(
             name
             for name in rng.permutation(all_captions()).tolist()
-            if name not in scene.captions
+            if name not in captions(scene)
             and any(name.endswith(o.shape) for o in scene.objects)
             and any(f" {o.colour} " in name for o in scene.objects)
         )
@@ -118,7 +118,7 @@ def test_the_right_object_of_100_new_scenes_and_absent_ones_rejected(
 
 def test_wordings_and_unknown_words(scorer: OpenClipScorer) -> None:
     scene = draw_scene(3)
-    names = [n.split(" ", 1)[1] for n in scene.captions]
+    names = [n.split(" ", 1)[1] for n in captions(scene)]
     candidates = scene_candidates(scene)
     bare = scorer.score(scene.pixels, candidates, names)
     assert bare.scores.argmax(axis=1).tolist() == list(range(len(names)))
@@ -129,15 +129,15 @@ def test_wordings_and_unknown_words(scorer: OpenClipScorer) -> None:
 
 def test_a_kind_of_the_text_does_not_speak_against_it(scorer: OpenClipScorer) -> None:
     scene = draw_scene(3)
-    assert "a red circle" in scene.captions
+    assert "a red circle" in captions(scene)
     result = scorer.score(scene.pixels, scene_candidates(scene), ["a circle"])
-    assert int(result.scores[0].argmax()) == scene.captions.index("a red circle")
+    assert int(result.scores[0].argmax()) == captions(scene).index("a red circle")
     assert result.scores.max() >= 0.5
 
 
 def test_negatives_are_what_rejects() -> None:
     scene = draw_scene(3)
-    absent = [name for name in all_captions() if name not in scene.captions]
+    absent = [name for name in all_captions() if name not in captions(scene)]
     few = SETTINGS.model_copy(update={"negatives": ("background",)})
     loose = OpenClipScorer(few, Compute()).score(scene.pixels, scene_candidates(scene), absent)
     assert (loose.scores.max(axis=1) >= 0.5).mean() > 0.5
@@ -148,7 +148,7 @@ def test_negatives_are_what_rejects() -> None:
 
 def test_a_score_depends_on_its_own_text_and_crop_alone(scorer: OpenClipScorer) -> None:
     scene = draw_scene(9)
-    candidates, texts = scene_candidates(scene), [*scene.captions[:3], "a white ring"]
+    candidates, texts = scene_candidates(scene), [*captions(scene)[:3], "a white ring"]
     together = scorer.score(scene.pixels, candidates, texts).scores
     single = OpenClipScorer(SETTINGS.model_copy(update={"batch_size": 1}), Compute())
     for i, text in enumerate(texts):
@@ -189,7 +189,7 @@ def test_shapes_of_answers(scorer: OpenClipScorer) -> None:
     assert (result.engine, result.threshold) == ("open_clip", 0.5)
     assert scorer.info.needs_masks
     assert scorer.info.proposals is ProposalSource.GRID
-    assert str(ASSETS.parent) not in scorer.info.model
+    assert str(TINY_CLIP.parent) not in scorer.info.model
 
 
 def test_braces_in_a_text_are_only_text(scorer: OpenClipScorer) -> None:
@@ -201,7 +201,7 @@ def test_braces_in_a_text_are_only_text(scorer: OpenClipScorer) -> None:
 def test_bfloat16_chooses_the_same() -> None:
     scene = draw_scene(4)
     half = OpenClipScorer(SETTINGS, Compute(dtype="bfloat16"))
-    scores = half.score(scene.pixels, scene_candidates(scene), scene.captions).scores
+    scores = half.score(scene.pixels, scene_candidates(scene), captions(scene)).scores
     assert scores.argmax(axis=1).tolist() == list(range(len(scene.objects)))
 
 
@@ -295,13 +295,15 @@ def test_a_hub_that_hangs_or_fails_is_given_up_soon(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(open_clip_weights, "HUB_TIMEOUT_S", 0.05)
     settings = OpenClipSettings(pretrained="a_tag")
     try:
+        ended: list[bool] = []
         monkeypatch.setattr(
-            huggingface_hub, "get_hf_file_metadata", lambda *a, **k: released.wait(60)
+            huggingface_hub,
+            "get_hf_file_metadata",
+            lambda *a, **k: ended.append(released.wait(600)),
         )
-        started = time.monotonic()
         with pytest.raises(WeightsUnavailable, match="out of reach"):
             find_weights(settings, HUB_TAG, offline=False)
-        assert time.monotonic() - started < 4
+        assert not ended, "it was not waited for"
     finally:
         released.set()
 

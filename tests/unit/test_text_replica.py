@@ -23,24 +23,34 @@ MANY = [Candidate(bbox=(i, 0, 1, 1)) for i in range(2 * AT_ONCE + 1)]
 
 
 class Engine:
-    """Scores a candidate by its place; each pass waits for the gate."""
+    """Scores a candidate by its place; where it is gated, each pass waits until it is let go."""
 
     device = "cpu"
 
     def __init__(self) -> None:
         self.passes: list[int] = []
         self.info = SimpleNamespace(engine="places")
-        self.gate = threading.Event()
-        self.gate.set()
+        self.gated = False
+        self._begun = threading.Semaphore(0)
+        self._go = threading.Semaphore(0)
 
     def score(
         self, pixels: RgbArray, candidates: Sequence[Candidate], texts: Sequence[str]
     ) -> TextScores:
         self.passes.append(len(candidates))
-        self.gate.wait(10)
+        self._begun.release()
+        assert not self.gated or self._go.acquire(timeout=60)
         places = [[c.bbox[0] + 1000 * i for c in candidates] for i in range(len(texts))]
         scores = np.array(places, np.float32).reshape(len(texts), len(candidates))
         return TextScores(scores=scores, engine="places", threshold=0.5)
+
+    async def begun(self) -> None:
+        """Another pass has begun."""
+        assert await asyncio.to_thread(self._begun.acquire, timeout=60)
+
+    def let_go(self) -> None:
+        """One pass may end."""
+        self._go.release()
 
 
 @pytest.fixture
@@ -75,16 +85,20 @@ async def test_without_candidates_there_are_no_scores(engine: Engine) -> None:
 
 async def test_others_come_between_and_who_leaves_ends_it(engine: Engine) -> None:
     text = replica(engine)
-    engine.gate.clear()
+    engine.gated = True
     long = asyncio.create_task(text.score(PIXELS, MANY, ["a"]))
-    await asyncio.sleep(0)
+    await engine.begun()
     short = asyncio.create_task(text.score(PIXELS, MANY[:1], ["a"]))
-    await asyncio.sleep(0)
-    engine.gate.set()
+    await asyncio.sleep(0)  # now it is queued
+    engine.let_go()
+    await engine.begun()
+    assert engine.passes == [AT_ONCE, 1]
+    engine.let_go()
     await short
+    await engine.begun()
     long.cancel()
     with pytest.raises(asyncio.CancelledError):
         await long
-    await text.check_health()  # runs after what was queued
-    assert engine.passes[:2] == [AT_ONCE, 1]
-    assert len(engine.passes) < 4
+    engine.let_go()
+    await text._thread.run(int)  # after what was queued
+    assert engine.passes == [AT_ONCE, 1, AT_ONCE]

@@ -243,7 +243,7 @@ def test_replicas_fetch_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     def fetch(source: Source, size: int, target: Path, progress: FetchProgress) -> None:
         fetches.append(source.label)
         first_fetches.set()
-        assert second_waits.wait(10)
+        assert second_waits.wait(60)
         with (tmp_path / "m" / ".lock").open() as lock, pytest.raises(BlockingIOError):
             real_lock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         target.write_bytes(CONTENT)
@@ -255,10 +255,10 @@ def test_replicas_fetch_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     threads = [threading.Thread(target=replica) for _ in range(2)]
     threads[0].start()
-    assert first_fetches.wait(10)
+    assert first_fetches.wait(60)
     threads[1].start()
     for thread in threads:
-        thread.join(20)
+        thread.join(120)
     assert results == [{"a": tmp_path / "m" / "a.bin"}] * 2
     assert fetches == [FIRST]
 

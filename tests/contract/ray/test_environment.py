@@ -117,15 +117,15 @@ def test_a_request_id_that_is_not_plain_does_not_reach_serve(tmp_path: Path) -> 
     (port,) = free_ports(1)
     config = tmp_path / "haproxy.cfg"
     config.write_text(
-        "defaults\n    mode http\n    timeout client 9s\n    timeout connect 9s\n"
-        f"    timeout server 9s\nfrontend http_frontend\n    bind 127.0.0.1:{port}\n"
+        "defaults\n    mode http\n    timeout client 99s\n    timeout connect 99s\n"
+        f"    timeout server 99s\nfrontend http_frontend\n    bind 127.0.0.1:{port}\n"
         "    http-request return status 200 content-type text/plain "
         "lf-string '%[req.fhdr_cnt(x-request-id)] %[req.fhdr(x-request-id)]'\n"
     )
     program = ray_environment(tmp_path)["RAY_SERVE_HAPROXY_BINARY_PATH"]
 
     def arrived(*ids: bytes) -> bytes:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
         try:
             connection.putrequest("GET", "/")
             for sent in ids:
@@ -158,8 +158,8 @@ async def test_who_leaves_is_noticed_whatever_was_sent_before(tmp_path: Path) ->
     front, back = free_ports(2)
     config = tmp_path / "haproxy.cfg"
     config.write_text(
-        "defaults\n    mode http\n    timeout client 60s\n    timeout connect 9s\n"
-        "    timeout server 60s\n    option abortonclose\n    option splice-request\n"
+        "defaults\n    mode http\n    timeout client 600s\n    timeout connect 60s\n"
+        "    timeout server 600s\n    option abortonclose\n    option splice-request\n"
         f"frontend http_frontend\n    bind 127.0.0.1:{front}\n    default_backend b\n"
         f"backend b\n    http-reuse always\n    server s 127.0.0.1:{back}\n"
     )
@@ -190,7 +190,7 @@ async def test_who_leaves_is_noticed_whatever_was_sent_before(tmp_path: Path) ->
     program = ray_environment(tmp_path)["RAY_SERVE_HAPROXY_BINARY_PATH"]
     haproxy = await asyncio.create_subprocess_exec(program, "-db", "-f", str(config))
     try:
-        async with asyncio.timeout(30), await asyncio.start_server(serve, "127.0.0.1", back):
+        async with asyncio.timeout(240), await asyncio.start_server(serve, "127.0.0.1", back):
             await _listens(front)
             for reader, writer in [await send("/quick") for _ in range(4)]:
                 await reader.readuntil(b"ok")
@@ -199,7 +199,7 @@ async def test_who_leaves_is_noticed_whatever_was_sent_before(tmp_path: Path) ->
             assert any([await again.get() for _ in leavers]), "no connection was used again"
             for _, writer in leavers:
                 writer.transport.abort()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(120):  # long before HAProxy itself would end them
                 for _ in leavers:
                     await gone.acquire()
     finally:

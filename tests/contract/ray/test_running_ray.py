@@ -24,8 +24,8 @@ from .holders import FULL_AT, HOT_AT, REPLICAS, Answer
 pytestmark = pytest.mark.cluster
 
 Ask: TypeAlias = Callable[..., list[Answer]]
-PATIENCE_S = 30.0
-IMAGES = [f"2x2-{i:064x}" for i in range(24)]
+PATIENCE_S = 120.0
+IMAGES = [f"2x2-{i:064x}" for i in range(48)]
 
 
 # Probes.
@@ -158,7 +158,7 @@ def test_a_hot_image_spills_over_and_comes_home(ask: Ask) -> None:
         assert {tier for _, tier in few} == {CacheTier.MEMORY}
         return homes(few) == [home] * HOT_AT
 
-    wait_until(at_home, "some calls stay at home", 20.0)
+    wait_until(at_home, "some calls stay at home", PATIENCE_S)
 
 
 def test_a_dead_replicas_images_move_and_no_others(ask: Ask) -> None:

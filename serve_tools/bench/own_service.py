@@ -1,4 +1,4 @@
-"""Sections asked of our running service alone: text prompts, a hundred boxes, and its memory."""
+"""Sections that measure only our running service: text prompts, a hundred boxes, and memory."""
 
 from __future__ import annotations
 
@@ -90,22 +90,22 @@ async def memory(
     held: Callable[[str], Mapping[str, int]],
     new_every: int = 20,
 ) -> list[Row]:
-    """MiB that the variant's replicas hold before and after many requests.
+    """MiB of the variant's replicas before and after many requests.
 
     Args:
-        held: bytes of each process whose name holds a text, by that name.
-        new_every: one request in so many brings a new image, so that caches fill up as well.
+        held: returns the bytes of each process with a text in its name, by name.
+        new_every: one request in this many has a new image, so that caches fill up as well.
     """
     client = OurClient(http, variant, by_id=True)
     for photo in photos.known:
-        await client.know(photo)
+        await client.introduce(photo)
     rng = np.random.default_rng(0)
 
     async def send(number: int) -> Mapping[str, float]:
         known = photos.known[number % len(photos.known)]
         photo = photos.new() if number % new_every == 0 else known
         x, y = rng.uniform(0.1, 0.9, 2) * photo.size
-        return await client.ask(photo, (float(x), float(y)))
+        return await client.send(photo, (float(x), float(y)))
 
     # The first tenth fills arenas and, of the caches, a part.
     first = max(1, requests // 10)
@@ -132,7 +132,7 @@ async def memory(
 
 
 def replica_bytes(name: str) -> dict[str, int]:
-    """Proportional set size of each Serve replica on this machine whose name holds a text."""
+    """Proportional set size of each Serve replica on this machine with a text in its name."""
     found = {}
     for folder in _PROC.glob("[0-9]*"):
         try:
@@ -147,15 +147,17 @@ def replica_bytes(name: str) -> dict[str, int]:
     return found
 
 
-def ask(url: str, question: Callable[[httpx.AsyncClient], Awaitable[list[Row]]]) -> list[Row]:
-    """Put a question of this module to a service."""
+def with_client(
+    url: str, measure: Callable[[httpx.AsyncClient], Awaitable[list[Row]]]
+) -> list[Row]:
+    """Run a measurement of this module with an HTTP client of the service."""
 
-    async def asked() -> list[Row]:
+    async def run() -> list[Row]:
         timeout = httpx.Timeout(300.0, connect=10.0)
         async with httpx.AsyncClient(base_url=url, timeout=timeout, trust_env=False) as http:
-            return await question(http)
+            return await measure(http)
 
-    return asyncio.run(asked())
+    return asyncio.run(run())
 
 
 async def _segment(
@@ -169,12 +171,12 @@ async def _segment(
     return await post(http, "/v1/segment", files={"file": image.jpeg}, data=data)
 
 
-def _stages(told: Sequence[Mapping[str, float]]) -> str:
+def _stages(stages_ms: Sequence[Mapping[str, float]]) -> str:
     """Mean milliseconds of the longest stages."""
     sums: dict[str, float] = {}
-    for stages in told:
+    for stages in stages_ms:
         for name, ms in stages.items():
             if name != "total":
-                sums[name] = sums.get(name, 0.0) + ms / len(told)
+                sums[name] = sums.get(name, 0.0) + ms / len(stages_ms)
     longest = sorted(sums.items(), key=lambda item: -item[1])[:4]
     return ", ".join(f"{name} {ms:.0f} ms" for name, ms in longest if ms >= 1)

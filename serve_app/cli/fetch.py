@@ -1,0 +1,83 @@
+"""``fetch``: download and verify weights."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from serve_app.cli import CommandError, log
+from serve_app.cli.models import folder_of, megabytes, open_models
+
+if TYPE_CHECKING:
+    from serve_app.models.registry import ModelSpec, Registry
+    from serve_app.models.weights import WeightStore
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME", help="models (default: the config's)")
+    add("--all", action="store_true", help="every model of the registry")
+    add("--config", type=Path, metavar="FILE", help="Serve config (default: configs/local.yaml)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fetch and verify models; 1 if one of them is unavailable."""
+    missing = fetch_models(args.config, args.names, args.all)
+    if missing:
+        log(f"error: some weights are unavailable: {', '.join(missing)}")
+    return 1 if missing else 0
+
+
+def fetch_models(
+    config: Path | None, wanted: Sequence[str] = (), everything: bool = False
+) -> list[str]:
+    """Fetch and verify models.
+
+    Args:
+        config: a Serve config file; None: ``configs/local.yaml``.
+        wanted: registry names; none: the models that the config uses.
+        everything: all models of the registry instead.
+
+    Returns:
+        The names of those that could not be fetched.
+    """
+    from serve_app.cli.configuration import load_settings, used_models
+
+    failed: list[str] = []
+    for settings in load_settings(config):
+        registry, store = open_models(settings)
+        names = list(registry.models) if everything else wanted or list(used_models(settings))
+        specs = {name: _spec(registry, name) for name in names}
+        failed += [name for name, spec in specs.items() if not _fetch(name, spec, store)]
+    return failed
+
+
+def _fetch(name: str, spec: ModelSpec, store: WeightStore) -> bool:
+    from serve_app.core.errors import WeightsUnavailable
+    from serve_app.models.weights import SourcesFailed
+
+    try:
+        paths = store.ensure(name, spec, progress=sys.stderr.isatty())
+    except WeightsUnavailable as exc:
+        if isinstance(exc.__cause__, SourcesFailed):
+            log(f"{name}: no source provided the pinned file")
+            for attempt in exc.__cause__.attempts:
+                log(f"  {attempt.file} from {attempt.source}: {attempt.reason}")
+        else:
+            log(f"{name}: {exc}")
+        return False
+    print(f"{name}: verified, {megabytes(spec.size)} in {folder_of(list(paths.values()))}")
+    return True
+
+
+def _spec(registry: Registry, name: str) -> ModelSpec:
+    from serve_app.models.registry import RegistryError
+
+    try:
+        return registry.get(name)
+    except RegistryError as exc:
+        raise CommandError(str(exc)) from exc

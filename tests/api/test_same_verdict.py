@@ -1,0 +1,157 @@
+"""HTTP and the Python types accept and refuse the same values, with the same code and field.
+
+Each request has one odd value: of several faults either side may report another one first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from serve_app.capabilities import Everything, Prompt, Prompts, SegmentRequest, TextQuery
+from serve_app.core.errors import SamServeError
+from serve_app.core.limits import Limits
+from serve_app.http.app import create_app
+
+from .conftest import FakeService
+
+LIMITS = Limits(
+    max_prompts=3, max_points=2, max_texts=2, max_text_chars=8, max_points_per_side=8,
+    max_total_points=3, linger_seconds=0,
+)  # fmt: skip
+VALID_BOX = [1, 2, 3, 4]
+NUMBERS = st.sampled_from(
+    [
+        *(0, 1, -1, 2, 3, 8, 9, 64, 65, 4096, 4097, 10**6, 10**9, 2**31 - 1, 2**31, 2**40),
+        *(0.0, -0.0, 0.5, 1.0, 1.5, -0.001, 1.001, 1e-300, 1e9, 1e10, 1e300),
+    ]
+)
+ODD = st.sampled_from([True, False, "", "1", "x", [], [1], {}, [[1, 2]], "fast", "grid"])
+VALUES = NUMBERS | ODD
+Verdict = tuple[str, str | None] | None
+
+
+def one_of(
+    names: Any, values: st.SearchStrategy[Any] = VALUES
+) -> st.SearchStrategy[dict[str, Any]]:
+    """One field with any value."""
+    return st.dictionaries(st.sampled_from(sorted(names)), VALUES, min_size=1, max_size=1)
+
+
+def _points(count: int) -> dict[str, Any]:
+    return {"point_coords": [[1, 2]] * count, "point_labels": [1] * count}
+
+
+PROMPT = st.one_of(
+    st.fixed_dictionaries({"box": st.lists(NUMBERS, min_size=3, max_size=5) | VALUES}),
+    st.fixed_dictionaries({"mask_input": VALUES | st.just("AAAA")}),
+    st.integers(0, 3).map(_points),
+    st.lists(st.lists(NUMBERS | ODD, min_size=1, max_size=3), min_size=1, max_size=2).map(
+        lambda points: {"point_coords": points, "point_labels": [1] * len(points)}
+    ),
+    st.lists(st.sampled_from([0, 1, 2, -1, 0.5, 1.0, True, "1"]), max_size=2).map(
+        lambda labels: {"point_coords": [[1, 2]] * 2, "point_labels": labels}
+    ),
+    st.just({"point_labels": [1]}),
+    st.just({"point_coords": [[1, 2]]}),
+    st.booleans().map(lambda multimask: {"box": VALID_BOX, "multimask_output": multimask}),
+    one_of(["color", "boxes"]),
+)
+TEXTS = st.sampled_from(["dog", "", "  ", "a long text", ["a"], ["a", "b"], ["a", "b", "c"], [], 7])
+
+
+async def over_http(members: dict[str, Any]) -> Verdict:
+    app = create_app(FakeService(), LIMITS, metrics=None, version="1")  # type: ignore[arg-type]
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://sam") as client:
+        response = await client.post("/v1/segment", json={"image_id": "a", **members})
+    if response.status_code == 200:
+        return None
+    assert response.status_code == 422, response.text
+    error = response.json()["error"]
+    return error["code"], error.get("field")
+
+
+def in_python(build: Any, **options: Any) -> Verdict:
+    try:
+        SegmentRequest(image="a", task=build(), **options).within(LIMITS)
+    except SamServeError as exc:
+        return exc.code, exc.field
+    return None
+
+
+CASES = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None
+)
+
+
+@given(parameters=one_of(Everything.model_fields))
+@CASES
+async def test_everything(parameters: dict[str, Any]) -> None:
+    verdict = await over_http({"everything": parameters})
+    assert in_python(lambda: Everything(**parameters)) == verdict
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("points_per_batch", 10**9),
+        ("stability_score_offset", 1e300),
+        ("crop_n_points_downscale_factor", 10**6),
+        ("min_mask_region_area", 2**40),
+    ],
+)
+async def test_everything_as_it_once_differed(name: str, value: float) -> None:
+    refused = ("invalid_request", f"everything.{name}")
+    assert await over_http({"everything": {name: value}}) == refused
+    assert in_python(lambda: Everything(**{name: value})) == refused
+
+
+@given(text=TEXTS)
+@CASES
+async def test_text(text: Any) -> None:
+    assert in_python(lambda: TextQuery(text=text)) == await over_http({"text": text})
+
+
+@given(parameters=one_of(set(TextQuery.model_fields) - {"text"}))
+@CASES
+async def test_parameters_of_text(parameters: dict[str, Any]) -> None:
+    verdict = await over_http({"text": "dog", **parameters})
+    assert in_python(lambda: TextQuery(text="dog", **parameters)) == verdict
+
+
+@given(prompt=PROMPT, before=st.integers(0, 2))
+@CASES
+async def test_prompts(prompt: dict[str, Any], before: int) -> None:
+    prompts = [{"box": VALID_BOX}] * before + [prompt]
+    verdict = await over_http({"prompts": prompts})
+    assert in_python(lambda: Prompts(prompts=prompts)) == verdict  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("prompts", [[{"box": VALID_BOX}] * 4, [_points(2)] * 2, [], 7, [7]])
+async def test_lists_of_prompts(prompts: Any) -> None:
+    verdict = await over_http({"prompts": prompts})
+    assert verdict is not None
+    assert in_python(lambda: Prompts(prompts=prompts)) == verdict
+
+
+@given(prompt=PROMPT.filter(lambda p: not {"color", "boxes"} & p.keys()))
+@CASES
+async def test_a_prompt_alone(prompt: dict[str, Any]) -> None:
+    verdict = await over_http(prompt)
+    python = in_python(lambda: [Prompt(**prompt)])
+    if python is not None and python[0] == "too_many_prompts" and python[1] is not None:
+        # The limits are checked in the request, where the prompt stands in a list.
+        python = (python[0], python[1].removeprefix("prompts[0]."))
+    assert python == verdict
+
+
+@given(options=one_of(["max_latency_ms", "min_quality", "return_logits", "variant"]))
+@CASES
+async def test_options(options: dict[str, Any]) -> None:
+    verdict = await over_http({"box": VALID_BOX, **options})
+    assert in_python(lambda: [Prompt(box=VALID_BOX)], **options) == verdict
