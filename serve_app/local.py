@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from serve_app.capabilities import load_capabilities
-from serve_app.core.ports import DecoderEngine, EncoderEngine
+from serve_app.core.ports import DecoderEngine, EncoderEngine, ProposalsEngine, TextScoringEngine
 from serve_app.core.settings import GraphSettings, TextSettings, VariantSettings
 from serve_app.core.types import (
     Candidate,
@@ -26,12 +26,9 @@ from serve_app.core.types import (
 )
 from serve_app.embeddings.predictor import VariantPredictor
 from serve_app.embeddings.tiers import TieredEmbeddingCache
-from serve_app.engines.proposals.detector import EfficientDet
-from serve_app.engines.proposals.sources import Proposals
-from serve_app.engines.text.engine import TextScoringEngine
 from serve_app.flow.flow import SegmentationFlow
 from serve_app.images.store import ImageStore
-from serve_app.models.factory import ModelSource, load_decoder, load_encoder, load_text
+from serve_app.models.factory import ModelSource
 from serve_app.profiles.dispatch import build_dispatcher
 from serve_app.profiles.plan import resolve
 from serve_app.profiles.variants import encoder_compute
@@ -68,7 +65,7 @@ class LocalPredictor(_Lazy):
             weights_hash=spec.weights_hash,
             preprocessing=spec.preprocessing,
             dtype=encoder_compute(variant).dtype,
-            stretched=spec.stretched,
+            resize_mode=spec.segmentation.resize_mode,
         )
 
     async def predict(
@@ -87,7 +84,7 @@ class LocalPredictor(_Lazy):
         def encode() -> Embedding:
             if self._encoder is None:
                 compute = encoder_compute(self._variant)
-                self._encoder = load_encoder(self._source, self._variant.model, compute)
+                self._encoder = self._source.load_encoder(self._variant.model, compute)
             return self._encoder.encode_batch([pixels])[0]
 
         return await self.run(encode)
@@ -96,7 +93,7 @@ class LocalPredictor(_Lazy):
         def decode() -> list[tuple[Mask, ...]]:
             if self._decoder is None:
                 compute = self._variant.decoder.compute
-                self._decoder = load_decoder(self._source, self._variant.model, compute)
+                self._decoder = self._source.load_decoder(self._variant.model, compute)
             return self._decoder.decode_batch(jobs)
 
         return await self.run(decode)
@@ -109,7 +106,7 @@ class LocalProposer(_Lazy):
         super().__init__()
         self._settings = settings.proposals
         self._source = source
-        self._engine: Proposals | None = None
+        self._engine: ProposalsEngine | None = None
 
     async def propose(
         self,
@@ -120,11 +117,7 @@ class LocalProposer(_Lazy):
     ) -> tuple[Proposal, ...]:
         def propose() -> tuple[Proposal, ...]:
             if self._engine is None:
-                name, detector = self._settings.detector, None
-                if name is not None:
-                    model = self._source.files(name)["model"]
-                    detector = EfficientDet(model, self._settings.threads)
-                self._engine = Proposals(detector)
+                self._engine = self._source.load_proposals(self._settings)
             return self._engine.propose(pixels, size, source, points_per_side)
 
         return await self.run(propose)
@@ -149,7 +142,7 @@ class LocalTextScorer(_Lazy):
 
     def _loaded(self) -> TextScoringEngine:
         if self._engine is None:
-            self._engine = load_text(self._source, self._settings)
+            self._engine = self._source.load_text(self._settings)
         return self._engine
 
 

@@ -88,10 +88,9 @@ def used_models(settings: GraphSettings) -> dict[str, list[str]]:
         uses.setdefault(chosen.model, []).append(variant)
     if settings.proposals.detector is not None:
         uses.setdefault(settings.proposals.detector, []).append("proposals")
-    if settings.text is not None and settings.text.engine == "open_clip":
-        if not settings.text.open_clip.pretrained:
-            uses.setdefault(settings.text.open_clip.model, []).append("text")
-    # "auto" requires the labels engine, and uses open_clip if its weights are present.
-    elif settings.text is not None:
-        uses.setdefault(settings.text.labels.model, []).append("text")
+    from serve_app.models.families import text_model
+
+    text = None if settings.text is None else text_model(settings.text)
+    if text is not None:
+        uses.setdefault(text, []).append("text")
     return uses

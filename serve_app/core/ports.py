@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from serve_app.core.request import SegmentRequest
@@ -30,19 +31,11 @@ from serve_app.core.types import (
 )
 
 
-class ImageEncoder(Protocol):
-    """A model's encoder: the expensive half, run once an image."""
-
-    async def encode(self, pixels: RgbArray) -> Embedding:
-        """Embed an upright ``(H, W, 3) uint8`` RGB image of any size."""
-        ...
-
-
 class EncoderEngine(Protocol):
-    """The computation behind an `ImageEncoder`: blocking, batched, on one device."""
+    """A model's image encoder: blocking, batched, on one device."""
 
     def encode_batch(self, images: Sequence[RgbArray]) -> list[Embedding]:
-        """Embed images of any sizes, in one pass where the model can."""
+        """Embed upright ``(H, W, 3) uint8`` RGB images of any sizes, batched where possible."""
         ...
 
 
@@ -54,6 +47,61 @@ class DecoderEngine(Protocol):
 
         Coordinates are in pixels of the upright image; masks come at its full size.
         """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """One detected object.
+
+    Attributes:
+        box: ``(x0, y0, x1, y1)`` in pixels of the upright image, inside it.
+        label: name of the class.
+        score: 0-1.
+    """
+
+    box: tuple[float, float, float, float]
+    label: str
+    score: float
+
+
+class DetectorEngine(Protocol):
+    """An object detector: blocking, on one device."""
+
+    def detect(self, pixels: RgbArray) -> list[Detection]:
+        """Detect objects in an upright ``(H, W, 3) uint8`` RGB image, best first."""
+        ...
+
+
+class ProposalsEngine(Protocol):
+    """The computation of a `Proposer`: blocking."""
+
+    def propose(
+        self,
+        pixels: RgbArray | None,
+        size: tuple[int, int],
+        source: ProposalSource,
+        points_per_side: int,
+    ) -> tuple[Proposal, ...]:
+        """See `Proposer.propose`."""
+        ...
+
+
+class TextScoringEngine(Protocol):
+    """The computation of a `TextScorer`: blocking, on one device.
+
+    Attributes:
+        info: the engine, its model and what it needs from the flow.
+        device: the torch device of its passes.
+    """
+
+    info: ScorerInfo
+    device: str
+
+    def score(
+        self, pixels: RgbArray, candidates: Sequence[Candidate], texts: Sequence[str]
+    ) -> TextScores:
+        """Calibrated scores (0-1) of each text for each candidate of an upright image."""
         ...
 
 

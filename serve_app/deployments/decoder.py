@@ -36,7 +36,7 @@ from serve_app.deployments.encoder import warm_encoder
 from serve_app.deployments.replica import EngineReplica
 from serve_app.embeddings.predictor import VariantPredictor
 from serve_app.embeddings.tiers import TieredEmbeddingCache
-from serve_app.models.factory import ModelSource, load_decoder
+from serve_app.models.factory import ModelSource
 from serve_app.profiles.variants import encoder_compute
 from serve_app.scaling.reports import decoder_profile
 
@@ -77,7 +77,7 @@ class DecoderReplica(EngineReplica):
         super().__init__(settings.decoder)
         self._name = serve.get_replica_context().replica_tag
         spec = source.spec(settings.model)
-        engine = load_decoder(source, settings.model, settings.decoder.compute)
+        engine = source.load_decoder(settings.model, settings.decoder.compute)
         self._batcher: Batcher[DecodeJob, _Decoded] = Batcher(
             partial(_timed, engine), settings.decoder.batching, "prompts"
         )
@@ -105,7 +105,7 @@ class DecoderReplica(EngineReplica):
             weights_hash=spec.weights_hash,
             preprocessing=spec.preprocessing,
             dtype=compute.dtype,
-            stretched=spec.stretched,
+            resize_mode=spec.segmentation.resize_mode,
         )
 
     async def predict(

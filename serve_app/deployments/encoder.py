@@ -12,7 +12,7 @@ from serve_app.core.measurements import Profile
 from serve_app.core.settings import Batching, Compute, EncoderSettings
 from serve_app.core.types import Embedding, RgbArray
 from serve_app.deployments.replica import EngineReplica
-from serve_app.models.factory import ModelSource, load_encoder, warm_up_sizes
+from serve_app.models.factory import ModelSource
 from serve_app.scaling.reports import encoder_profile
 
 _WARM_UP_SIDE = 64
@@ -56,8 +56,8 @@ def warm_encoder(
     source: ModelSource, model: str, compute: Compute, batching: Batching
 ) -> Batcher[RgbArray, Embedding]:
     """Load an encoder and run it once per batch size, which allocates memory and tunes kernels."""
-    engine = load_encoder(source, model, compute)
+    engine = source.load_encoder(model, compute)
     black = np.zeros((_WARM_UP_SIDE, _WARM_UP_SIDE, 3), dtype=np.uint8)
-    for size in warm_up_sizes(source.spec(model), compute, batching.max_batch_size):
+    for size in source.warm_up_sizes(model, compute, batching.max_batch_size):
         engine.encode_batch([black] * size)
     return Batcher(engine.encode_batch, batching, "images")

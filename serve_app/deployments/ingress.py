@@ -34,6 +34,7 @@ from serve_app.flow.flow import SegmentationFlow
 from serve_app.flow.readiness import Part
 from serve_app.http.app import create_app
 from serve_app.http.gate import InFlightTracker
+from serve_app.images.decode import silence_pillow_warnings
 from serve_app.images.store import ImageStore
 from serve_app.profiles.dispatch import build_dispatcher
 from serve_app.profiles.plan import Plan
@@ -55,6 +56,7 @@ class IngressReplica:
         check()
         settings = plan.settings
         join_serve_log()
+        silence_pillow_warnings()
         start_telemetry(ingress=True)
         exposed = exposure_warning(settings.security, settings.ingress.http_host)
         for warning in filter(None, (*plan.warnings, exposed)):

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from serve_app.batching.engine_thread import EngineThread
 from serve_app.core.settings import ProposalsSettings
 from serve_app.core.types import Proposal, ProposalSource, RgbArray
 from serve_app.deployments.replica import EngineReplica
-from serve_app.engines.proposals.detector import EfficientDet
-from serve_app.engines.proposals.sources import Proposals
 from serve_app.models.factory import ModelSource
 
 
@@ -18,14 +14,7 @@ class ProposalsReplica(EngineReplica):
 
     def __init__(self, settings: ProposalsSettings, source: ModelSource) -> None:
         super().__init__(settings)
-        detector = None
-        if settings.detector is not None:
-            detector = EfficientDet(source.files(settings.detector)["model"], settings.threads)
-        self._engine = Proposals(detector)
-        if detector is not None:
-            # The first pass allocates memory and is slower than the others.
-            black = np.zeros((64, 64, 3), np.uint8)
-            self._engine.propose(black, (64, 64), ProposalSource.DETECTOR, 1)
+        self._engine = source.load_proposals(settings)
         self._thread = EngineThread()
         self.threads = [self._thread]
 

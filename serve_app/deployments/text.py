@@ -11,20 +11,19 @@ from serve_app.batching.engine_thread import EngineThread
 from serve_app.core.settings import TextSettings
 from serve_app.core.types import Candidate, RgbArray, ScorerInfo, TextScores
 from serve_app.deployments.replica import EngineReplica
-from serve_app.models.factory import ModelSource, load_text
+from serve_app.models.factory import ModelSource
 
 
 class TextReplica(EngineReplica):
-    """One scoring engine, `open_clip` or `labels`, chosen when the replica starts."""
+    """One text scoring engine, chosen when the replica starts."""
 
     def __init__(self, settings: TextSettings, source: ModelSource) -> None:
         super().__init__(settings)
         self._batch_size = settings.open_clip.batch_size
-        self._engine = load_text(source, settings)
+        self._engine = source.load_text(settings)
         self._thread = EngineThread()
         self.threads = [self._thread]
-        if self._engine.info.engine == "open_clip":  # the other one runs on the CPU
-            self.devices = {settings.compute.device}
+        self.devices = {self._engine.device}
 
     async def info(self) -> ScorerInfo:
         """The engine in use."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from serve_app.core.geometry import ResizeMode
 from serve_app.core.types import Embedding, Float32Array
 
 MIN_DISTANCE = 0.2
@@ -15,7 +16,7 @@ MIN_DISTANCE = 0.2
 
 
 def farthest_point_sampling(
-    embedding: Embedding, points: Float32Array, most: int, *, stretched: bool
+    embedding: Embedding, points: Float32Array, most: int, resize_mode: ResizeMode
 ) -> list[int]:
     """Choose points by farthest-first traversal (Gonzalez 1985) of the features under them.
 
@@ -26,12 +27,12 @@ def farthest_point_sampling(
         embedding: with ``image_embed (C, h, w)``.
         points: ``(N, 2) float32``, ``(x, y)`` in image pixels.
         most: maximum number of points.
-        stretched: whether the model stretches images to its square, or pads them (`Embedding`).
+        resize_mode: how the model resizes images to its square input.
 
     Returns:
         Indices of the chosen points, ascending.
     """
-    features = _features(embedding, points, stretched)
+    features = _features(embedding, points, resize_mode)
     lengths = (features**2).sum(axis=1)
     from_mean = np.linalg.norm(features - features.mean(axis=0), axis=1)
     place = int(from_mean.argmax())
@@ -46,12 +47,12 @@ def farthest_point_sampling(
     return sorted(chosen)
 
 
-def _features(embedding: Embedding, points: Float32Array, stretched: bool) -> Float32Array:
+def _features(embedding: Embedding, points: Float32Array, resize_mode: ResizeMode) -> Float32Array:
     """``(N, C)`` unit vectors: the embedding under each point, bilinear between its cells."""
     grid = np.asarray(embedding.tensors["image_embed"], np.float32)
     rows, columns = grid.shape[1:]
     width, height = embedding.width, embedding.height
-    if not stretched:
+    if resize_mode == "pad":
         width = height = max(width, height)
     x = np.clip(points[:, 0] * (columns / width) - 0.5, 0, columns - 1)
     y = np.clip(points[:, 1] * (rows / height) - 0.5, 0, rows - 1)

@@ -15,7 +15,7 @@ import numpy as np
 
 from serve_app.core.deadline import deadline, until
 from serve_app.core.errors import DeadlineExceeded
-from serve_app.core.nms import mask_nms
+from serve_app.core.geometry import ResizeMode, mask_nms
 from serve_app.core.ports import EmbeddingCache
 from serve_app.core.types import (
     CacheTier,
@@ -37,7 +37,7 @@ P = TypeVar("P")
 class VariantPredictor(Generic[P]):
     """Predicts masks for prompts; ``P`` is how pixels are passed: an array or a reference.
 
-    ``stretched``: the model stretches images to its square; others pad them.
+    ``resize_mode``: how the model resizes images to its square input.
 
     Attributes:
         encoding: number of images that are being encoded.
@@ -52,7 +52,7 @@ class VariantPredictor(Generic[P]):
         weights_hash: str,
         preprocessing: str,
         dtype: str,
-        stretched: bool = False,
+        resize_mode: ResizeMode = "pad",
     ) -> None:
         self.encoding = 0
         self._cache = cache
@@ -61,7 +61,7 @@ class VariantPredictor(Generic[P]):
         self._weights_hash = weights_hash
         self._preprocessing = preprocessing
         self._dtype = dtype
-        self._stretched = stretched
+        self._resize_mode = resize_mode
 
     async def predict(
         self,
@@ -109,7 +109,7 @@ class VariantPredictor(Generic[P]):
         return tuple(by_prompt.get(i, ()) for i in range(len(prompts)))
 
     def _diverse(self, embedding: Embedding, points: Float32Array, most: int) -> list[int]:
-        return farthest_point_sampling(embedding, points, most, stretched=self._stretched)
+        return farthest_point_sampling(embedding, points, most, self._resize_mode)
 
     async def _embedding(self, key: str, pixels: P) -> tuple[Embedding, CacheTier] | None:
         """Return the embedding; a shared encoder call is limited by its first caller's deadline."""

@@ -1,13 +1,19 @@
-"""Putting a process on the device, threads and share of memory that its settings name."""
+"""Devices, thread numbers and GPU memory of torch.
+
+Thread numbers: torch keeps the number of threads of its operators for each calling thread, and a
+thread takes the number that was set last, by any thread, at its own first operation.  Several
+engines in one process (fused and local layouts) have numbers and threads of their own, so every
+pass starts with `use_threads`, and no pass depends on what another thread has set.
+"""
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from serve_app.core.settings import Compute
 
@@ -19,17 +25,25 @@ _DTYPES = {
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """The torch type of a settings' ``dtype``."""
+    """The torch dtype of ``Compute.dtype``."""
     return _DTYPES[name]
 
 
-def apply_compute(compute: Compute) -> None:
-    """Set this process's thread count and bound its share of the GPU's memory.
+def use_threads(count: int) -> None:
+    """Set the number of CPU threads of torch's operators in the calling thread."""
+    # Reading first: a thread that has not read or run anything yet would replace what is set here
+    # by the number that another thread set last.
+    if torch.get_num_threads() != count:
+        torch.set_num_threads(count)
 
-    A fraction of a GPU in Ray is bookkeeping alone: without the bound one replica could take
-    the memory of its neighbours.
+
+def apply_compute(compute: Compute) -> None:
+    """Set the calling thread's number of threads and this process's share of the GPU's memory.
+
+    A fraction of a GPU in Ray is bookkeeping alone: without the limit one replica could take
+    the memory of others.
     """
-    torch.set_num_threads(compute.threads)
+    use_threads(compute.threads)
     if compute.memory_fraction is not None:
         # "cuda" alone, without an index, is refused by torch here; None is the current device.
         index = torch.device(compute.device).index
@@ -37,10 +51,10 @@ def apply_compute(compute: Compute) -> None:
 
 
 def touch(device: str) -> None:
-    """Have a device do next to nothing.
+    """Run a tiny operation on a device.
 
     Raises:
-        RuntimeError: it does nothing for this process any more.
+        RuntimeError: the device no longer works for this process.
     """
     torch.zeros(1, device=device).add_(1).item()
 
@@ -48,9 +62,6 @@ def touch(device: str) -> None:
 def as_tensor(array: NDArray[Any]) -> Tensor:
     """A CPU tensor over an array's memory, to be read only.
 
-    Arrays that arrive through shared memory cannot be written to, of which torch warns; none of
-    ours is.
+    Arrays that arrive through shared memory are read-only, of which `torch.from_numpy` warns.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(array)
+    return torch.from_numpy(array) if array.flags.writeable else from_dlpack(array)

@@ -32,9 +32,6 @@ from serve_app.core.limits import Limits
 from serve_app.core.types import RgbArray
 from serve_app.images.containers import plain_file
 
-# Pillow warns about each odd tag of a file: an attacker could fill the log.
-warnings.filterwarnings("ignore", module=r"PIL\.")
-
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -59,6 +56,14 @@ class DecodedImage:
 
     pixels: RgbArray
     mode: str
+
+
+def silence_pillow_warnings() -> None:
+    """Ignore Pillow's warnings in this process: one for each odd tag of a file would fill a log.
+
+    For processes of the service alone; a library's import must not change its user's filters.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def decode_image(data: bytes, limits: Limits) -> DecodedImage:

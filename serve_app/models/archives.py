@@ -1,4 +1,4 @@
-"""Taking one pinned file out of an archive, or out of a stream, and nothing else."""
+"""Extracting one pinned file from an archive or a stream, and nothing else."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ REGULAR_FILE = 0o100000
 
 
 class SourceFailed(Exception):
-    """A source did not give the file; the reason is short and meant for the operator."""
+    """A source did not provide the file; the reason is short, for the operator."""
 
 
 def write_limited(
     chunks: Iterator[bytes], size: int, target: Path, advance: Callable[[int], None]
 ) -> None:
-    """Write ``chunks`` to ``target``, at most ``size`` bytes; ``advance`` is told each length.
+    """Write ``chunks`` to ``target``, at most ``size`` bytes; ``advance`` takes each length.
 
     Raises:
         SourceFailed: there are more bytes than ``size``.

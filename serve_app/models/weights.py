@@ -27,7 +27,7 @@ FOUND = frozenset({"verified", "present"})
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """What is known of one file of a model.
+    """State of one file of a model.
 
     Attributes:
         key: its role in the model.
@@ -35,7 +35,7 @@ class FileState:
         size: the pinned size in bytes.
         status: ``present`` has the right size but was not hashed; ``corrupt`` has another size
             or hash than the pinned ones.
-        path: where it lies, None if missing; for the operator only.
+        path: of the file, None if missing; for the operator only.
     """
 
     key: str
@@ -47,7 +47,7 @@ class FileState:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A source that did not give a file, and why; for the operator only."""
+    """A source that did not provide a file, and why; for the operator only."""
 
     file: str
     source: str
@@ -85,11 +85,11 @@ def is_pinned(path: Path, file: WeightFile) -> bool:
 class WeightStore:
     """Weight files by model, at ``<root>/<model>/<file>``.
 
-    Every file is verified by size and SHA-256 before its path is given out; the result is
-    remembered while the file does not change, so one store hashes a file once.
+    Every file is verified by size and SHA-256 before its path is returned; the result is
+    cached while the file does not change, so one store hashes a file once.
 
     Args:
-        root: where files are kept; None: `default_root`.  With a root given, files in
+        root: where files are stored; None: `default_root`.  With a root given, files in
             ``$SAM_SERVE_WEIGHTS`` are also found, but nothing is written there.
         offline: never fetch.
         fetcher: makes the function that fetches, from a scratch folder; for tests.
@@ -107,12 +107,12 @@ class WeightStore:
         self._verified: dict[tuple[Path, str], tuple[int, ...]] = {}
 
     def ensure(self, name: str, spec: ModelSpec, progress: bool = False) -> dict[str, Path]:
-        """Verified paths of a model's files by key; what is missing is fetched.
+        """Verified paths of a model's files by key; missing files are fetched.
 
         A model's files are fetched by one process at a time: the others wait and find them.
 
         Raises:
-            WeightsUnavailable: a file is not here and no source gave it; its cause is
+            WeightsUnavailable: a file is missing and no source provided it; its cause is
                 `SourcesFailed` where sources were tried.
         """
         paths, missing = self._find(name, spec)
@@ -213,7 +213,7 @@ class WeightStore:
                 return "missing"
             if found.st_size != file.size:
                 return "corrupt"
-            # The change time cannot be set back by who may only write the file's content.
+            # The change time cannot be set back by a process that may only write the content.
             stamp = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
             if self._verified.get((path, file.sha256)) == stamp:
                 return "verified"
@@ -232,7 +232,7 @@ class WeightStore:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            # Under the lock no other process fetches, so these are of processes that died.
+            # Under the lock no other process fetches: these are left by processes that died.
             for leftover in folder.glob(f"{PARTIAL_PREFIX}*"):
                 shutil.rmtree(leftover, ignore_errors=True)
             yield
@@ -271,6 +271,6 @@ class WeightStore:
             bar.roll_back()
             attempts.append(Attempt(file.name, source.label, reason))
         raise WeightsUnavailable(
-            f"the weights of {name} are not installed and no source gave them; "
+            f"the weights of {name} are not installed and no source provided them; "
             f"run 'python -m serve_app fetch {name}' to see why"
         ) from SourcesFailed(tuple(attempts))

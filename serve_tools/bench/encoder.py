@@ -20,7 +20,7 @@ from serve_app.core.ports import EncoderEngine
 from serve_app.core.settings import Compute, GraphSettings
 from serve_app.core.types import RgbArray
 from serve_app.engines.sam.model import IMAGE_SIZE, load_sam
-from serve_app.models.factory import ModelSource, load_encoder
+from serve_app.models.factory import ModelSource
 from serve_app.profiles.variants import encoder_compute
 from serve_tools.bench.floor import busiest, encoder_flops, matrix_flops, matrix_product
 from serve_tools.bench.rows import Row
@@ -131,13 +131,13 @@ def load_ours(
         spec = source.spec(model)
         label = f"ours: {name} ({model}, {spec.engine(compute)})"
         try:
-            engines[label] = load_encoder(source, model, compute)
+            engines[label] = source.load_encoder(model, compute)
         except (SamServeError, ValueError, OSError) as exc:
             if not engines:
                 raise
             notes.append(f"{label} could not be loaded ({type(exc).__name__}).")
             continue
-        if spec.architecture is not None and spec.family != "sam2_onnx":
+        if spec.architecture is not None and spec.segmentation.load_original is not None:
             flops[label] = encoder_flops(spec.architecture)
         else:
             notes.append(f"{label} is another model: its ratio compares response times only.")

@@ -119,15 +119,15 @@ def bare_decoder(photo: Photo, click: Click | None, config: Path | None, variant
     """The engine of a configuration's variant, loaded here, with the photo's embedding."""
     from serve_app.cli.configuration import load_settings
     from serve_app.core.types import DecodeJob, DecodeOptions, Prompt
-    from serve_app.models.factory import ModelSource, load_decoder, load_encoder
+    from serve_app.models.factory import ModelSource
     from serve_app.profiles.variants import encoder_compute
 
     settings = load_settings(config)[0]
     described = settings.variants[variant]
     source = ModelSource.of(settings)
-    encoder = load_encoder(source, described.model, encoder_compute(described))
+    encoder = source.load_encoder(described.model, encoder_compute(described))
     (embedding,) = encoder.encode_batch([photo.pixels])
-    engine = load_decoder(source, described.model, described.decoder.compute)
+    engine = source.load_decoder(described.model, described.decoder.compute)
     x, y = click or (photo.size[0] / 2, photo.size[1] / 2)
     prompt = Prompt(point_coords=np.array([[x, y]]), point_labels=np.array([1]))
     job = DecodeJob(embedding, prompt, DecodeOptions())

@@ -14,7 +14,7 @@ import httpx
 
 from serve_app.core.settings import GraphSettings
 from serve_app.core.types import Embedding
-from serve_app.models.factory import ModelSource, load_decoder, load_encoder
+from serve_app.models.factory import ModelSource
 from serve_app.profiles.variants import encoder_compute
 from serve_tools.bench import decoder, encoder, http, own_service
 from serve_tools.bench.clients import IsatClient, OurClient, OurEmbedClient, PlainClient
@@ -117,7 +117,7 @@ class Suite:
     @cached_property
     def _embedding(self) -> Embedding:
         compute = encoder_compute(self.settings.variants[self.variant])
-        engine = load_encoder(self._source, self._model, compute)
+        engine = self._source.load_encoder(self._model, compute)
         return engine.encode_batch([self.photos.known[0].pixels])[0]
 
     def run(self, keys: list[str]) -> Iterator[Section]:
@@ -158,7 +158,7 @@ class Suite:
 
     def _b(self) -> Found:
         compute = self.settings.variants[self.variant].decoder.compute
-        engine = load_decoder(self._source, self._model, compute)
+        engine = self._source.load_decoder(self._model, compute)
         same = (self._architecture, self._checkpoint, self._embedding)
         contenders = {
             decoder.OURS: decoder.ours(engine, self._embedding),
@@ -236,7 +236,7 @@ class Suite:
 
     def _bare(self) -> Callable[[], object]:
         compute = self.settings.variants[self.variant].decoder.compute
-        engine = load_decoder(self._source, self._model, compute)
+        engine = self._source.load_decoder(self._model, compute)
         jobs = decoder.jobs_at(self._embedding, decoder.clicks_on(self._embedding, 1))
         return lambda: engine.decode_batch(jobs)
 

@@ -9,7 +9,7 @@ from serve_app.cli import CommandError, log, positive
 
 EPILOG = """\
 Variants of the configuration that use the new model are deployed from the next start on, unless its
-figures miss the limits under `quantised` in the configuration.
+figures miss the limits under `quantized` in the configuration.
 
 exit status: 0 made; 1 not made, or made but outside the configuration's limits
 """

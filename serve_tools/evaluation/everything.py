@@ -117,26 +117,21 @@ def service_generator(settings: GraphSettings, task: Everything) -> Generator:
 
 
 def metas_generator(settings: GraphSettings, variant: str, task: Everything) -> Generator:
-    """``SamAutomaticMaskGenerator`` with the weights of a variant of the family ``sam``.
+    """``SamAutomaticMaskGenerator`` with the weights of a variant.
 
     Raises:
-        ValueError: the variant's model is of another family.
+        ValueError: `segment_anything` has no such model.
     """
     import torch
     from segment_anything import SamAutomaticMaskGenerator
 
     from serve_app.engines.devices import apply_compute
-    from serve_app.engines.sam.model import load_sam
     from serve_app.models.factory import ModelSource
 
     chosen = settings.variants[variant]
     source = ModelSource.of(settings)
-    spec = source.spec(chosen.model)
-    if spec.family != "sam" or spec.architecture is None:
-        raise ValueError(f"{chosen.model} is of the family {spec.family}")
     apply_compute(chosen.decoder.compute)
-    sam = load_sam(spec.architecture, source.files(chosen.model)["checkpoint"])
-    sam.to(chosen.decoder.compute.device)
+    sam = source.load_original(chosen.model, chosen.decoder.compute.device)
     parameters = task.model_dump(exclude=set(_OWN))
     generator = SamAutomaticMaskGenerator(sam, **parameters, output_mode="coco_rle")
 

@@ -10,7 +10,6 @@ from numpy.typing import ArrayLike, NDArray
 from pycocotools import mask as coco
 
 from serve_app.core.rle import Rle
-from serve_app.core.types import BoolArray
 
 SIZES = ("all", "small", "medium", "large")
 RESAMPLES = 2000
@@ -47,12 +46,6 @@ def iou_matrix(masks: Sequence[Rle], objects: Sequence[Rle]) -> NDArray[np.float
 def covered_by(masks: Sequence[Rle], regions: Sequence[Rle]) -> NDArray[np.float64]:
     """Share of each mask that lies in each region, ``(n_masks, n_regions)``."""
     return _overlaps(masks, regions, crowd=True)
-
-
-def mask_iou(a: BoolArray, b: BoolArray) -> float:
-    """IoU of two ``(H, W)`` masks; 1 if both are empty."""
-    union = np.count_nonzero(a | b)
-    return np.count_nonzero(a & b) / union if union else 1.0
 
 
 def sample_indices(total: int, most: int | None, seed: int | Sequence[int]) -> list[int]:

@@ -5,18 +5,9 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from serve_app.core.geometry import tight_box
 from serve_app.core.types import BoolArray, Prompt
 from serve_tools.evaluation.kinds import PromptKind
-
-
-def tight_box(mask: BoolArray) -> tuple[int, int, int, int]:
-    """The smallest box ``(x0, y0, x1, y1)`` in pixels that covers a non-empty ``(H, W)`` mask.
-
-    The right and lower edges lie after the last pixel: a single pixel is 1 x 1.
-    """
-    rows = np.flatnonzero(mask.any(axis=1))
-    columns = np.flatnonzero(mask.any(axis=0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def deepest_point(mask: BoolArray) -> tuple[float, float]:

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from serve_app.core.geometry import mask_iou
 from serve_app.core.measurements import Agreement
 from serve_app.core.types import BoolArray
-from serve_tools.evaluation.metrics import mask_iou
+from serve_app.engines.family import ReferenceModel, Tensors
 from serve_tools.profiling.quality import Prediction, mean_share
-from serve_tools.profiling.references import Reference, Tensors
 
 
-def parity(predictions: Sequence[Prediction], reference: Reference, seed: int) -> Agreement:
+def parity(predictions: Sequence[Prediction], reference: ReferenceModel, seed: int) -> Agreement:
     """Compare a variant's predictions with its reference's; intervals are over images.
 
     Of several masks each is compared with the reference's at the same place.  Embeddings are
@@ -24,7 +24,7 @@ def parity(predictions: Sequence[Prediction], reference: Reference, seed: int) -
     overlaps: list[float] = []
     images: list[int] = []
     for predicted in predictions:
-        tensors, masks = reference.answer(predicted.pixels, predicted.prompts)
+        tensors, masks = reference.predict(predicted.pixels, predicted.prompts)
         cosine = least_cosine(predicted.embedding.tensors, tensors)
         cosines += [] if cosine is None else [cosine]
         for ours, theirs in zip(predicted.masks, masks, strict=True):

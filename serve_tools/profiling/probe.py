@@ -20,6 +20,7 @@ from serve_app.core.measurements import Data
 from serve_app.core.ports import DecoderEngine, EncoderEngine
 from serve_app.core.settings import GraphSettings
 from serve_app.core.types import DecodeJob, DecodeOptions, Embedding, Prompt, RgbArray
+from serve_app.models.factory import ModelSource
 from serve_app.profiles.variants import encoder_compute
 from serve_tools.profiling.engines import import_libraries, load_variant
 from serve_tools.profiling.memory import held_bytes, peak_bytes
@@ -54,16 +55,23 @@ class MeasureError(Exception):
     """A variant cannot be measured; the text says why."""
 
 
-def probe(request: ProbeRequest, emit: Emit) -> None:
-    """Measure the first masks, then memory, times, quality and parity."""
-    import_libraries(request.settings, request.variant)
+def probe(request: ProbeRequest, emit: Emit, source: ModelSource | None = None) -> None:
+    """Measure a variant: the first masks, then memory, times, quality and agreement.
+
+    Args:
+        request: the variant, and what to measure.
+        emit: takes each event.
+        source: makes the engines; None: the one that the settings configure.
+    """
+    source = source or ModelSource.of(request.settings)
+    import_libraries(request.settings, request.variant, source)
     start = time.perf_counter()
-    encoder, decoder = load_variant(request.settings, request.variant)
+    encoder, decoder = load_variant(request.settings, request.variant, source)
     load_s = time.perf_counter() - start
     decoder.decode_batch(_jobs(encoder.encode_batch([_photo(0)])[0], 1))
     emit(ProbeEvent(kind="first", load_s=load_s))
     if request.effort is not None:
-        bench = _Bench(request.settings, request.variant, request.effort, encoder, decoder)
+        bench = _Bench(request.settings, request.variant, request.effort, source, encoder, decoder)
         emit(ProbeEvent(kind="answer", answer=bench.answer(emit)))
 
 
@@ -88,6 +96,7 @@ class _Bench:
     settings: GraphSettings
     variant: str
     effort: Effort
+    source: ModelSource
     encoder: EncoderEngine
     decoder: DecoderEngine
 
@@ -100,9 +109,9 @@ class _Bench:
         data, records, answers = self._quality()
         emit(ProbeEvent(kind="progress", text="parity with the reference"))
         from serve_tools.profiling.parity import parity
-        from serve_tools.profiling.references import load_reference
+        from serve_tools.profiling.reference_models import load_reference
 
-        reference = load_reference(self.settings, self.variant)
+        reference = load_reference(self.settings, self.variant, self.source)
         return ProbeResult(
             memory_bytes=memory[0],
             peak_memory_bytes=max(memory[:2]),
@@ -125,6 +134,8 @@ class _Bench:
     def _times(self) -> tuple[dict[int, list[float]], dict[int, list[float]], int]:
         import torch
 
+        from serve_app.engines.devices import use_threads
+
         photos = [_photo(seed) for seed in range(max(self.effort.encode_sizes))]
         embedding = self.encoder.encode_batch(photos[:1])[0]
         chosen = self.settings.variants[self.variant]
@@ -132,7 +143,7 @@ class _Bench:
 
         def one_pass(what: str, size: int) -> None:
             # The halves may have different threads in processes of their own.
-            torch.set_num_threads(half[what].threads)
+            use_threads(half[what].threads)
             if what == "encode":
                 self.encoder.encode_batch(photos[:size])
             else:

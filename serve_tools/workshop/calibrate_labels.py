@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve_app.core.settings import LabelsSettings
-from serve_app.engines.text.labels import LabelsScorer, MatchCalibration, sigmoid
-from serve_app.engines.text.vocabulary import COCO_NAMES
+from serve_app.engines.sentence_transformer.scorer import LabelsScorer, MatchCalibration, sigmoid
+from serve_app.engines.sentence_transformer.vocabulary import COCO_NAMES
 from serve_tools.workshop.label_words import MATCHES, UNRELATED
 
 MATCH_WEIGHT = 4.0

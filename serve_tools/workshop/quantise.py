@@ -24,9 +24,10 @@ from serve_app.core.host import this_host
 from serve_app.core.limits import Limits
 from serve_app.core.settings import Compute
 from serve_app.core.types import RgbArray
+from serve_app.engines.openvino import telemetry_hidden
 from serve_app.engines.sam.encoder_openvino import OpenVinoEncoder, model_input, tiny_vit_from
 from serve_app.images.decode import decode_image
-from serve_app.models.factory import ModelSource, load_decoder
+from serve_app.models.factory import ModelSource
 from serve_app.models.quantized import MANIFEST, Figures, Manifest
 from serve_app.models.registry import ModelSpec, WeightFile
 from serve_tools.profiling.parity import least_cosine, mean_overlap
@@ -118,8 +119,8 @@ def quantise(
     if out.exists() and not (out / MANIFEST).is_file():
         raise QuantiseError("the folder to write to exists and holds no model made here")
     spec = source.spec(original)
-    if spec.family != "sam" or spec.architecture != "vit_t" or spec.quantised:
-        raise QuantiseError(f"{original} is not of the architecture vit_t")
+    if spec.quantized or not spec.segmentation.can_quantize(spec.architecture):
+        raise QuantiseError(f"there is no way to quantize {original}")
     checkpoint = source.files(original)["checkpoint"]
     graph = tiny_vit_from(checkpoint)
     say(f"calibrating on {len(calibration.images)} images ...")
@@ -154,7 +155,8 @@ def quantise(
 
 def quantised_graph(graph: ov.Model, images: Sequence[RgbArray]) -> ov.Model:
     """A graph of one image input with int8 weights and activations."""
-    import nncf
+    with telemetry_hidden():
+        import nncf
 
     made: ov.Model = nncf.quantize(
         graph,
@@ -172,7 +174,7 @@ def _spec(original: ModelSpec, folder: Path, name: str) -> ModelSpec:
     for key, file in (("encoder", _GRAPH), ("encoder_weights", _WEIGHTS)):
         files[key] = _pinned(folder / file)
     return ModelSpec(
-        family="sam",
+        family=original.family,
         architecture=original.architecture,
         title=f"{original.title}, int8 encoder",
         license=original.license,
@@ -196,7 +198,7 @@ def _compare(
     effort: Effort, compute: Compute,
 ) -> Figures:  # fmt: skip
     """Both encoders before the original's decoder, on the same images."""
-    decoder = load_decoder(source, original, compute)
+    decoder = source.load_decoder(original, compute)
     samples = load_samples(effort, Limits())
     answers: tuple[list[Prediction], list[Prediction]] = ([], [])
     for sample in samples:

@@ -9,17 +9,17 @@ Replicas, batches, figures and policy are the real ones; a pass of a model is a 
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ray.serve import Application
 
-import serve_app.deployments.decoder
-import serve_app.deployments.encoder
 from graphs.nodes import deployed
 from serve_app.core.measurements import Profile
-from serve_app.core.settings import GraphSettings
+from serve_app.core.ports import DecoderEngine, EncoderEngine
+from serve_app.core.settings import Compute, GraphSettings
 from serve_app.core.types import DecodeJob, DecodeOptions, Embedding, Mask, Prompt, RgbArray
 from serve_app.deployments.calls import RemotePredictor
 from serve_app.deployments.decoder import DecoderReplica
@@ -64,19 +64,20 @@ class SleepingDecoder:
         return [() for _ in jobs]
 
 
-class StandInEncoder(EncoderReplica):
-    def __init__(self, pass_ms: float, *rest: Any) -> None:
-        serve_app.deployments.encoder.load_encoder = lambda *_: SleepingEncoder(pass_ms)
-        super().__init__(*rest)
+@dataclass(frozen=True)
+class SleepingSource(ModelSource):
+    """Makes stand-ins, in the process of the replica that it is handed to."""
+
+    pass_ms: float = 0.0
+
+    def load_encoder(self, model: str, compute: Compute) -> EncoderEngine:
+        return SleepingEncoder(self.pass_ms)
+
+    def load_decoder(self, model: str, compute: Compute) -> DecoderEngine:
+        return SleepingDecoder()
 
 
-class StandInDecoder(DecoderReplica):
-    def __init__(self, *rest: Any) -> None:
-        serve_app.deployments.decoder.load_decoder = lambda *_: SleepingDecoder()
-        super().__init__(*rest)
-
-
-class GarbageEncoder(StandInEncoder):
+class GarbageEncoder(EncoderReplica):
     """Answers as the others do; what it tells of itself is nonsense, and more so each time."""
 
     def record_autoscaling_stats(self) -> dict[str, Any]:
@@ -152,7 +153,7 @@ def application(
 
 def build(settings: GraphSettings) -> Application:
     """The application builder."""
-    return _build(settings, StandInEncoder)
+    return _build(settings, EncoderReplica)
 
 
 def build_garbage(settings: GraphSettings) -> Application:
@@ -160,14 +161,14 @@ def build_garbage(settings: GraphSettings) -> Application:
     return _build(settings, GarbageEncoder)
 
 
-def _build(settings: GraphSettings, encoder: type[StandInEncoder]) -> Application:
-    source = ModelSource.of(settings)
+def _build(settings: GraphSettings, encoder: type[EncoderReplica]) -> Application:
     decoders = {}
     for name, variant in settings.variants.items():
+        source = SleepingSource(pass_ms=PASS_MS[name])
         images = deployed(encoder, f"{name}-encoder", variant.encoder).bind(
-            PASS_MS[name], variant.model, variant.encoder, source, PROFILES.get(name)
+            variant.model, variant.encoder, source, PROFILES.get(name)
         )
-        decoders[name] = deployed(StandInDecoder, f"{name}-decoder", variant.decoder).bind(
+        decoders[name] = deployed(DecoderReplica, f"{name}-decoder", variant.decoder).bind(
             variant, settings.cache, source, images, PROFILES.get(name)
         )
     application: Application = deployed(Ingress, "ingress", settings.ingress).bind(decoders)

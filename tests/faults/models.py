@@ -226,6 +226,8 @@ class SleepingProposals:
 class SleepingText:
     """Each text suits each candidate by a number drawn from both."""
 
+    device = "cpu"
+
     def __init__(self, times: StandIns) -> None:
         self._times = times
         self.info = ScorerInfo(

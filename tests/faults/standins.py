@@ -17,19 +17,17 @@ more member, ``standins`` (`StandIns`).
 
 import os
 import threading
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 from ray.serve import Application
 
-import serve_app.deployments.decoder
-import serve_app.deployments.encoder
-import serve_app.deployments.proposals
-import serve_app.deployments.text
 from graphs.nodes import deployed, ingress_node
 from serve_app.batching.engine_thread import EngineThread
-from serve_app.core.settings import GraphSettings
+from serve_app.core.ports import DecoderEngine, EncoderEngine, ProposalsEngine, TextScoringEngine
+from serve_app.core.settings import Compute, GraphSettings, ProposalsSettings, TextSettings
 from serve_app.deployments.affinity import affinity
 from serve_app.deployments.decoder import DecoderReplica
 from serve_app.deployments.encoder import EncoderReplica
@@ -92,29 +90,39 @@ class _Watched:
         }
 
 
-class StandInEncoder(_Watched, EncoderReplica):
-    def __init__(self, times: StandIns, *rest: Any) -> None:
-        serve_app.deployments.encoder.load_encoder = lambda *_: SleepingEncoder(times)
-        super().__init__(*rest)
+@dataclass(frozen=True)
+class StandInSource(ModelSource):
+    """Makes stand-ins, in the process of the replica that it is handed to."""
+
+    times: StandIns = field(default_factory=StandIns)
+
+    def load_encoder(self, model: str, compute: Compute) -> EncoderEngine:
+        return SleepingEncoder(self.times)
+
+    def load_decoder(self, model: str, compute: Compute) -> DecoderEngine:
+        return SleepingDecoder(self.times)
+
+    def load_proposals(self, settings: ProposalsSettings) -> ProposalsEngine:
+        return SleepingProposals(self.times)
+
+    def load_text(self, settings: TextSettings) -> TextScoringEngine:
+        return SleepingText(self.times)
 
 
-class StandInDecoder(_Watched, DecoderReplica):
-    def __init__(self, times: StandIns, *rest: Any) -> None:
-        serve_app.deployments.encoder.load_encoder = lambda *_: SleepingEncoder(times)
-        serve_app.deployments.decoder.load_decoder = lambda *_: SleepingDecoder(times)
-        super().__init__(*rest)
+class WatchedEncoder(_Watched, EncoderReplica):
+    pass
 
 
-class StandInProposals(_Watched, ProposalsReplica):
-    def __init__(self, times: StandIns, *rest: Any) -> None:
-        serve_app.deployments.proposals.Proposals = lambda *_: SleepingProposals(times)
-        super().__init__(*rest)
+class WatchedDecoder(_Watched, DecoderReplica):
+    pass
 
 
-class StandInText(_Watched, TextReplica):
-    def __init__(self, times: StandIns, *rest: Any) -> None:
-        serve_app.deployments.text.load_text = lambda *_: SleepingText(times)
-        super().__init__(*rest)
+class WatchedProposals(_Watched, ProposalsReplica):
+    pass
+
+
+class WatchedText(_Watched, TextReplica):
+    pass
 
 
 def graph(
@@ -164,22 +172,22 @@ def application(
 
 def build(settings: FaultSettings) -> Application:
     """The application builder."""
-    source, times = ModelSource.of(settings), settings.standins
+    source = StandInSource(times=settings.standins)
     decoders = {}
     for name, variant in settings.variants.items():
         encoder: Any = None
         if variant.layout == "split":
-            encoder = deployed(StandInEncoder, f"{name}-encoder", variant.encoder).bind(
-                times, variant.model, variant.encoder, source
+            encoder = deployed(WatchedEncoder, f"{name}-encoder", variant.encoder).bind(
+                variant.model, variant.encoder, source
             )
         router = affinity(variant.decoder)
-        decoder = deployed(StandInDecoder, f"{name}-decoder", variant.decoder, router)
-        decoders[name] = decoder.bind(times, variant, settings.cache, source, encoder)
-    proposals = deployed(StandInProposals, "proposals", settings.proposals).bind(
-        times, settings.proposals, source
+        decoder = deployed(WatchedDecoder, f"{name}-decoder", variant.decoder, router)
+        decoders[name] = decoder.bind(variant, settings.cache, source, encoder)
+    proposals = deployed(WatchedProposals, "proposals", settings.proposals).bind(
+        settings.proposals, source
     )
     text: Any = None
     if settings.text is not None:
-        text = deployed(StandInText, "text", settings.text).bind(times, settings.text, source)
+        text = deployed(WatchedText, "text", settings.text).bind(settings.text, source)
     application: Application = ingress_node(resolve(settings), decoders, proposals, text)
     return application

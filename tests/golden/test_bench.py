@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from serve_app.core.settings import GraphSettings
 from serve_app.core.types import BoolArray, Embedding
-from serve_app.models.factory import ModelSource, load_decoder, load_encoder
+from serve_app.models.factory import ModelSource
 from serve_tools.bench import decoder, encoder, gpu
 from serve_tools.bench.floor import DECODER_AS_WRITTEN, encoder_flops
 from serve_tools.bench.photos import Photos, load_photos
@@ -35,7 +35,7 @@ def checkpoint(weight_paths: Callable[[str], dict[str, Path]]) -> Path:
 
 @pytest.fixture(scope="module")
 def embedding(checkpoint: Path, photos: Photos) -> Embedding:
-    engine = load_encoder(ModelSource(), "vit_t", TWO_THREADS)
+    engine = ModelSource().load_encoder("vit_t", TWO_THREADS)
     return engine.encode_batch([photos.known[0].pixels])[0]
 
 
@@ -69,7 +69,7 @@ def test_encoders_of_peers_give_our_embedding(
 
 
 def test_decoders_answer_alike(checkpoint: Path, embedding: Embedding) -> None:
-    engine = load_decoder(ModelSource(), "vit_t", TWO_THREADS)
+    engine = ModelSource().load_decoder("vit_t", TWO_THREADS)
     same = ("vit_t", checkpoint, embedding)
     clicks = decoder.clicks_on(embedding, 2)
     ours: Any = decoder.ours(engine, embedding).decode(clicks)
@@ -86,7 +86,7 @@ def test_decoders_answer_alike(checkpoint: Path, embedding: Embedding) -> None:
 
 def test_the_exported_decoder_answers_alike(checkpoint: Path, embedding: Embedding) -> None:
     pytest.importorskip("onnx")
-    engine = load_decoder(ModelSource(), "vit_t", TWO_THREADS)
+    engine = ModelSource().load_decoder("vit_t", TWO_THREADS)
     clicks = decoder.clicks_on(embedding, 2)
     ours: Any = decoder.ours(engine, embedding).decode(clicks)
     answers: Any = decoder.exported("vit_t", checkpoint, embedding, 2).decode(clicks)

@@ -16,7 +16,7 @@ from serve_app.core.settings import Compute, GraphSettings
 from serve_app.core.types import Float32Array
 from serve_app.engines.sam import encoder as torch_encoder
 from serve_app.engines.sam.model import load_sam
-from serve_app.models.factory import ModelSource, load_encoder
+from serve_app.models.factory import ModelSource
 from serve_app.models.quantized import drop_unavailable_variants
 from serve_tools.profiling.protocol import Effort
 from serve_tools.workshop.quantise import Calibration, quantise
@@ -52,7 +52,7 @@ def test_embeddings_are_those_of_segment_anything(
     wanted: dict[str, Float32Array], engine: str
 ) -> None:
     compute = Compute.model_validate({"threads": 2, "engine": engine})
-    found = embedded(load_encoder(ModelSource(), "vit_t", compute))
+    found = embedded(ModelSource().load_encoder("vit_t", compute))
     for name in PHOTOS:
         assert found[name].dtype == np.float32
         assert cosine(found[name], wanted[name]) >= 0.999999
@@ -64,7 +64,7 @@ def test_half_precision_holds_the_encoders_values(
 ) -> None:
     """As on a GPU; a CPU does it too, slowly."""
     half = Compute.model_construct(device="cpu", dtype="float16", threads=2, engine="torch")
-    encoder = load_encoder(ModelSource(), "vit_t", half)
+    encoder = ModelSource().load_encoder("vit_t", half)
     found = encoder.encode_batch([photo("chelsea")])[0].tensors["image_embed"]
     assert found.dtype == np.float16
     assert cosine(found, wanted["chelsea"]) >= 0.9999
@@ -85,7 +85,7 @@ def test_a_compiled_encoder_sees_only_the_sizes_it_was_warmed_up_with(
         return run
 
     monkeypatch.setattr(torch_encoder, "compiled_pass", uncompiled)
-    encoder = load_encoder(ModelSource(), "vit_t", Compute(threads=2, engine="compiled"))
+    encoder = ModelSource().load_encoder("vit_t", Compute(threads=2, engine="compiled"))
     found = embedded(encoder)
     assert sizes == [4]
     for name in PHOTOS:
@@ -119,7 +119,7 @@ def test_an_int8_encoder_is_made_checked_and_loaded(
     }
     settings, left_out = drop_unavailable_variants(GraphSettings.model_validate(arguments))
     assert left_out == {}
-    found = embedded(load_encoder(ModelSource.of(settings), "vit_t_int8", TWO_THREADS))
+    found = embedded(ModelSource.of(settings).load_encoder("vit_t_int8", TWO_THREADS))
     assert 0.97 < cosine(found["coffee"], wanted["coffee"]) < 0.99999
     assert not (tmp_path / "vit_t_int8" / "encoder.bin").samefile(
         source.files("vit_t")["checkpoint"]

@@ -19,7 +19,7 @@ import torch
 from serve_app.core.settings import Compute
 from serve_app.core.types import DecodeJob, DecodeOptions, Embedding, Mask
 from serve_app.engines.sam.model import load_sam
-from serve_app.models.factory import ModelSource, load_decoder, load_encoder
+from serve_app.models.factory import ModelSource
 
 from .cases import ALL_CASES, PHOTOS, Reference, cases_of, iou, photo, reference_answers
 
@@ -51,13 +51,13 @@ def on_gpu(dtype: str, engine: str | None = None) -> Compute:
 
 
 def embeddings(compute: Compute) -> dict[str, Embedding]:
-    encoder = load_encoder(ModelSource(), "vit_t", compute)
+    encoder = ModelSource().load_encoder("vit_t", compute)
     return dict(zip(PHOTOS, encoder.encode_batch([photo(n) for n in PHOTOS]), strict=True))
 
 
 def answers(compute: Compute, known: dict[str, Embedding]) -> list[tuple[Mask, ...]]:
     """Of all prompts in one pass, shuffled."""
-    decoder = load_decoder(ModelSource(), "vit_t", compute)
+    decoder = ModelSource().load_decoder("vit_t", compute)
     order = random.Random(1).sample(range(len(ALL_CASES)), len(ALL_CASES))
     jobs = [
         DecodeJob(known[ALL_CASES[i].photo], ALL_CASES[i].prompt, DecodeOptions()) for i in order

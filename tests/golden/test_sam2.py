@@ -17,7 +17,7 @@ from serve_app.capabilities import SegmentRequest
 from serve_app.core.settings import GraphSettings
 from serve_app.core.types import CacheTier, DecodeJob, DecodeOptions, Embedding, Prompt, RgbArray
 from serve_app.local import build_local_service
-from serve_app.models.factory import ModelSource, load_decoder
+from serve_app.models.factory import ModelSource
 
 from .cases import TWO_THREADS, Reference, cases_of, check_against, iou, photo
 
@@ -124,7 +124,7 @@ async def test_the_flow_answers_as_the_session_does(
 
 
 def test_prompts_of_two_images_do_not_mix(features: Features) -> None:
-    decoder = load_decoder(ModelSource(), "sam2_hiera_tiny", TWO_THREADS)
+    decoder = ModelSource().load_decoder("sam2_hiera_tiny", TWO_THREADS)
     tensors = {name: tensor[0] for name, tensor in features.items()}
     mirrored = {name: np.ascontiguousarray(t[..., ::-1]) for name, t in tensors.items()}
     one, two = (Embedding(t, height=300, width=451) for t in (tensors, mirrored))

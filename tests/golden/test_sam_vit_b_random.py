@@ -21,7 +21,7 @@ from serve_app.core.errors import WeightsUnavailable
 from serve_app.core.settings import GraphSettings
 from serve_app.core.types import CacheTier
 from serve_app.local import build_local_service
-from serve_app.models.factory import ModelSource, load_decoder
+from serve_app.models.factory import ModelSource
 
 from .cases import TWO_THREADS, cases_of, check_against, photo, reference_answers
 
@@ -90,5 +90,5 @@ def test_a_checkpoint_that_was_changed_is_refused(registry: Path, tmp_path: Path
     changed.write_text(yaml.safe_dump(content))
     source = ModelSource(str(changed), str(tmp_path / "weights"), offline=True)
     with pytest.raises(WeightsUnavailable) as caught:
-        load_decoder(source, "random_b", TWO_THREADS)
+        source.load_decoder("random_b", TWO_THREADS)
     assert str(registry.parent) not in str(caught.value)

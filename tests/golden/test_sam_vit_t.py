@@ -25,7 +25,7 @@ from serve_app.core.types import (
 from serve_app.engines.sam.model import load_sam
 from serve_app.flow.flow import SegmentationFlow
 from serve_app.local import build_local_service
-from serve_app.models.factory import ModelSource, load_decoder, load_encoder
+from serve_app.models.factory import ModelSource
 
 from .cases import (
     ALL_CASES,
@@ -62,12 +62,12 @@ def service(one_variant: Callable[..., GraphSettings]) -> SegmentationFlow:
 
 @pytest.fixture(scope="module")
 def decoder() -> DecoderEngine:
-    return load_decoder(ModelSource(), "vit_t", TWO_THREADS)
+    return ModelSource().load_decoder("vit_t", TWO_THREADS)
 
 
 @pytest.fixture(scope="module")
 def embeddings() -> dict[str, Embedding]:
-    encoder = load_encoder(ModelSource(), "vit_t", TWO_THREADS)
+    encoder = ModelSource().load_encoder("vit_t", TWO_THREADS)
     found = encoder.encode_batch([photo(name) for name in PHOTOS])
     return dict(zip(PHOTOS, found, strict=True))
 
@@ -131,7 +131,7 @@ def test_a_mixed_ragged_batch_equals_single_answers(
 
 
 def test_a_batch_of_images_is_embedded_as_each_alone(embeddings: dict[str, Embedding]) -> None:
-    encoder = load_encoder(ModelSource(), "vit_t", TWO_THREADS)
+    encoder = ModelSource().load_encoder("vit_t", TWO_THREADS)
     alone = encoder.encode_batch([photo("coffee")])[0]
     batched = embeddings["coffee"]
     np.testing.assert_allclose(

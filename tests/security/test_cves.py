@@ -32,7 +32,7 @@ from serve_app.embeddings.keys import embedding_key
 from serve_app.engines.sam.checkpoint import read_checkpoint
 from serve_app.images import decode as images
 from serve_app.images.decode import decode_image
-from serve_app.models.factory import ModelSource, load_encoder
+from serve_app.models.factory import ModelSource
 from serve_app.models.registry import load_registry
 from tests.hostile.images import Canary, hostile_images
 
@@ -105,7 +105,7 @@ def test_cve_2024_35198_weights_are_pinned_by_hash_not_by_address(tmp_path: Path
             content.truncate(file.size)
     source = ModelSource(weights_dir=str(tmp_path), offline=True)
     with pytest.raises(WeightsUnavailable):
-        load_encoder(source, "vit_t", Compute())
+        source.load_encoder("vit_t", Compute())
 
 
 async def test_cve_2024_2912_pickles_in_bodies_are_not_read(

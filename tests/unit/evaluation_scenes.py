@@ -11,6 +11,7 @@ import numpy as np
 
 from serve_app.capabilities import Prompts, SegmentRequest, TextQuery
 from serve_app.core.errors import UnknownImage
+from serve_app.core.geometry import tight_box
 from serve_app.core.rle import encode_rle
 from serve_app.core.types import (
     BoolArray,
@@ -27,7 +28,6 @@ from serve_tools.evaluation.annotations import (
     load_dataset,
 )
 from serve_tools.evaluation.kinds import PromptKind
-from serve_tools.evaluation.prompts import tight_box
 from serve_tools.evaluation.records import EvaluationPlan
 
 SIDE = 120

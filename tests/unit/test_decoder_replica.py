@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import serve_app.deployments.decoder
-import serve_app.deployments.encoder
 from serve_app.core.errors import DeadlineExceeded
-from serve_app.core.settings import CacheSettings, EncoderSettings, GraphSettings, VariantSettings
+from serve_app.core.settings import CacheSettings, Compute, EncoderSettings, VariantSettings
 from serve_app.core.types import (
     DecodeJob,
     DecodeOptions,
@@ -51,6 +51,19 @@ class Engine:
         return [() for _ in jobs]
 
 
+@dataclass(frozen=True)
+class Source(ModelSource):
+    """Its engine is both halves of every model."""
+
+    engine: Engine = field(default_factory=Engine)
+
+    def load_encoder(self, model: str, compute: Compute) -> Engine:
+        return self.engine
+
+    def load_decoder(self, model: str, compute: Compute) -> Engine:
+        return self.engine
+
+
 class Here(ImageObjectRef):
     """Pixels that are in no object store."""
 
@@ -63,21 +76,19 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     made = Engine()
     context = SimpleNamespace(replica_tag="one", app_name="sam", deployment="fast-decoder")
     monkeypatch.setattr(serve_app.deployments.decoder.serve, "get_replica_context", lambda: context)
-    monkeypatch.setattr(serve_app.deployments.decoder, "load_decoder", lambda *_: made)
-    monkeypatch.setattr(serve_app.deployments.encoder, "load_encoder", lambda *_: made)
     yield made
     made.free.set()
 
 
-def decoder() -> DecoderReplica:
-    return DecoderReplica(VARIANT, CacheSettings(), ModelSource.of(GraphSettings()))
+def decoder(engine: Engine) -> DecoderReplica:
+    return DecoderReplica(VARIANT, CacheSettings(), Source(engine=engine))
 
 
 async def test_a_request_in_time_is_answered_and_its_time_is_no_matter_of_the_engine(
     engine: Engine,
 ) -> None:
     options = DecodeOptions(return_logits=True, time_left_s=60)
-    found = await decoder().predict("4x6-a", Here(None), (POINT, POINT), options)
+    found = await decoder(engine).predict("4x6-a", Here(None), (POINT, POINT), options)
     assert found is not None
     assert len(found.masks) == 2
     # Prompts of different callers share what their options make them share.
@@ -85,7 +96,7 @@ async def test_a_request_in_time_is_answered_and_its_time_is_no_matter_of_the_en
 
 
 async def test_work_stops_when_the_callers_time_is_over(engine: Engine) -> None:
-    replica = decoder()
+    replica = decoder(engine)
     await replica.predict("4x6-a", Here(None), (), DecodeOptions())
     engine.free.clear()
     patient = asyncio.create_task(replica.predict("4x6-a", None, (POINT,), DecodeOptions()))
@@ -103,7 +114,7 @@ async def test_work_stops_when_the_callers_time_is_over(engine: Engine) -> None:
 async def test_no_image_is_embedded_for_somebody_who_has_left(
     engine: Engine, time_left_s: float
 ) -> None:
-    encoder = EncoderReplica("vit_t", EncoderSettings(), ModelSource.of(GraphSettings()))
+    encoder = EncoderReplica("vit_t", EncoderSettings(), Source(engine=engine))
     warmed_up = engine.encoded
     with pytest.raises(DeadlineExceeded):
         await encoder.encode(PIXELS, time_left_s)

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from serve_app.core.geometry import tight_box
 from serve_app.core.rle import encode_rle
 from serve_app.core.types import (
     BoolArray,
@@ -17,7 +18,7 @@ from serve_tools.evaluation.metrics import (
     match_greedily,
     size_of,
 )
-from serve_tools.evaluation.prompts import deepest_point, tight_box
+from serve_tools.evaluation.prompts import deepest_point
 
 from .evaluation_scenes import (
     SIDE,

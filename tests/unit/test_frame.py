@@ -11,10 +11,11 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 from torch.nn import functional as F
 
+from serve_app.core.geometry import ResizeMode
 from serve_app.core.types import DecodeOptions
-from serve_app.engines.sam.enlarge import cut
-from serve_app.engines.sam.finish import finish_masks
 from serve_app.engines.sam.frame import IMAGE_SIZE, Frame, as_input
+from serve_app.engines.sam.postprocess import postprocess_masks
+from serve_app.engines.sam.threshold import _PRODUCT, _axes, threshold_mask
 
 SIDES = st.integers(1, 400)
 
@@ -34,7 +35,7 @@ def _whole_square(logits: Tensor, frame: Frame) -> Tensor:
 
 def _check_cut(logits: Tensor, frame: Frame, full: Tensor, offset: float = 1.0) -> None:
     """A cut against the whole full-size logits; one pixel may round to the other side."""
-    found = cut(logits.numpy(), frame, offset)
+    found = threshold_mask(logits.numpy(), frame, offset)
     mask = np.zeros((frame.width, frame.height), np.bool_)
     w, h = found.columns.shape
     mask[found.x : found.x + w, found.y : found.y + h] = found.columns
@@ -43,7 +44,7 @@ def _check_cut(logits: Tensor, frame: Frame, full: Tensor, offset: float = 1.0) 
     assert abs(found.inner - int((full > offset).sum())) <= 1
     assert abs(found.outer - int((full > -offset).sum())) <= 1
     x, y = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    assert found.extent == ((x[0], y[0], x[-1] + 1, y[-1] + 1) if x.size else (0, 0, 0, 0))
+    assert found.box == ((x[0], y[0], x[-1] + 1, y[-1] + 1) if x.size else (0, 0, 0, 0))
 
 
 def _blob(seed: int) -> Tensor:
@@ -59,7 +60,7 @@ def _blob(seed: int) -> Tensor:
 @settings(max_examples=40, deadline=None)
 @given(SIDES, SIDES, st.integers(0, 10**6), st.sampled_from([0.3, 1.0, 6.0]))
 def test_masks_are_those_of_the_whole_square(h: int, w: int, seed: int, offset: float) -> None:
-    frame = Frame.padded(h, w)
+    frame = Frame.of(h, w, "pad")
     for logits in (_logits(seed, 1)[0], _blob(seed)):
         _check_cut(logits, frame, _whole_square(logits[None], frame)[0], offset)
 
@@ -67,7 +68,7 @@ def test_masks_are_those_of_the_whole_square(h: int, w: int, seed: int, offset: 
 @pytest.mark.parametrize("shorter", [*range(1, 12), 509, 510, 511, 512, 1020, 1021, 1022, 1023])
 def test_masks_are_exact_wherever_the_image_ends_in_a_cell(shorter: int) -> None:
     """At a longer side of 1024 each length of the shorter is its own place in the square."""
-    for frame in (Frame.padded(shorter, 1024), Frame.padded(1024, shorter)):
+    for frame in (Frame.of(shorter, 1024, "pad"), Frame.of(1024, shorter, "pad")):
         assert min(frame.input_height, frame.input_width) == shorter
         logits = _logits(1, 1)
         _check_cut(logits[0], frame, _whole_square(logits, frame)[0])
@@ -75,7 +76,7 @@ def test_masks_are_exact_wherever_the_image_ends_in_a_cell(shorter: int) -> None
 
 @given(SIDES, SIDES)
 def test_the_place_in_the_square_is_sams(height: int, width: int) -> None:
-    frame = Frame.padded(height, width)
+    frame = Frame.of(height, width, "pad")
     rows, columns = ResizeLongestSide.get_preprocess_shape(height, width, IMAGE_SIZE)
     # Except that a side never vanishes.
     assert (frame.input_height, frame.input_width) == (max(1, rows), max(1, columns))
@@ -84,7 +85,7 @@ def test_the_place_in_the_square_is_sams(height: int, width: int) -> None:
 @given(SIDES, SIDES, st.floats(-50, 450), st.floats(-50, 450))
 def test_points_are_mapped_as_sam_maps_them(height: int, width: int, x: float, y: float) -> None:
     points = np.array([[x, y]], np.float32)
-    frame = Frame.padded(height, width)
+    frame = Frame.of(height, width, "pad")
     ours = frame.to_input(points)
     assert ours.dtype == np.float32
     scale = (frame.input_width / width, frame.input_height / height)
@@ -96,18 +97,18 @@ def test_points_are_mapped_as_sam_maps_them(height: int, width: int, x: float, y
 
 def test_images_are_resized_as_sam_resizes_them() -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (70, 123, 3), dtype=np.uint8)
-    ours = Frame.padded(70, 123).resize(pixels)
+    ours = Frame.of(70, 123, "pad").resize(pixels)
     np.testing.assert_array_equal(ours, ResizeLongestSide(IMAGE_SIZE).apply_image(pixels))
     # A part of a larger image, as crops are, is no whole block of memory.
     part = pixels[10:50, 20:90]
     np.testing.assert_array_equal(
-        Frame.padded(40, 70).resize(part), Frame.padded(40, 70).resize(part.copy())
+        Frame.of(40, 70, "pad").resize(part), Frame.of(40, 70, "pad").resize(part.copy())
     )
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 30_000), (30_000, 1), (2, 5_000)])
 def test_extreme_shapes_keep_at_least_a_line(shape: tuple[int, int]) -> None:
-    frame = Frame.padded(*shape)
+    frame = Frame.of(*shape, "pad")
     assert max(frame.input_height, frame.input_width) == IMAGE_SIZE
     assert min(frame.input_height, frame.input_width) >= 1
     resized = frame.resize(np.full((*shape, 3), 200, np.uint8))
@@ -120,7 +121,7 @@ def test_extreme_shapes_keep_at_least_a_line(shape: tuple[int, int]) -> None:
 
 
 def test_the_stretched_frame_fills_the_square() -> None:
-    frame = Frame.stretched(300, 451)
+    frame = Frame.of(300, 451, "stretch")
     corners = np.array([[0, 0], [451, 300]], np.float32)
     np.testing.assert_array_equal(frame.to_input(corners), [[0, 0], [1024, 1024]])
     logits = _logits(3)
@@ -138,8 +139,8 @@ def test_padding_is_zero_after_normalisation() -> None:
 
 
 def _finish(logits: Tensor, options: DecodeOptions) -> list[tuple[float, int]]:
-    frame = Frame.stretched(256, 256)
-    masks = finish_masks(logits, torch.arange(len(logits)) / 10, frame, options)
+    frame = Frame.of(256, 256, "stretch")
+    masks = postprocess_masks(logits, torch.arange(len(logits)) / 10, frame, options)
     return [(mask.stability_score, mask.area) for mask in masks]
 
 
@@ -164,8 +165,28 @@ def test_an_empty_mask_is_answered_but_passes_no_threshold() -> None:
 def test_scores_stay_with_their_masks_when_some_are_dropped() -> None:
     logits = torch.full((3, 256, 256), -9.0)
     logits[2, 10:20, 30:50] = 9.0
-    frame, options = Frame.stretched(256, 256), DecodeOptions(stability_score_thresh=0.5)
-    (mask,) = finish_masks(logits, torch.tensor([0.1, 0.2, 0.3]), frame, options)
+    frame, options = Frame.of(256, 256, "stretch"), DecodeOptions(stability_score_thresh=0.5)
+    (mask,) = postprocess_masks(logits, torch.tensor([0.1, 0.2, 0.3]), frame, options)
     assert mask.score == pytest.approx(0.3)
     assert (mask.bbox, mask.area) == ((30, 10, 20, 10), 200)
     assert np.array_equal(mask.array, (logits[2] > 0).numpy())
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 5000), st.integers(1, 5000), st.sampled_from(["pad", "stretch"]), st.data())
+def test_products_are_too_small_for_threads_of_blas(
+    h: int, w: int, mode: ResizeMode, data: st.DataObject
+) -> None:
+    for axis in _axes(Frame.of(h, w, mode)):
+        total = len(axis.weights)
+        start = data.draw(st.integers(0, total - 1))
+        pixels = slice(start, data.draw(st.integers(start + 1, total)))
+        values = data.draw(st.integers(1, 5000))
+        parts = list(axis.blocks(pixels, values))
+        assert [i for part in parts for i in range(part.start, part.stop)] == list(
+            range(pixels.start, pixels.stop)
+        )
+        for part in parts:
+            cells = axis.cells(part)
+            size = (part.stop - part.start) * (cells.stop - cells.start) * values
+            assert part.stop - part.start == 1 or size <= 1.5 * _PRODUCT

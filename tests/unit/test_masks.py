@@ -15,7 +15,7 @@ from PIL import Image
 from segment_anything.utils import amg
 from torchvision.ops import nms
 
-from serve_app.core.nms import box_nms
+from serve_app.core.geometry import box_nms
 from serve_app.core.rle import decode_rle, encode_part, encode_rle, rle_bbox
 from serve_app.core.types import BoolArray, Mask
 from serve_app.masks.operations import (

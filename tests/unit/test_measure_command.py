@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,17 @@ from PIL import Image
 from serve_app.__main__ import main
 from serve_app.core.measurements import Agreement, MeasurementsFile, Share
 from serve_app.core.rle import encode_rle, rle_area, rle_bbox
-from serve_app.core.settings import GraphSettings
+from serve_app.core.settings import Compute, GraphSettings
 from serve_app.core.types import BoolArray, DecodeJob, Embedding, Mask, Prompt, RgbArray
+from serve_app.engines.family import ReferenceModel
+from serve_app.models.factory import ModelSource
 from serve_tools.profiling import probe as probing
-from serve_tools.profiling import references, runner
+from serve_tools.profiling import runner
 from serve_tools.profiling.engines import unbounded
 from serve_tools.profiling.parity import least_cosine, parity
 from serve_tools.profiling.protocol import QUICK, Effort, ProbeEvent, ProbeRequest, ProbeResult
 from serve_tools.profiling.quality import mean_iou, predict_sample, records_of
+from serve_tools.profiling.reference_models import VariantReference
 from serve_tools.profiling.runner import ProbeFailed, run_probe
 from serve_tools.profiling.samples import Sample, load_samples
 
@@ -83,44 +87,53 @@ def as_mask(array: BoolArray, score: float) -> Mask:
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Source(ModelSource):
+    """The variant is its own reference model."""
+
+    encoder: Encoder = field(default_factory=Encoder)
+    decoder: Decoder = field(default_factory=Decoder)
+
+    def load_encoder(self, model: str, compute: Compute) -> Encoder:
+        return self.encoder
+
+    def load_decoder(self, model: str, compute: Compute) -> Decoder:
+        return self.decoder
+
+    def load_reference(self, model: str, device: str) -> ReferenceModel:
+        return VariantReference(SETTINGS, "fast", self)
+
+
 @pytest.fixture
-def engines(monkeypatch: pytest.MonkeyPatch) -> tuple[Encoder, Decoder]:
-    pair = Encoder(), Decoder()
-    for module in (probing, references):
-        monkeypatch.setattr(module, "load_variant", lambda settings, variant: pair)
-    monkeypatch.setattr(probing, "import_libraries", lambda settings, variant: None)
-    monkeypatch.setattr(
-        references,
-        "load_reference",
-        lambda settings, variant: references.VariantReference(settings, variant),
-    )
+def source(monkeypatch: pytest.MonkeyPatch) -> Source:
     monkeypatch.setattr(probing, "PHOTO", (48, 64))
-    return pair
+    return Source()
 
 
-def probed(effort: Effort | None) -> list[ProbeEvent]:
+def probed(effort: Effort | None, source: Source) -> list[ProbeEvent]:
     events: list[ProbeEvent] = []
-    probing.probe(ProbeRequest(settings=SETTINGS, variant="fast", effort=effort), events.append)
+    request = ProbeRequest(settings=SETTINGS, variant="fast", effort=effort)
+    probing.probe(request, events.append, source)
     return events
 
 
 def test_a_probe_of_a_cold_start_ends_after_its_first_masks(
-    engines: tuple[Encoder, Decoder],
+    source: Source,
 ) -> None:
-    (event,) = probed(None)
+    (event,) = probed(None, source)
     assert event.kind == "first"
     assert event.load_s is not None
-    assert engines[0].batches == engines[1].batches == [1]
+    assert source.encoder.batches == source.decoder.batches == [1]
 
 
-def test_a_probe_measures_all_that_was_asked(engines: tuple[Encoder, Decoder]) -> None:
-    *others, last = probed(TINY)
+def test_a_probe_measures_all_that_was_asked(source: Source) -> None:
+    *others, last = probed(TINY, source)
     assert [event.kind for event in others] == ["first", "progress", "progress", "progress"]
     answer = last.answer
     assert answer is not None
     assert {n: len(ms) for n, ms in answer.encode_ms.items()} == {1: 2, 2: 2}
     assert {n: len(ms) for n, ms in answer.decode_ms.items()} == {1: 2, 3: 2}
-    assert engines[0].batches.count(2) == engines[1].batches.count(3) == 3  # one to warm up
+    assert source.encoder.batches.count(2) == source.decoder.batches.count(3) == 3  # one to warm up
     assert answer.embedding_bytes == 24
     assert answer.memory_bytes > 2**20
     assert answer.peak_memory_bytes is not None
@@ -168,7 +181,7 @@ class Shifted:
     def __init__(self, tensors: dict[str, Any]) -> None:
         self.tensors = tensors
 
-    def answer(
+    def predict(
         self, pixels: RgbArray, prompts: Sequence[Prompt]
     ) -> tuple[dict[str, Any], list[BoolArray]]:
         return self.tensors, [np.roll(mask, 15, axis=1)[None] for mask in EXACT]
@@ -224,12 +237,12 @@ def annotate(folder: Path) -> Path:
 
 
 def test_annotated_images_that_do_not_fit_are_left_out(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], engines: tuple[Encoder, Decoder]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], source: Source
 ) -> None:
     effort = TINY.model_copy(
         update={"images_dir": str(tmp_path), "annotations": str(annotate(tmp_path)), "images": 9}
     )
-    answer = probed(effort)[-1].answer
+    answer = probed(effort, source)[-1].answer
     assert answer is not None
     assert (answer.data.name, answer.data.images, answer.data.objects) == ("instances.json", 2, 4)
     assert answer.data.sha256 is not None

@@ -12,7 +12,7 @@ import openvino as ov
 import pytest
 from openvino import opset13 as op
 
-from serve_app.engines.openvino.runtime import Network, graph_name, kept_graph
+from serve_app.engines.openvino.runtime import Network, graph_name, load_or_build_graph
 
 
 def doubling() -> ov.Model:
@@ -32,7 +32,7 @@ class Builder:
 def test_a_graph_is_built_once_and_then_read(tmp_path: Path) -> None:
     build = Builder()
     for _ in range(2):
-        network = Network(kept_graph(tmp_path / "graphs" / "a", build), threads=1)
+        network = Network(load_or_build_graph(tmp_path / "graphs" / "a", build), threads=1)
         np.testing.assert_array_equal(
             network(np.full((2, 3), 4, np.float32))[0], np.full((2, 3), 8)
         )
@@ -44,24 +44,26 @@ def test_a_graph_is_built_once_and_then_read(tmp_path: Path) -> None:
 def test_a_damaged_graph_is_built_anew(tmp_path: Path, file: str) -> None:
     """Zeros where the weights were would be read without an error."""
     build = Builder()
-    kept_graph(tmp_path / "a", build)
+    load_or_build_graph(tmp_path / "a", build)
     path = tmp_path / "a" / file
     path.write_bytes(bytes(path.stat().st_size))
-    answer = Network(kept_graph(tmp_path / "a", build), threads=1)(np.ones((2, 3), np.float32))
+    answer = Network(load_or_build_graph(tmp_path / "a", build), threads=1)(
+        np.ones((2, 3), np.float32)
+    )
     assert (build.built, answer[0].tolist()) == (2, [[2.0] * 3] * 2)
 
 
 def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     build = Builder()
-    network = Network(kept_graph(tmp_path / "file" / "a", build), threads=1)
+    network = Network(load_or_build_graph(tmp_path / "file" / "a", build), threads=1)
     assert network(np.ones((2, 3), np.float32))[0].shape == (2, 3)
     assert build.built == 1
 
 
 def test_an_answer_is_not_overwritten_by_the_next() -> None:
     network = Network(doubling(), threads=1)
-    first = network({"x": np.ones((2, 3), np.float32)})[0]
+    first = network(np.ones((2, 3), np.float32))[0]
     network(np.zeros((2, 3), np.float32))
     assert first.tolist() == [[2.0] * 3] * 2
 

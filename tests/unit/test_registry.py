@@ -66,8 +66,9 @@ def test_packaged_registry_holds_the_documented_models() -> None:
 
 def test_sam_2_alone_stretches_images() -> None:
     models = load_registry().models.values()
-    stretching = {spec.family for spec in models if spec.stretched}
-    assert stretching == {"sam2_onnx"} < {spec.family for spec in models}
+    segmenters = [spec for spec in models if spec.description.segmentation is not None]
+    stretching = {s.family for s in segmenters if s.segmentation.resize_mode == "stretch"}
+    assert stretching == {"sam2_onnx"} < {spec.family for spec in segmenters}
 
 
 def test_every_packaged_file_asks_an_official_address_first() -> None:

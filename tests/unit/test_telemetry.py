@@ -10,9 +10,12 @@ import pytest
 pytestmark = pytest.mark.slow
 
 SCRIPT = """
-import serve_app.engines.openvino.runtime
+import sys
+from serve_app.engines.openvino import telemetry_hidden
 from openvino.tools.ovc import convert_impl
-from nncf.telemetry import telemetry, wrapper
+assert "openvino_telemetry" not in sys.modules
+with telemetry_hidden():
+    from nncf.telemetry import telemetry, wrapper
 print(convert_impl.tm.__name__, isinstance(telemetry, wrapper.NNCFTelemetryStub))
 """
 

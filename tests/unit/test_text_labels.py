@@ -14,12 +14,17 @@ from skimage import data
 from serve_app.core.errors import WeightsUnavailable
 from serve_app.core.settings import LabelsSettings, TextSettings
 from serve_app.core.types import Candidate, ProposalSource, RgbArray
-from serve_app.engines.proposals.detector import EfficientDet
-from serve_app.engines.text import labels as labels_module
-from serve_app.engines.text.engine import build_text_engine
-from serve_app.engines.text.labels import LabelsScorer, normalize, objectness_factor
-from serve_app.engines.text.lru import EmbeddingLru
-from serve_app.engines.text.vocabulary import COCO_GROUPS, COCO_NAMES, OTHER_THINGS, names_of
+from serve_app.engines.efficientdet.detector import EfficientDet
+from serve_app.engines.sentence_transformer import scorer as labels_module
+from serve_app.engines.sentence_transformer.scorer import LabelsScorer, normalize, objectness_factor
+from serve_app.engines.sentence_transformer.vocabulary import (
+    COCO_GROUPS,
+    COCO_NAMES,
+    OTHER_THINGS,
+    names_of,
+)
+from serve_app.engines.text_embeddings import EmbeddingLru
+from serve_app.models.factory import ModelSource
 from serve_tools.workshop.calibrate_labels import fit, measure, quality
 from serve_tools.workshop.label_words import MATCHES, UNRELATED
 
@@ -219,9 +224,9 @@ def test_labels_loads_without_network_and_without_open_clip(
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.delitem(sys.modules, "serve_app.engines.text.open_clip", raising=False)
+    monkeypatch.delitem(sys.modules, "serve_app.engines.open_clip.scorer", raising=False)
     monkeypatch.setitem(sys.modules, "open_clip", None)  # its import would fail
-    engine = build_text_engine(TextSettings(engine="labels"), lambda: sentence_model)
+    engine = ModelSource().load_text(TextSettings(engine="labels"))
     assert engine.info.engine == "labels"
     assert engine.info.reason == "configured"
 

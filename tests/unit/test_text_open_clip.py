@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ from serve_app.core.errors import WeightsUnavailable
 from serve_app.core.rle import encode_rle
 from serve_app.core.settings import Compute, OpenClipSettings, TextSettings
 from serve_app.core.types import Candidate, ProposalSource, ScorerInfo, TextScores
-from serve_app.engines.text import engine as engine_module
-from serve_app.engines.text import open_clip_weights
-from serve_app.engines.text.crops import masked_crop, mean_colour
-from serve_app.engines.text.engine import build_text_engine
-from serve_app.engines.text.open_clip import OpenClipScorer
-from serve_app.engines.text.open_clip_weights import find_weights
+from serve_app.engines.family import TextScoring
+from serve_app.engines.open_clip import weights as open_clip_weights
+from serve_app.engines.open_clip.crops import masked_crop, mean_colour
+from serve_app.engines.open_clip.scorer import OpenClipScorer
+from serve_app.engines.open_clip.weights import find_weights
+from serve_app.models import families
+from serve_app.models.factory import ModelSource
 from serve_tools.synthetic.scenes import COLOURS, SHAPES, all_captions, draw_scene
 from serve_tools.workshop.tiny_clip import FIRST_SCENE
 from tests.tiny_clip import TINY_CLIP, captions, scene_candidates, tiny_clip_settings
@@ -337,10 +339,6 @@ class OtherEngine:
         raise AssertionError("not asked")
 
 
-def no_sentence_model() -> Path:
-    raise AssertionError("the sentence model was asked for")
-
-
 @pytest.mark.parametrize("choice", ["auto", "open_clip"])
 def test_open_clip_runs_without_sentence_transformers(
     choice: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -348,7 +346,7 @@ def test_open_clip_runs_without_sentence_transformers(
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)  # its import would fail
     settings = TextSettings.model_validate({"engine": choice, "open_clip": SETTINGS})
     with caplog.at_level(logging.INFO):
-        engine = build_text_engine(settings, no_sentence_model)
+        engine = ModelSource(offline=True).load_text(settings)
     assert engine.info.engine == "open_clip"
     assert engine.info.reason == {"auto": "auto: its weights load"}.get(choice, "configured")
     assert any("open_clip" in r.message and "tiny_clip" in r.message for r in caplog.records)
@@ -357,10 +355,12 @@ def test_open_clip_runs_without_sentence_transformers(
 def test_auto_falls_back_to_labels_and_says_why(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(engine_module, "_labels", lambda *a: OtherEngine())
+    labels = families.FAMILIES["sentence_transformer"]
+    text = TextScoring(engine="labels", model=lambda _: None, load=lambda *_: OtherEngine())
+    monkeypatch.setitem(families.FAMILIES, labels.name, replace(labels, text=text))
     settings = TextSettings(open_clip=changed(sha256="0" * 64))
     with caplog.at_level(logging.INFO):
-        engine = build_text_engine(settings, no_sentence_model)
+        engine = ModelSource(offline=True).load_text(settings)
     assert engine.info.engine == "labels"
     assert "SHA-256" in engine.info.reason
     assert any("SHA-256" in r.message for r in caplog.records)
@@ -369,12 +369,12 @@ def test_auto_falls_back_to_labels_and_says_why(
 def test_open_clip_alone_does_not_fall_back() -> None:
     settings = TextSettings(engine="open_clip", open_clip=changed(sha256="0" * 64))
     with pytest.raises(WeightsUnavailable):
-        build_text_engine(settings, no_sentence_model)
+        ModelSource(offline=True).load_text(settings)
 
 
 def test_the_engines_libraries_are_imported_late() -> None:
     code = (
-        "import sys, serve_app.engines.text.engine\n"
+        "import sys, serve_app.models.factory\n"
         "print([m for m in ('torch', 'open_clip', 'sentence_transformers', 'huggingface_hub')"
         " if m in sys.modules])"
     )

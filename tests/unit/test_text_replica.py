@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +24,8 @@ MANY = [Candidate(bbox=(i, 0, 1, 1)) for i in range(2 * AT_ONCE + 1)]
 
 class Engine:
     """Scores a candidate by its place; where it is gated, each pass waits until it is let go."""
+
+    device = "cpu"
 
     def __init__(self) -> None:
         self.passes: list[int] = []
@@ -51,18 +54,24 @@ class Engine:
 
 
 @pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
-    made = Engine()
-    monkeypatch.setattr("serve_app.deployments.text.load_text", lambda *_: made)
-    return made
+def engine() -> Engine:
+    return Engine()
 
 
-def replica() -> Any:
-    return TextReplica(TextSettings(), ModelSource())
+@dataclass(frozen=True)
+class Source(ModelSource):
+    engine: Any = None
+
+    def load_text(self, settings: TextSettings) -> Any:
+        return self.engine
+
+
+def replica(engine: Engine) -> Any:
+    return TextReplica(TextSettings(), Source(engine=engine))
 
 
 async def test_parts_are_put_together_in_order(engine: Engine) -> None:
-    found = await replica().score(PIXELS, MANY, ["a", "b"])
+    found = await replica(engine).score(PIXELS, MANY, ["a", "b"])
     assert engine.passes == [AT_ONCE, AT_ONCE, 1]
     np.testing.assert_array_equal(found.scores[0], np.arange(len(MANY)))
     np.testing.assert_array_equal(found.scores[1], 1000 + np.arange(len(MANY)))
@@ -70,12 +79,12 @@ async def test_parts_are_put_together_in_order(engine: Engine) -> None:
 
 
 async def test_without_candidates_there_are_no_scores(engine: Engine) -> None:
-    found = await replica().score(PIXELS, [], ["a", "b"])
+    found = await replica(engine).score(PIXELS, [], ["a", "b"])
     assert found.scores.shape == (2, 0)
 
 
 async def test_others_come_between_and_who_leaves_ends_it(engine: Engine) -> None:
-    text = replica()
+    text = replica(engine)
     engine.gated = True
     long = asyncio.create_task(text.score(PIXELS, MANY, ["a"]))
     await engine.begun()

@@ -10,7 +10,7 @@ import numpy as np
 from serve_app.capabilities.text.wire import TextQuery
 from serve_app.core.capability import Capability, Context, Cost, Image, Outcome
 from serve_app.core.errors import TextUnavailable
-from serve_app.core.nms import mask_nms
+from serve_app.core.geometry import mask_nms
 from serve_app.core.ports import TextScorer
 from serve_app.core.types import (
     Candidate,

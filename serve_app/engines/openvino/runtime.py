@@ -1,4 +1,4 @@
-"""Networks on a CPU by OpenVINO: one core a process, graphs compiled one way and kept."""
+"""Networks on a CPU by OpenVINO: one core per process, graphs compiled one way and saved."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -23,95 +23,99 @@ log = logging.getLogger(__name__)
 _GRAPH, _WEIGHTS, _SUM = "graph.xml", "graph.bin", "graph.sha256"
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
+Shapes = tuple[tuple[int, ...], ...]
+
 
 @cache
 def core() -> ov.Core:
-    """This process's OpenVINO."""
+    """The OpenVINO core of this process."""
     return ov.Core()
 
 
 def cpu_options(threads: int, dtype: Literal["float32", "bfloat16"] = "float32") -> dict[str, Any]:
-    """How graphs are compiled for a CPU.
+    """Options with which graphs are compiled for a CPU.
 
     Args:
         threads: CPU threads of a pass.
-        dtype: precision of the arithmetic of what is not quantised.
+        dtype: precision of the arithmetic of what is not quantized.
     """
     return {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
         "INFERENCE_PRECISION_HINT": _PRECISIONS[dtype],
-        # Replicas share the cores of a machine: pinned, all would sit on the first ones.
+        # Replicas share the cores of a machine: pinned, all would use the first ones.
         "ENABLE_CPU_PINNING": False,
     }
 
 
-def kept_graph(place: Path, build: Callable[[], ov.Model]) -> ov.Model:
-    """The graph in a folder, built and put there if there is none.
+def load_or_build_graph(folder: Path, build: Callable[[], ov.Model]) -> ov.Model:
+    """Read the graph saved in a folder; build and save it if there is none or it is damaged.
 
-    Building may take seconds and imports; a kept graph is mapped into memory in milliseconds.
+    Building may take seconds and imports; a saved graph is mapped into memory in milliseconds.
+    A folder that cannot be written is logged, and the built graph is returned.
 
     Args:
-        place: named by a hash of all that the graph depends on (`graph_name`).
+        folder: named by a hash of all that the graph depends on (`graph_name`).
+        build: makes the graph.
     """
     try:
-        return _read(place)
+        return _read(folder)
     except (OSError, ValueError, RuntimeError):
-        # Not there, or damaged: that would stand in the way of a new one.
-        shutil.rmtree(place, ignore_errors=True)
+        # A damaged graph would block the new one.
+        shutil.rmtree(folder, ignore_errors=True)
     model = build()
     try:
-        _keep(model, place)
-        # The one that was built holds its weights in memory, the kept one maps its file.
-        return _read(place)
+        _save(model, folder)
+        # The built graph holds its weights in memory, the saved one maps its file.
+        return _read(folder)
     except (OSError, ValueError, RuntimeError):
-        log.warning("a graph could not be kept: each start will build it again")
+        log.warning("a graph could not be saved: each start will build it again")
         return model
 
 
 def graph_name(parts: Sequence[str], code: Path, packages: Sequence[str]) -> str:
-    """A hash of what a graph depends on.
+    """A hash of what a graph depends on, as a folder name.
 
     Args:
         parts: such as the hash of its weights.
         code: the source file that builds it.
-        packages: installed ones whose version matters, apart from openvino.
+        packages: installed packages whose version matters, apart from openvino.
     """
     lines = [*parts, hashlib.sha256(code.read_bytes()).hexdigest()]
     lines += [f"{package}=={version(package)}" for package in ("openvino", *packages)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _read(place: Path) -> ov.Model:
-    """The graph in a folder, if its files are those that were written.
+def _read(folder: Path) -> ov.Model:
+    """Read a saved graph.
 
     Raises:
-        OSError, ValueError, RuntimeError: they are not there, or others.
+        OSError, ValueError, RuntimeError: its files are missing or not those that were written.
     """
-    if (place / _SUM).read_text("ascii") != _checksum(place):
-        raise ValueError("a kept graph is damaged")
-    return core().read_model(place / _GRAPH)
+    if (folder / _SUM).read_text("ascii") != _checksum(folder):
+        raise ValueError("a saved graph is damaged")
+    return core().read_model(folder / _GRAPH)
 
 
-def _checksum(place: Path) -> str:
+def _checksum(folder: Path) -> str:
     digest = hashlib.sha256()
     for name in (_GRAPH, _WEIGHTS):
-        with (place / name).open("rb") as content:
+        with (folder / name).open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()
 
 
-def _keep(model: ov.Model, place: Path) -> None:
-    """Write beside and rename: replicas that start together never read half a graph."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=place.parent))
+def _save(model: ov.Model, folder: Path) -> None:
+    """Write to a scratch folder and rename it: concurrent replicas never read half a graph."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
         ov.save_model(model, scratch / _GRAPH, compress_to_fp16=False)
         (scratch / _SUM).write_text(_checksum(scratch), "ascii")
         scratch.chmod(0o755)  # another user may serve from the same folder
-        os.replace(scratch, place)
+        os.replace(scratch, folder)
     except OSError:
-        if not place.exists():  # else another replica was quicker
+        if not folder.exists():  # else another replica was faster
             raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -120,10 +124,12 @@ def _keep(model: ov.Model, place: Path) -> None:
 class Network:
     """A compiled network: blocking; several threads may call it at once.
 
+    Each thread has its own inference requests, since a request owns the memory of its outputs.
+
     Args:
         model: a graph, or the path of a saved one (``.xml`` beside its ``.bin``).
         threads: CPU threads of a pass.
-        dtype: precision of the arithmetic of what is not quantised.
+        dtype: precision of the arithmetic of what is not quantized.
     """
 
     def __init__(
@@ -132,22 +138,39 @@ class Network:
         threads: int,
         dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
-        options = cpu_options(threads, dtype)
-        self._compiled = core().compile_model(model, "CPU", options)
-        # A request owns the memory of its answer: each thread has its own.
+        self._model: Any = model
+        self._options = cpu_options(threads, dtype)
+        self._general = core().compile_model(model, "CPU", self._options)
+        self._specialized: dict[Shapes, ov.CompiledModel] = {}
         self._local = threading.local()
 
-    def __call__(
-        self, inputs: Mapping[str, NDArray[Any]] | NDArray[Any]
-    ) -> list[NDArray[np.float32]]:
-        """All outputs, in the graph's order, as arrays of their own.
+    def specialize(self, shapes: Sequence[tuple[int, ...]]) -> None:
+        """Also compile for exactly these shapes of the inputs: such passes are faster.
+
+        Before the first call, and only for a network that was made of a graph, not of a path.
+        """
+        model = self._model.clone()
+        model.reshape({i: list(shape) for i, shape in enumerate(shapes)})
+        self._specialized[tuple(shapes)] = core().compile_model(model, "CPU", self._options)
+
+    def views(self, *arrays: NDArray[Any]) -> list[NDArray[np.float32]]:
+        """Run a pass.
 
         Args:
-            inputs: by input name, or the only one.
+            arrays: the inputs, C-contiguous, in the graph's order.
+
+        Returns:
+            The outputs in the graph's order; the same thread's next call overwrites them.
         """
-        fed = dict(inputs) if isinstance(inputs, Mapping) else [inputs]
-        request = getattr(self._local, "request", None)
+        shapes = tuple(array.shape for array in arrays)
+        compiled = self._specialized.get(shapes, self._general)
+        requests: dict[int, ov.InferRequest] = self._local.__dict__.setdefault("requests", {})
+        request = requests.get(id(compiled))
         if request is None:
-            request = self._local.request = self._compiled.create_infer_request()
-        request.infer(fed, share_inputs=True)
-        return [tensor.data.copy() for tensor in request.output_tensors]
+            request = requests[id(compiled)] = compiled.create_infer_request()
+        outputs = request.infer(list(arrays), share_inputs=True, share_outputs=True)
+        return [outputs[i] for i in range(len(outputs))]
+
+    def __call__(self, *arrays: NDArray[Any]) -> list[NDArray[np.float32]]:
+        """As `views`, but the outputs are copies."""
+        return [view.copy() for view in self.views(*arrays)]

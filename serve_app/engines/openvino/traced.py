@@ -1,7 +1,7 @@
-"""Torch modules as OpenVINO graphs, traced once a host and kept.
+"""Torch modules as OpenVINO graphs, traced once per host and saved to disk.
 
-Tracing takes seconds and hundreds of megabytes; a kept graph is mapped into memory in
-milliseconds.  A graph is kept under a hash of all that it depends on: weights, code, versions.
+Tracing takes seconds and hundreds of megabytes; a saved graph is mapped into memory in
+milliseconds.  It is saved under a hash of all that it depends on: weights, code, versions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import openvino
 import torch
 from torch import nn
 
-from serve_app.engines.openvino.runtime import graph_name, kept_graph
+from serve_app.engines.openvino.runtime import graph_name, load_or_build_graph
 
 _TRACED_BY = ("torch", "segment-anything")
 
@@ -26,7 +26,7 @@ class Graphs:
     """Graphs of one model.
 
     Args:
-        folder: where they are kept; None, or one that cannot be written: made anew each time.
+        folder: where they are saved; None, or one that cannot be written: traced at each start.
         weights: hash of the model's weights.
     """
 
@@ -41,24 +41,24 @@ class Graphs:
         shapes: Sequence[Shape],
         free: Sequence[Shape],
     ) -> openvino.Model:
-        """A module as a graph, traced if it was not before.
+        """A module as a graph; traced if there is no saved one.
 
         Args:
             kind: the module's class, whose source file holds all of its code.
-            build: makes it; it takes float32 tensors.
-            shapes: of the inputs, as they may occur.
-            free: of each input the axes whose length varies.
+            build: makes the module, whose inputs are float32 tensors.
+            shapes: example shapes of the inputs.
+            free: the axes of each input whose length varies.
         """
         if self._folder is None:
             return _trace(build(), shapes, free)
         parts = [self._weights, kind.__qualname__, repr((shapes, free))]
         name = graph_name(parts, Path(inspect.getfile(kind)), _TRACED_BY)
-        return kept_graph(self._folder / name, lambda: _trace(build(), shapes, free))
+        return load_or_build_graph(self._folder / name, lambda: _trace(build(), shapes, free))
 
 
 def _trace(module: nn.Module, shapes: Sequence[Shape], free: Sequence[Shape]) -> openvino.Model:
     with torch.no_grad(), warnings.catch_warnings():
-        # The conversion traces; that torch would like it done otherwise is not for its caller.
+        # torch announces that tracing is deprecated; the conversion is OpenVINO's.
         warnings.simplefilter("ignore", FutureWarning)
         example = tuple(torch.zeros(shape) for shape in shapes)
         model = openvino.convert_model(module.eval(), example_input=example)

@@ -13,17 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve_app.core.errors import InvalidRequest
+from serve_app.core.geometry import box_nms
+from serve_app.core.ports import DetectorEngine
 from serve_app.core.types import Prompt, Proposal, ProposalSource, RgbArray
-from serve_app.engines.proposals.detector import EfficientDet
 
 GrayArray = NDArray[np.uint8]
 
 MAX_CONTOURS = 512
-"""Most proposals that contours give for an image, best first."""
+"""Maximum number of contour proposals for an image, best first."""
 
 
 class ProposalEngine(Protocol):
-    """A source that looks at the image: blocking, and the same for the same image."""
+    """A source that reads the image: blocking, deterministic."""
 
     def propose(self, pixels: RgbArray) -> tuple[Proposal, ...]:
         """Propose regions of an upright ``(H, W, 3) uint8`` RGB image, best first."""
@@ -55,7 +56,7 @@ def grid_proposals(size: tuple[int, int], points_per_side: int) -> tuple[Proposa
 class DetectorProposals:
     """The boxes of a detector with their labels; the score is the objectness."""
 
-    def __init__(self, detector: EfficientDet) -> None:
+    def __init__(self, detector: DetectorEngine) -> None:
         self._detector = detector
 
     def propose(self, pixels: RgbArray) -> tuple[Proposal, ...]:
@@ -71,7 +72,7 @@ class DetectorProposals:
 
 
 class ContourProposals:
-    """Boxes around what stands out from its surroundings: defects, cells, grains.
+    """Boxes around regions that differ from their surroundings: defects, cells, grains.
 
     The image is cut into foreground and background by an adaptive Gaussian threshold (block 11
     and C 2, as is usual for defects on a material's surface, and block 51 for larger things)
@@ -110,7 +111,7 @@ class ContourProposals:
             return ()
         boxes = np.array([box for box, _ in regions], np.float64)
         scores = np.array([score for _, score in regions])
-        keep = _nms(boxes, scores, self.NMS_IOU, MAX_CONTOURS)
+        keep = box_nms(boxes, scores, self.NMS_IOU, MAX_CONTOURS)
         factors = np.array([width, height] * 2) / np.array([gray.shape[1], gray.shape[0]] * 2)
         boxes = self._padded(boxes[keep] * factors, width, height)
         return tuple(
@@ -166,7 +167,7 @@ class Proposals:
         detector: the detector, or None where none is configured.
     """
 
-    def __init__(self, detector: EfficientDet | None) -> None:
+    def __init__(self, detector: DetectorEngine | None) -> None:
         engines: dict[ProposalSource, ProposalEngine] = {
             ProposalSource.CONTOURS: ContourProposals(),
         }
@@ -223,20 +224,3 @@ def _objectness(gray: GrayArray, contour: Any, area: float) -> float:
     separation = contrast / (contrast + std_in + std_out + 1.0)
     hull = cv2.contourArea(cv2.convexHull(contour))
     return float(np.sqrt(separation * min(1.0, area / max(hull, 1.0))))
-
-
-def _nms(
-    boxes: NDArray[np.float64], scores: NDArray[np.float64], iou: float, most: int
-) -> NDArray[np.intp]:
-    """Indices of the best boxes, best first, none overlapping a better one by more than ``iou``."""
-    order = np.argsort(-scores, kind="stable")
-    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-    kept: list[int] = []
-    while len(order) and len(kept) < most:
-        best, order = order[0], order[1:]
-        kept.append(int(best))
-        low = np.maximum(boxes[best, :2], boxes[order, :2])
-        high = np.minimum(boxes[best, 2:], boxes[order, 2:])
-        overlap = np.prod(np.clip(high - low, 0, None), axis=1)
-        order = order[overlap <= iou * (areas[best] + areas[order] - overlap)]
-    return np.array(kept, np.intp)

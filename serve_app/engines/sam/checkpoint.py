@@ -1,6 +1,6 @@
 """Reading verified checkpoints, under the parameter names of `serve_app.engines.sam.model`.
 
-Apart from it, since an encoder's process that runs a saved or hand-written graph needs neither
+A module of its own, since a process that runs a saved or hand-written graph needs neither
 `segment_anything` nor timm, whose imports take seconds.
 """
 
@@ -19,7 +19,7 @@ ENCODER_PREFIX = "image_encoder."
 def read_checkpoint(architecture: str, checkpoint: Path) -> Mapping[str, Tensor]:
     """The tensors of a checkpoint, which the caller has verified by its hash.
 
-    The file is mapped into memory: what is not used is never read.
+    The file is mapped into memory: unused tensors are never read.
     """
     state: Mapping[str, Tensor] = torch.load(
         checkpoint, map_location="cpu", weights_only=True, mmap=True

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from serve_app.core.settings import Compute
 from serve_app.core.types import DecodeJob, Embedding, Mask
-from serve_app.engines.devices import as_tensor, torch_dtype
-from serve_app.engines.sam.finish import choose, finish_masks
+from serve_app.engines.devices import as_tensor, torch_dtype, use_threads
 from serve_app.engines.sam.frame import Frame
+from serve_app.engines.sam.postprocess import choose, postprocess_masks
 from serve_app.engines.sam.stages import MASKS, Stages, TorchStages
 from serve_app.engines.sam.tokens import pad_tokens, prompt_tokens
 from serve_app.engines.sam.two_way import ImageSide
@@ -24,11 +24,11 @@ from serve_app.engines.sam.two_way import ImageSide
 # The decoder's mask tokens: the first is for one unambiguous mask, three are for ambiguity.
 _SINGLE, _MULTI = (0,), (1, 2, 3)
 
-_UNFINISHED = 32
-"""Prompts of a batch whose logits may wait to be cut, 0.75 MB each."""
+_MAX_PENDING = 32
+"""Prompts of a batch whose logits may wait for postprocessing, 0.75 MB each."""
 
 _SIDES = 4
-"""Images whose first layer is kept, 10 MB each in single precision."""
+"""Images whose first layer is cached, 10 MB each in single precision."""
 
 
 class SamDecoder:
@@ -37,17 +37,17 @@ class SamDecoder:
     def __init__(
         self, sam: Sam, compute: Compute, graphs: Path | None = None, weights: str = ""
     ) -> None:
-        """Put it on its device.
+        """Move it to its device.
 
         Args:
             sam: with or without its encoder.
-            compute: on what it runs.
-            graphs: the folder where traced graphs are kept; None: not at all.
-            weights: the weights' hash, under which they are kept.
+            compute: device, dtype and threads.
+            graphs: the folder where traced graphs are saved; None: not saved.
+            weights: the weights' hash, under which they are saved.
         """
         self._device = torch.device(compute.device)
         self._dtype = torch_dtype(compute.dtype)
-        # Prompts are encoded in single precision: coordinates do not fit into half of it.
+        # Prompts are encoded in single precision: half precision cannot hold coordinates.
         self._prompts = sam.prompt_encoder.to(self._device)
         pe = self._prompts.get_dense_pe().to(self._dtype)
         decoder = sam.mask_decoder.to(self._device, self._dtype)
@@ -58,37 +58,36 @@ class SamDecoder:
             from serve_app.engines.openvino.traced import Graphs
             from serve_app.engines.sam.stages_openvino import OpenVinoStages
 
-            kept = Graphs(graphs, weights)
-            self._stages = OpenVinoStages(decoder, pe, compute.threads, kept)
-            # What is left to torch is small: threads that wait for more of it would take the
-            # cores from OpenVINO's.
+            saved = Graphs(graphs, weights)
+            self._stages = OpenVinoStages(decoder, pe, compute.threads, saved)
+            # Torch does little here: its waiting threads would compete with OpenVINO's.
             self._torch_threads = 1
         else:
             self._stages = TorchStages(decoder, pe)
             self._torch_threads = compute.threads
         self._sides: dict[int, tuple[Embedding, ImageSide]] = {}  # by identity, last used last
         self._lock = threading.Lock()
-        self._finishing = ThreadPoolExecutor(compute.threads, thread_name_prefix="finish")
+        self._postprocessing = ThreadPoolExecutor(compute.threads, "postprocess")
 
     @torch.inference_mode()
     def decode_batch(self, jobs: Sequence[DecodeJob]) -> list[tuple[Mask, ...]]:
         """Masks for each job at its image's full size; each as if decoded alone."""
-        torch.set_num_threads(self._torch_threads)
-        answers: dict[int, Future[tuple[Mask, ...]]] = {}
-        unfinished: deque[Future[tuple[Mask, ...]]] = deque()
+        use_threads(self._torch_threads)
+        done: dict[int, Future[tuple[Mask, ...]]] = {}
+        pending: deque[Future[tuple[Mask, ...]]] = deque()
         for indices, side in self._chunks(jobs):
             masks = self._decode_chunk([jobs[i] for i in indices], side)
-            answers.update(zip(indices, masks, strict=True))
-            unfinished.extend(answers[i] for i in indices)
-            while len(unfinished) > _UNFINISHED:
-                unfinished.popleft().result()
-        return [answers[i].result() for i in range(len(jobs))]
+            done.update(zip(indices, masks, strict=True))
+            pending.extend(done[i] for i in indices)
+            while len(pending) > _MAX_PENDING:
+                pending.popleft().result()
+        return [done[i].result() for i in range(len(jobs))]
 
     def _chunks(self, jobs: Sequence[DecodeJob]) -> Iterator[tuple[list[int], ImageSide]]:
-        """Jobs that are run together, and their images: of all of them, or one they share."""
+        """Jobs that run in one pass, with the image side of each, or the one they share."""
         of_image: dict[int, list[int]] = {}
         for i, job in enumerate(jobs):
-            # A mask is added to the image, so that such a prompt has an image of its own.
+            # A mask input is added to the image, so such a prompt has an image side of its own.
             alone = job.prompt.mask_input is not None
             of_image.setdefault(-1 - i if alone else id(job.embedding), []).append(i)
         groups = list(of_image.values())
@@ -108,20 +107,20 @@ class SamDecoder:
         return ImageSide(*(torch.cat(parts) for parts in zip(*sides, strict=True)))
 
     def _image_side(self, job: DecodeJob) -> ImageSide:
-        """The first layer's image side, kept for the images used last."""
+        """The first layer's image side, cached for the images used last."""
         mask_input = job.prompt.mask_input
         if mask_input is not None:
             mask = as_tensor(mask_input)[None, None].to(self._device)
             return self._project(job, self._prompts.mask_downscaling(mask)[0].to(self._dtype))
         key = id(job.embedding)
         with self._lock:
-            kept = self._sides.pop(key, None)
-            if kept is not None:
-                self._sides[key] = kept
-                return kept[1]
+            cached = self._sides.pop(key, None)
+            if cached is not None:
+                self._sides[key] = cached
+                return cached[1]
         side = self._project(job, self._no_mask)
         with self._lock:
-            # With the embedding itself: as long as it is kept, no other has its identity.
+            # With the embedding itself: while it is referenced, no other object has its id.
             self._sides[key] = job.embedding, side
             while len(self._sides) > _SIDES:
                 del self._sides[next(iter(self._sides))]
@@ -135,8 +134,8 @@ class SamDecoder:
     def _decode_chunk(
         self, jobs: Sequence[DecodeJob], side: ImageSide
     ) -> Iterator[Future[tuple[Mask, ...]]]:
-        """Each prompt's masks, cut and encoded while the next chunk is computed."""
-        frames = [Frame.padded(j.embedding.height, j.embedding.width) for j in jobs]
+        """Each prompt's masks, postprocessed while the next chunk is computed."""
+        frames = [Frame.of(j.embedding.height, j.embedding.width, "pad") for j in jobs]
         tokens, padding = pad_tokens(prompt_tokens(self._prompts, [j.prompt for j in jobs], frames))
         iou, weights, keys = self._stages.attend(
             side, tokens.to(self._dtype), padding.to(self._dtype)
@@ -149,8 +148,9 @@ class SamDecoder:
         logits = self._upscale(keys, weights, chosen)
         for i, (job, frame) in enumerate(zip(jobs, frames, strict=True)):
             if chosen[i]:
-                found, of_prompt = logits[i], scores[i, chosen[i]]
-                yield self._finishing.submit(finish_masks, found, of_prompt, frame, job.options)
+                yield self._postprocessing.submit(
+                    postprocess_masks, logits[i], scores[i, chosen[i]], frame, job.options
+                )
             else:
                 nothing: Future[tuple[Mask, ...]] = Future()
                 nothing.set_result(())
@@ -159,14 +159,14 @@ class SamDecoder:
     def _upscale(
         self, keys: Tensor, weights: Tensor, chosen: Sequence[Sequence[int]]
     ) -> dict[int, Tensor]:
-        """Low-resolution logits ``(M, 256, 256) float32`` of the prompts that keep a mask."""
+        """Low-resolution logits ``(M, 256, 256) float32`` of the prompts with a selected mask."""
         rows = [i for i, masks in enumerate(chosen) if masks]
         if not rows:
             return {}
-        # Prompts that keep fewer masks repeat their last one.
+        # Prompts with fewer masks repeat their last one.
         wanted = [[*chosen[i], *[chosen[i][-1]] * (MASKS - len(chosen[i]))] for i in rows]
         picked = torch.stack([weights[i, masks] for i, masks in zip(rows, wanted, strict=True)])
         seen = keys if len(rows) == len(keys) else keys[rows]
-        # A copy: the next chunk's would overwrite them before they are finished.
+        # A copy: the next chunk would overwrite them before they are postprocessed.
         logits = self._stages.upscale(seen, picked).float().clone()
         return {i: logits[n, : len(chosen[i])] for n, i in enumerate(rows)}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from serve_app.core.settings import Compute
 from serve_app.core.types import Embedding, RgbArray
-from serve_app.engines.devices import torch_dtype
+from serve_app.engines.devices import torch_dtype, use_threads
 from serve_app.engines.sam.frame import Frame, as_input
 
 Run = Callable[[Tensor], Tensor]
@@ -47,9 +47,8 @@ class SamEncoder:
     @torch.inference_mode()
     def encode_batch(self, images: Sequence[RgbArray]) -> list[Embedding]:
         """Embed upright ``(H, W, 3) uint8`` images of any sizes in one pass."""
-        # A decoder of the same process may have set its own number.
-        torch.set_num_threads(self._threads)
-        frames = [Frame.padded(*image.shape[:2]).resize(image) for image in images]
+        use_threads(self._threads)
+        frames = [Frame.of(image.shape[0], image.shape[1], "pad").resize(image) for image in images]
         inputs = torch.from_numpy(np.stack([as_input(f, self._mean, self._std) for f in frames]))
         if self._compiled:
             # To the next size that is compiled; what is computed for nothing is cut off below.

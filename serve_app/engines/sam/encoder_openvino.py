@@ -10,7 +10,7 @@ import openvino as ov
 
 from serve_app.core.settings import Compute
 from serve_app.core.types import Embedding, Float32Array, RgbArray
-from serve_app.engines.openvino.runtime import Network, graph_name, kept_graph
+from serve_app.engines.openvino.runtime import Network, graph_name, load_or_build_graph
 from serve_app.engines.sam import tiny_vit_openvino
 from serve_app.engines.sam.frame import Frame, as_input
 from serve_app.engines.sam.tiny_vit_openvino import tiny_vit_graph
@@ -21,13 +21,13 @@ _STD = np.array([58.395, 57.12, 57.375], dtype=np.float32)
 
 
 class OpenVinoEncoder:
-    """Embeds images one by one: its graph is for one, which fills the cores of a CPU.
+    """Embeds images one by one: the graph takes one image, which uses all cores of a CPU.
 
     The embedding's only tensor is ``image_embed (256, 64, 64) float32``.
 
     Args:
         graph: from ``(1, 3, 1024, 1024)`` to ``(256, 64, 64)``, or the path of a saved one.
-        compute: threads, and the precision of what the graph leaves in floating point.
+        compute: threads, and the precision of the floating-point parts of the graph.
     """
 
     def __init__(self, graph: ov.Model | Path, compute: Compute) -> None:
@@ -45,18 +45,18 @@ class OpenVinoEncoder:
 
 def model_input(image: RgbArray) -> Float32Array:
     """An upright ``(H, W, 3) uint8`` image as the encoder takes it: ``(1, 3, 1024, 1024)``."""
-    resized = Frame.padded(*image.shape[:2]).resize(image)
+    resized = Frame.of(image.shape[0], image.shape[1], "pad").resize(image)
     return as_input(resized, _MEAN, _STD)[None]
 
 
-def kept_tiny_vit(checkpoint: Path, weights_hash: str, folder: Path) -> ov.Model:
-    """`tiny_vit_from`, kept in a folder: from the second start on nothing of torch is loaded.
+def load_or_build_tiny_vit(checkpoint: Path, weights_hash: str, folder: Path) -> ov.Model:
+    """As `tiny_vit_from`, but saved in a folder: later starts do not load torch.
 
     Args:
         weights_hash: of the checkpoint's contents.
     """
     name = graph_name(["tiny_vit", weights_hash], Path(tiny_vit_openvino.__file__), ())
-    return kept_graph(folder / name, lambda: tiny_vit_from(checkpoint))
+    return load_or_build_graph(folder / name, lambda: tiny_vit_from(checkpoint))
 
 
 def tiny_vit_from(checkpoint: Path) -> ov.Model:

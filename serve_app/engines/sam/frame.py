@@ -1,8 +1,7 @@
-"""Between the image's pixels and SAM's square frame of 1024 x 1024.
+"""Mapping between an image's pixels and a model's square input of 1024 x 1024.
 
-SAM (1) scales the longer side to 1024, keeps the aspect and pads below and to the right;
-SAM 2 stretches both sides to 1024.  `Frame` holds the difference, so that prompts and masks are
-mapped in one place.
+`Frame` knows both resize modes (`serve_app.core.geometry.ResizeMode`), so that prompts and masks
+are mapped in one place.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from PIL import Image
 if TYPE_CHECKING:
     from torch import Tensor
 
+from serve_app.core.geometry import ResizeMode
 from serve_app.core.types import LOW_RES, Float32Array, RgbArray
 
 IMAGE_SIZE = 1024
@@ -24,35 +24,32 @@ IMAGE_SIZE = 1024
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The place of one image in the model's square.
+    """The place of one image in the model's square input.
 
     Attributes:
-        height, width: of the upright image in pixels.
-        input_height, input_width: what the image measures inside the square, in pixels.
-        direct: masks are scaled from 256 to the image in one step, not by way of 1024.
+        height, width: size of the upright image in pixels.
+        input_height, input_width: size of the resized image inside the square, in pixels.
+        resize_mode: ``pad`` or ``stretch``.
     """
 
     height: int
     width: int
     input_height: int
     input_width: int
-    direct: bool = False
+    resize_mode: ResizeMode
 
     @classmethod
-    def padded(cls, height: int, width: int) -> Frame:
-        """SAM: the longer side becomes 1024, the rest is padding."""
+    def of(cls, height: int, width: int, resize_mode: ResizeMode) -> Frame:
+        """The frame of an upright image of ``height`` x ``width`` pixels."""
+        if resize_mode == "stretch":
+            return cls(height, width, IMAGE_SIZE, IMAGE_SIZE, resize_mode)
         scale = IMAGE_SIZE / max(height, width)
         # A side of less than half a pixel would vanish: very long images keep one row.
         rows, columns = (max(1, int(side * scale + 0.5)) for side in (height, width))
-        return cls(height, width, rows, columns)
-
-    @classmethod
-    def stretched(cls, height: int, width: int) -> Frame:
-        """SAM 2: both sides become 1024."""
-        return cls(height, width, IMAGE_SIZE, IMAGE_SIZE, direct=True)
+        return cls(height, width, rows, columns, resize_mode)
 
     def resize(self, pixels: RgbArray) -> RgbArray:
-        """The image scaled to its place, ``(input_height, input_width, 3) uint8``.
+        """Resize an image to ``(input_height, input_width, 3) uint8``.
 
         Pillow's bilinear filter with antialiasing, which `segment_anything` uses too.
         """
@@ -62,16 +59,16 @@ class Frame:
         return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
 
     def to_input(self, xy: Float32Array) -> Float32Array:
-        """``(..., 2)`` points in image pixels to pixels of the square."""
+        """Map ``(..., 2)`` points from image pixels to pixels of the square."""
         scale = np.array([self.input_width / self.width, self.input_height / self.height])
         scaled: Float32Array = (xy.astype(np.float64) * scale).astype(np.float32)
         return scaled
 
     def weights(self) -> tuple[Tensor, Tensor]:
-        """How low-resolution logits become the image's: ``rows @ logits @ columns.T``.
+        """Interpolation weights: full-size logits are ``rows @ low_res_logits @ columns.T``.
 
-        Bilinear to 1024, cropped to the image's place, bilinear to the image, as SAM does it;
-        SAM 2 goes to the image at once.
+        With ``pad``: bilinear to 1024, cropped to the image's part, bilinear to the image, as in
+        `segment_anything`.  With ``stretch``: bilinear to the image in one step.
 
         Returns:
             ``(height, 256)`` and ``(width, 256)``, both float32.
@@ -86,7 +83,7 @@ class Frame:
         from torch.nn import functional as F
 
         cells = torch.eye(LOW_RES)[None]
-        if not self.direct:
+        if self.resize_mode == "pad":
             square = F.interpolate(cells, IMAGE_SIZE, mode="linear", align_corners=False)
             cells = square[..., :inputs]
         return F.interpolate(cells, pixels, mode="linear", align_corners=False)[0].T.contiguous()
@@ -95,7 +92,15 @@ class Frame:
 def as_input(
     resized: RgbArray, mean: NDArray[np.float32], std: NDArray[np.float32]
 ) -> Float32Array:
-    """A resized image normalised and padded with zeros: ``(3, 1024, 1024) float32``."""
+    """Normalise a resized image and pad it with zeros.
+
+    Args:
+        resized: ``(h, w, 3) uint8``, at most 1024 x 1024.
+        mean, std: of each channel, in units of 0-255.
+
+    Returns:
+        ``(3, 1024, 1024) float32``.
+    """
     canvas = np.zeros((3, IMAGE_SIZE, IMAGE_SIZE), dtype=np.float32)
     height, width = resized.shape[:2]
     normalised = (resized.astype(np.float32) - mean) / std

@@ -19,16 +19,16 @@ from serve_app.engines.sam.checkpoint import read_checkpoint
 ARCHITECTURES = ("vit_t", "vit_b", "vit_l", "vit_h")
 
 IMAGE_SIZE = 1024
-"""Side of the square that SAM's encoders see, in pixels."""
+"""Side of the square input of SAM's encoders, in pixels."""
 
 
 class ChannelNorm(nn.LayerNorm):
-    """The neck's norm over channels, for half precision, too.
+    """The neck's norm over channels, that also works in half precision.
 
-    `segment_anything`'s own ``LayerNorm2d`` squares what it is given, and MobileSAM's neck has
-    values above 256, whose squares are more than a float16 holds.  Torch's sums in float32.
+    `segment_anything`'s own ``LayerNorm2d`` squares its input, and MobileSAM's neck has
+    values above 256, whose squares overflow float16.  Torch's LayerNorm sums in float32.
 
-    Args of `forward`: ``(B, C, H, W)``; answers the same.
+    `forward` takes and returns ``(B, C, H, W)``.
     """
 
     def __init__(self) -> None:

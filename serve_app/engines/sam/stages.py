@@ -13,17 +13,17 @@ from torch import Tensor
 from serve_app.engines.sam.two_way import ImageSide, ProjectImage, TwoWay, Upscale
 
 Attended = tuple[Tensor, Tensor, Tensor]
-"""Predicted IoU, mask weights and image positions, as `TwoWay` answers them."""
+"""Predicted IoU, mask weights and image positions, as `TwoWay` returns them."""
 
 MASKS = 3
 """Masks upscaled of each prompt: three cost hardly more than one, and one shape is compiled."""
 
 
 class Stages(Protocol):
-    """The three modules at work.
+    """The three modules run by an engine.
 
     Attributes:
-        chunk: how many prompts are best run together.
+        chunk: the most efficient number of prompts in one pass.
         mixes_images: prompts of different images may share a chunk.
     """
 
@@ -35,11 +35,11 @@ class Stages(Protocol):
         ...
 
     def attend(self, side: ImageSide, prompts: Tensor, padding: Tensor) -> Attended:
-        """As `TwoWay`; the answer is valid until the same thread's next call."""
+        """As `TwoWay`; the result is valid until the same thread's next call."""
         ...
 
     def upscale(self, keys: Tensor, weights: Tensor) -> Tensor:
-        """As `Upscale`, of `MASKS` masks each; valid as long as what `attend` answers."""
+        """As `Upscale`, of `MASKS` masks each; valid as long as the result of `attend`."""
         ...
 
 

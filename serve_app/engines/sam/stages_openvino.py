@@ -1,16 +1,12 @@
-"""The decoder's modules by OpenVINO, for CPUs: it fuses what is element-wise into the products."""
+"""The decoder's modules by OpenVINO, for CPUs: it fuses element-wise operations into products."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
-
-import openvino
 from segment_anything.modeling import MaskDecoder
 from torch import Tensor
 
 from serve_app.engines.devices import as_tensor
-from serve_app.engines.openvino.runtime import core, cpu_options
+from serve_app.engines.openvino.runtime import Network
 from serve_app.engines.openvino.traced import Graphs
 from serve_app.engines.sam.stages import MASKS, Attended
 from serve_app.engines.sam.two_way import GRID, ImageSide, ProjectImage, TwoWay, Upscale
@@ -22,8 +18,8 @@ _USUAL_TOKENS = 2
 class OpenVinoStages:
     """OpenVINO on a CPU, in single precision.
 
-    A chunk is of one image, so that its first layer is shared without a copy.  Two prompts
-    together take less time each than one alone; more only take more memory.
+    A chunk has the prompts of one image, so that its first layer is shared without a copy.  Two
+    prompts together take less time each than one alone; more only take more memory.
     """
 
     chunk = 2
@@ -32,12 +28,12 @@ class OpenVinoStages:
     def __init__(
         self, decoder: MaskDecoder, image_pe: Tensor, threads: int, graphs: Graphs
     ) -> None:
-        """Compile.
+        """Compile the three modules.
 
         Args:
             decoder, image_pe: as `ProjectImage` takes them; on the CPU.
             threads: CPU threads to use.
-            graphs: where traced graphs are kept.
+            graphs: where traced graphs are saved.
         """
         channels = image_pe.shape[1]
         positions, depth = GRID * GRID, channels // 8
@@ -51,7 +47,7 @@ class OpenVinoStages:
         def finished(count: int) -> list[tuple[int, ...]]:
             return [(count, positions, channels), (count, MASKS, depth)]
 
-        self._project = _Compiled(
+        self._project = Network(
             graphs.get(
                 ProjectImage,
                 lambda: ProjectImage(decoder, image_pe),
@@ -60,7 +56,7 @@ class OpenVinoStages:
             ),
             threads,
         )
-        self._attend = _Compiled(
+        self._attend = Network(
             graphs.get(
                 TwoWay,
                 lambda: TwoWay(decoder, image_pe),
@@ -69,50 +65,26 @@ class OpenVinoStages:
             ),
             threads,
         )
-        self._upscale = _Compiled(
+        self._upscale = Network(
             graphs.get(Upscale, lambda: Upscale(decoder), finished(self.chunk), [(0,), (0,)]),
             threads,
         )
         for count in (1, self.chunk):
-            self._attend.specialise(prompts(count))
-            self._upscale.specialise(finished(count))
+            self._attend.specialize(prompts(count))
+            self._upscale.specialize(finished(count))
 
     def project(self, dense: Tensor) -> ImageSide:
-        return ImageSide(*(tensor.clone() for tensor in self._project(dense)))
+        return ImageSide(*(tensor.clone() for tensor in _run(self._project, dense)))
 
     def attend(self, side: ImageSide, prompts: Tensor, padding: Tensor) -> Attended:
-        iou, weights, keys = self._attend(*side, prompts, padding)
+        iou, weights, keys = _run(self._attend, *side, prompts, padding)
         return iou, weights, keys
 
     def upscale(self, keys: Tensor, weights: Tensor) -> Tensor:
-        return self._upscale(keys, weights)[0]
+        return _run(self._upscale, keys, weights)[0]
 
 
-class _Compiled:
-    """A graph compiled for all shapes, and for some in particular, which is quicker."""
-
-    def __init__(self, model: openvino.Model, threads: int) -> None:
-        self._model = model
-        self._options = cpu_options(threads)
-        self._special: dict[tuple[tuple[int, ...], ...], openvino.CompiledModel] = {}
-        self._general = core().compile_model(model, "CPU", self._options)
-        # A request owns the memory of its answer: each thread has its own.
-        self._local = threading.local()
-
-    def specialise(self, shapes: Sequence[tuple[int, ...]]) -> None:
-        """Compile for exactly these shapes of the inputs too."""
-        model = self._model.clone()
-        model.reshape({i: list(shape) for i, shape in enumerate(shapes)})
-        self._special[tuple(shapes)] = core().compile_model(model, "CPU", self._options)
-
-    def __call__(self, *tensors: Tensor) -> list[Tensor]:
-        """Run it; the answer is overwritten by the same thread's next call."""
-        compiled = self._special.get(tuple(tuple(t.shape) for t in tensors), self._general)
-        requests: dict[openvino.CompiledModel, openvino.InferRequest]
-        requests = self._local.__dict__.setdefault("requests", {})
-        request = requests.get(compiled)
-        if request is None:
-            request = requests[compiled] = compiled.create_infer_request()
-        arrays = [tensor.contiguous().numpy() for tensor in tensors]
-        outputs = request.infer(arrays, share_inputs=True, share_outputs=True)
-        return [as_tensor(outputs[i]) for i in range(len(outputs))]
+def _run(network: Network, *tensors: Tensor) -> list[Tensor]:
+    """A pass; the same thread's next one overwrites the outputs."""
+    arrays = [tensor.contiguous().numpy() for tensor in tensors]
+    return [as_tensor(view) for view in network.views(*arrays)]

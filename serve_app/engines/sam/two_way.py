@@ -15,7 +15,7 @@ The arithmetic is that of `segment_anything`'s ``MaskDecoder`` and ``TwoWayTrans
   shuffled once, on the finished masks, and only masks that are returned are upscaled.
 
 Prompts are padded to the longest; padding is masked out of every softmax over tokens, so each
-answer equals that of the prompt alone.
+result equals that of the prompt alone.
 
 Shapes: I images, B prompts, T tokens, N = 4,096 positions, C = 256 channels, H = 8 heads of
 D = 16.  The modules are plain tensor programs: torch runs and compiles them, other engines trace
@@ -37,7 +37,7 @@ GRID = 64
 
 
 class ImageSide(NamedTuple):
-    """What the first layer needs of images, whatever the prompt.
+    """What the first layer needs of images, independent of the prompt.
 
     Attributes:
         keys: ``(I, N, C)``, the embedding plus the dense prompt.
@@ -83,7 +83,7 @@ class _Cross(nn.Module):
         return self.inner.out_proj(x.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def tokens_attend(self, tokens: Tensor, keys_pe: Tensor, keys: Tensor) -> Tensor:
-        """``(B, T, C)`` tokens attend to ``(B, N, C)`` positions; answers ``(B, T, C)``."""
+        """``(B, T, C)`` tokens attend to ``(B, N, C)`` positions; returns ``(B, T, C)``."""
         batch, length, channels = tokens.shape
         q = self.split(self.inner.q_proj(tokens)) * self.scale
         q_image = torch.matmul(q, self.k_weight).view(batch, -1, channels)
@@ -103,7 +103,7 @@ class _Cross(nn.Module):
     def image_attends(
         self, keys_pe: Tensor, tokens_pe: Tensor, tokens: Tensor, padding: Tensor
     ) -> Tensor:
-        """``(B, N, C)`` positions attend to ``(B, T, C)`` tokens; answers ``(B, N, C)``."""
+        """``(B, N, C)`` positions attend to ``(B, T, C)`` tokens; returns ``(B, N, C)``."""
         batch, length, channels = tokens.shape
         k = self.split(self.inner.k_proj(tokens_pe)) * self.scale
         k_image = torch.matmul(k, self.q_weight).view(batch, -1, channels)

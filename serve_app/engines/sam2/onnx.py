@@ -1,11 +1,11 @@
 """SAM 2 (Ravi et al. 2024) exported to ONNX, as engines over onnxruntime.
 
 The encoder takes one image stretched to 1024 x 1024.  The decoder takes one image and several
-prompts with equally many points, all with a mask or all without: a batch is therefore cut into
-groups that the model can run in one pass.
+prompts with the same number of points, all with a mask or all without: a batch is therefore split
+into groups that the model can run in one pass.
 
-It has no single-mask output.  Where one mask is asked for, the best of its three is taken: by
-predicted IoU, and with a box by predicted IoU times the IoU of the mask's extent with the box.
+It has no single-mask output.  For a request of one mask the best of its three is returned: by
+predicted IoU, and with a box by predicted IoU times the IoU of the mask's tight box with the box.
 On small objects the predicted IoU alone too often prefers the largest mask.
 """
 
@@ -20,6 +20,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
+from serve_app.core.geometry import box_iou
 from serve_app.core.settings import Compute
 from serve_app.core.types import (
     LOW_RES,
@@ -30,9 +31,10 @@ from serve_app.core.types import (
     Prompt,
     RgbArray,
 )
-from serve_app.engines.sam.enlarge import cut
-from serve_app.engines.sam.finish import choose, finish_masks
+from serve_app.engines.devices import use_threads
 from serve_app.engines.sam.frame import IMAGE_SIZE, Frame, as_input
+from serve_app.engines.sam.postprocess import choose, postprocess_masks
+from serve_app.engines.sam.threshold import threshold_mask
 
 # ImageNet's mean and deviation, in units of 0-255.
 _MEAN = np.array([123.675, 116.28, 103.53], dtype=np.float32)
@@ -48,9 +50,9 @@ _GPU_CHUNK = 64
 def _session(model: Path, compute: Compute) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = compute.threads
-    # Spinning threads would take the cores from the other replicas of a small machine.
+    # Spinning threads would take the cores of other replicas on a small machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # The arena keeps what the largest pass needed: 0.8 GB of an encoder that runs now and then.
+    # The arena would keep the memory of the largest pass: 0.8 GB for an encoder.
     options.enable_cpu_mem_arena = False
     provider = "CPUExecutionProvider" if compute.device == "cpu" else "CUDAExecutionProvider"
     return onnxruntime.InferenceSession(model, options, providers=[provider])
@@ -68,7 +70,7 @@ class Sam2OnnxEncoder:
 
     def _encode(self, image: RgbArray) -> Embedding:
         height, width = image.shape[:2]
-        resized = Frame.stretched(height, width).resize(image)
+        resized = Frame.of(height, width, "stretch").resize(image)
         tensor = as_input(resized, _MEAN, _STD)[None]
         values = self._session.run(list(_OUTPUTS), {"image": tensor})
         tensors = {name: value[0] for name, value in zip(_OUTPUTS, values, strict=True)}
@@ -92,16 +94,20 @@ class Sam2OnnxDecoder:
         for i, job in enumerate(jobs):
             masked = job.prompt.mask_input is not None
             groups[id(job.embedding), len(points[i][1]), masked].append(i)
-        answers: dict[int, tuple[Mask, ...]] = {}
-        for group in groups.values():
-            for start in range(0, len(group), self._chunk):
-                indices = group[start : start + self._chunk]
-                coords = np.stack([points[i][0] for i in indices])
-                labels = np.stack([points[i][1] for i in indices])
-                logits, scores = self._run([jobs[i] for i in indices], coords, labels)
-                for row, i in enumerate(indices):
-                    answers[i] = self._finish(jobs[i], logits[row], scores[row])
-        return [answers[i] for i in range(len(jobs))]
+        found: dict[int, tuple[Mask, ...]] = {}
+        chunks = (
+            group[start : start + self._chunk]
+            for group in groups.values()
+            for start in range(0, len(group), self._chunk)
+        )
+        use_threads(1)  # torch does little here; its threads would compete with onnxruntime's
+        for indices in chunks:
+            coords = np.stack([points[i][0] for i in indices])
+            labels = np.stack([points[i][1] for i in indices])
+            logits, scores = self._run([jobs[i] for i in indices], coords, labels)
+            for row, i in enumerate(indices):
+                found[i] = self._postprocess(jobs[i], logits[row], scores[row])
+        return [found[i] for i in range(len(jobs))]
 
     def _run(
         self, jobs: Sequence[DecodeJob], coords: Float32Array, labels: Float32Array
@@ -126,39 +132,36 @@ class Sam2OnnxDecoder:
         return logits, scores
 
     @staticmethod
-    def _finish(job: DecodeJob, logits: Float32Array, scores: Float32Array) -> tuple[Mask, ...]:
-        frame = Frame.stretched(job.embedding.height, job.embedding.width)
+    def _postprocess(
+        job: DecodeJob, logits: Float32Array, scores: Float32Array
+    ) -> tuple[Mask, ...]:
+        frame = Frame.of(job.embedding.height, job.embedding.width, "stretch")
         all_logits = torch.from_numpy(logits)
         single: Sequence[int] = _MASKS
         if job.prompt.box is not None and not job.prompt.multimask_output:
-            agreement = _agreement(all_logits, frame, job.prompt.box)
-            single = (int(np.argmax(scores * agreement)),)
+            overlap = _box_overlap(all_logits, frame, job.prompt.box)
+            single = (int(np.argmax(scores * overlap)),)
         chosen = choose(scores.tolist(), single, _MASKS, job)
         if not chosen:
             return ()
         picked = torch.from_numpy(scores[chosen])
-        return finish_masks(all_logits[chosen], picked, frame, job.options)
+        return postprocess_masks(all_logits[chosen], picked, frame, job.options)
 
 
-def _agreement(logits: Tensor, frame: Frame, box: Float32Array) -> Float32Array:
-    """``(M,)`` IoU of the extent of each of ``(M, 256, 256)`` masks with an XYXY box."""
-    extents = np.array([cut(one, frame).extent for one in logits.numpy()], np.float64)
-    low = np.maximum(extents[:, :2], box[:2])
-    high = np.minimum(extents[:, 2:], box[2:])
-    shared = np.prod(np.clip(high - low, 0, None), axis=1)
-    areas = np.prod(extents[:, 2:] - extents[:, :2], axis=1) + np.prod(box[2:] - box[:2])
-    agreement: Float32Array = (shared / (areas - shared)).astype(np.float32)
-    return agreement
+def _box_overlap(logits: Tensor, frame: Frame, box: Float32Array) -> Float32Array:
+    """``(M,)`` IoU of the tight box of each of ``(M, 256, 256)`` masks with an XYXY box."""
+    boxes = np.array([threshold_mask(one, frame).box for one in logits.numpy()], np.float64)
+    return box_iou(boxes, box).astype(np.float32)
 
 
 def _points(job: DecodeJob) -> tuple[Float32Array, Float32Array]:
     """A prompt as SAM 2 takes it: ``(N, 2)`` in the 1024 square and ``(N,)`` labels.
 
-    A box is its two corners, labelled 2 and 3, before the points; a mask alone needs one point
-    that counts as none (label -1).
+    A box is its two corners, labelled 2 and 3, before the points; a mask alone needs one padding
+    point (label -1).
     """
     prompt: Prompt = job.prompt
-    frame = Frame.stretched(job.embedding.height, job.embedding.width)
+    frame = Frame.of(job.embedding.height, job.embedding.width, "stretch")
     coords: list[Float32Array] = []
     labels: list[float] = []
     if prompt.box is not None:

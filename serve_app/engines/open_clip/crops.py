@@ -1,4 +1,4 @@
-"""What a vision-language model is shown of a candidate region."""
+"""The crop of a candidate region for a vision-language model."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def masked_crop(
     """A candidate alone on an even ground, as a ``(side, side, 3) uint8`` RGB square.
 
     The square is centred on the candidate's box and wider than its longer side by twice
-    `CONTEXT`, so the aspect is kept.  All outside the mask, or outside the image, is ``fill``;
-    without a mask the surroundings stay visible.
+    `CONTEXT`, so the aspect ratio is preserved.  All outside the mask or the image is
+    ``fill``; without a mask the surroundings stay visible.
 
     Args:
         pixels: ``(H, W, 3) uint8``, the upright image.

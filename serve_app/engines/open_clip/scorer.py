@@ -24,10 +24,10 @@ from serve_app.core.types import (
     ScorerInfo,
     TextScores,
 )
-from serve_app.engines.devices import apply_compute, torch_dtype
-from serve_app.engines.text.crops import masked_crop, mean_colour
-from serve_app.engines.text.lru import EmbeddingLru
-from serve_app.engines.text.open_clip_weights import find_weights
+from serve_app.engines.devices import apply_compute, torch_dtype, use_threads
+from serve_app.engines.open_clip.crops import masked_crop, mean_colour
+from serve_app.engines.open_clip.weights import find_weights
+from serve_app.engines.text_embeddings import EmbeddingLru
 
 _PRECISION = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 _EMPTY_WORDS = frozenset({"a", "an", "the"})
@@ -39,14 +39,14 @@ class OpenClipScorer:
     A candidate's crop (`masked_crop`) and each text, as the mean over the templates, are
     embedded; the score is the text's share in the softmax, at the model's own temperature, over
     the text and the negatives: the probability that the text names the crop, were one of them
-    to.  It does not depend on the other texts of a request.  The documented threshold of 0.5
-    asks that the text outweigh all negatives together.  A negative that is the text itself, or a
-    kind of it (all its words and more), does not speak against it.
+    to.  It does not depend on the other texts of a request.  At the documented threshold of
+    0.5 the text must outweigh all negatives together.  A negative that is the text itself, or a
+    kind of it (all its words and more), is not counted.
 
     Args:
         settings: the model, templates, negatives and threshold.
         compute: device, precision and threads.
-        offline: ask no hub, only its local cache.
+        offline: use only the local cache of the hub.
 
     Raises:
         WeightsUnavailable: the architecture is unknown, or weights are not found, not
@@ -55,7 +55,9 @@ class OpenClipScorer:
 
     def __init__(self, settings: OpenClipSettings, compute: Compute, offline: bool = False) -> None:
         self._settings = settings
+        self.device = compute.device
         self._device = torch.device(compute.device)
+        self._threads = compute.threads
         self._dtype = torch_dtype(compute.dtype)
         apply_compute(compute)
         self._model, self._tokenizer = _load(settings, compute, offline)
@@ -86,6 +88,7 @@ class OpenClipScorer:
             candidates: boxes in its pixels, with masks where known.
             texts: words or short descriptions.
         """
+        use_threads(self._threads)
         scores = np.zeros((len(texts), len(candidates)), np.float32)
         if candidates and texts:
             of_crops = self._encode_candidates(pixels, candidates)
@@ -95,8 +98,8 @@ class OpenClipScorer:
                 logits = scale * (of_crops @ row)
                 against = np.full(len(candidates), -np.inf)
                 if of_negatives is not None:
-                    speaks = [not _is_kind_of(n, texts[i]) for n in self._negatives]
-                    others = scale * (of_crops @ of_negatives[speaks].T).astype(np.float64)
+                    counted = [not _is_kind_of(n, texts[i]) for n in self._negatives]
+                    others = scale * (of_crops @ of_negatives[counted].T).astype(np.float64)
                     against = np.logaddexp.reduce(others, axis=1)
                 scores[i] = 1 / (1 + np.exp(np.clip(against - logits, -60, 60)))
         return TextScores(

@@ -1,4 +1,4 @@
-"""A bounded memory of text embeddings: the same few texts come again and again."""
+"""A bounded cache of text embeddings: requests repeat the same few texts."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from serve_app.core.types import Float32Array
 
 
 class EmbeddingLru:
-    """Unit vectors by text, the least recently used forgotten first.
+    """Unit vectors by text; the least recently used are evicted first.
 
     Args:
         embed: embeds texts that are not yet known, ``(n, d) float32``.
-        capacity: most texts kept.
+        capacity: maximum number of cached texts.
     """
 
     def __init__(

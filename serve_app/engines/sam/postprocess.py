@@ -1,4 +1,4 @@
-"""From low-resolution logits to the masks that are answered; shared by SAM and SAM 2."""
+"""From low-resolution logits to the masks that are returned; shared by SAM and SAM 2."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch import Tensor
 
 from serve_app.core.rle import encode_part
 from serve_app.core.types import DecodeJob, DecodeOptions, Mask
-from serve_app.engines.sam.enlarge import cut
 from serve_app.engines.sam.frame import Frame
+from serve_app.engines.sam.threshold import threshold_mask
 
 
 def choose(
     scores: Sequence[float], single: Sequence[int], multi: Sequence[int], job: DecodeJob
 ) -> list[int]:
-    """Which of a prompt's masks to finish.
+    """Select the masks of a prompt that are returned.
 
     Args:
-        scores: predicted IoU of every mask the model made.
-        single: the candidates when one mask is asked for; the best of them is taken.
+        scores: predicted IoU of every mask of the model.
+        single: the candidates for a single mask; the best of them is selected.
         multi: the candidates of ``multimask_output``.
         job: the prompt and its thresholds.
 
@@ -36,22 +36,22 @@ def choose(
     return chosen
 
 
-def finish_masks(
+def postprocess_masks(
     logits: Tensor, scores: Tensor, frame: Frame, options: DecodeOptions
 ) -> tuple[Mask, ...]:
-    """Bring the chosen masks of one prompt to the image's size and encode them.
+    """Scale the selected masks of one prompt to the image's size and encode them.
 
     Args:
         logits: ``(M, 256, 256) float32`` low-resolution logits.
         scores: ``(M,)`` their predicted IoU.
-        frame: the image's place in the model's square.
+        frame: the image's place in the model's square input.
         options: thresholds and what to return.
     """
     results = []
     for low_res, score in zip(logits.cpu().numpy(), scores.tolist(), strict=True):
-        part = cut(low_res, frame, options.stability_score_offset)
-        # IoU of the two cuts, one of which holds the other.  0 where even the looser is empty: so
-        # a threshold drops an empty mask, as it drops the NaN of `segment_anything`.
+        part = threshold_mask(low_res, frame, options.stability_score_offset)
+        # IoU of the masks at both thresholds, one of which contains the other.  0 if both are
+        # empty: so stability_score_thresh drops an empty mask, as it drops segment_anything's NaN.
         stability = part.inner / max(part.outer, 1)
         threshold = options.stability_score_thresh
         if threshold is not None and stability < threshold:

@@ -18,7 +18,7 @@ from serve_app.core.settings import OpenClipSettings
 logger = logging.getLogger(__name__)
 
 HUB_TIMEOUT_S = 4.0
-"""How long the hub may take to say that it has a file, before it counts as out of reach."""
+"""Timeout of the check whether the hub has a file; after it the hub counts as unreachable."""
 
 _HUB_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 
@@ -28,11 +28,11 @@ def find_weights(settings: OpenClipSettings, tag: dict[str, Any], offline: bool)
 
     Args:
         settings: the architecture and its weights.
-        tag: what open_clip knows of the pretrained tag; empty if it is none.
+        tag: open_clip's entry of the pretrained tag; empty if there is none.
         offline: look in the hub's local cache only.
 
     Raises:
-        WeightsUnavailable: not found, not reached, no safetensors file, or another hash.
+        WeightsUnavailable: not found, hub unreachable, no safetensors file, or another hash.
     """
     path = _from_hub(tag, offline) if tag else _local(settings.pretrained)
     if settings.sha256 is not None:
@@ -83,7 +83,7 @@ def _safetensors_names(tag: dict[str, Any]) -> Iterator[str]:
 
 
 def _probe(repository: str, names: tuple[str, ...]) -> str:
-    """The first of ``names`` that the hub has, asked for once each.
+    """The first of ``names`` that the hub has; each is requested once.
 
     The hub's own download retries for half a minute where there is no network, and a resolver
     may hang without end; this waits `HUB_TIMEOUT_S` at most.
@@ -93,7 +93,7 @@ def _probe(repository: str, names: tuple[str, ...]) -> str:
 
     outcome: list[str | Exception] = []
 
-    def ask() -> None:
+    def probe() -> None:
         for name in names:
             try:
                 get_hf_file_metadata(hf_hub_url(repository, name), timeout=HUB_TIMEOUT_S)
@@ -106,15 +106,15 @@ def _probe(repository: str, names: tuple[str, ...]) -> str:
             return
         outcome.append(EntryNotFoundError("no safetensors file"))
 
-    asking = threading.Thread(target=ask, name="open-clip-hub-probe", daemon=True)
-    asking.start()
-    asking.join(HUB_TIMEOUT_S)
-    answer = outcome[0] if outcome else TimeoutError("the hub did not answer in time")
-    if isinstance(answer, str):
-        return answer
-    if isinstance(answer, EntryNotFoundError):
+    probing = threading.Thread(target=probe, name="open-clip-hub-probe", daemon=True)
+    probing.start()
+    probing.join(HUB_TIMEOUT_S)
+    result = outcome[0] if outcome else TimeoutError("the hub did not respond in time")
+    if isinstance(result, str):
+        return result
+    if isinstance(result, EntryNotFoundError):
         raise WeightsUnavailable(
             "this OpenCLIP tag has no safetensors weights on the hub"
-        ) from answer
-    logger.debug("the hub is out of reach", exc_info=answer)
-    raise WeightsUnavailable("the hub of the OpenCLIP weights is out of reach") from answer
+        ) from result
+    logger.debug("the hub is out of reach", exc_info=result)
+    raise WeightsUnavailable("the hub of the OpenCLIP weights is out of reach") from result

@@ -1,4 +1,4 @@
-"""EfficientDet-Lite2: boxes and COCO labels of an image, on a CPU in some 30 ms.
+"""EfficientDet-Lite2: boxes and COCO labels of an image, on a CPU in about 30 ms.
 
 Source: Tan, Pang, Le, "EfficientDet: Scalable and Efficient Object Detection", CVPR 2020; the
 TensorFlow Lite model of that name carries its label map as a zip member.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,46 +17,32 @@ from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 
 from serve_app.core.errors import WeightsUnavailable
+from serve_app.core.ports import Detection
 from serve_app.core.types import RgbArray
 
 MIN_SCORE = 0.2
-"""Least score of a detection; below it most boxes are noise."""
+"""Minimum score of a detection; below it most boxes are noise."""
 
 _LABEL_MEMBER = "labelmap.txt"
 _MAX_LABEL_BYTES = 64 * 1024
 _NO_LABEL = "???"
-_GRAY = 127  # the input's quantisation zero point: to the network, nothing
-
-
-@dataclass(frozen=True, slots=True)
-class Detection:
-    """One detected object.
-
-    Attributes:
-        box: ``(x0, y0, x1, y1)`` in pixels of the upright image, inside it.
-        label: the COCO class name.
-        score: 0-1.
-    """
-
-    box: tuple[float, float, float, float]
-    label: str
-    score: float
+_GRAY = 127  # the input's quantization zero point: zero to the network
 
 
 class EfficientDet:
     """The detector.  Calls are serialised: an interpreter holds one image at a time.
 
-    The image is scaled to fit the 448 x 448 input with its aspect kept, at the upper left, and
+    The image is scaled to fit the 448 x 448 input with its aspect ratio, at the upper left, and
     the rest is filled with gray.  On photos this finds objects with a higher score than
     squashing does (cat 0.81 against 0.73, horse 0.91 against 0.84, spoon 0.62 against 0.40).
-    The model suppresses overlapping boxes itself and gives at most 25.
+    The model suppresses overlapping boxes itself and returns at most 25.
 
     Args:
         path: the verified ``.tflite`` file.
         threads: CPU threads of a pass.
 
     Raises:
-        WeightsUnavailable: the file is no detector of this form.
+        WeightsUnavailable: the file is not such a detector.
     """
 
     def __init__(self, path: Path, threads: int) -> None:
@@ -81,7 +66,7 @@ class EfficientDet:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The class names it can answer, each once."""
+        """The class names it can return, each once."""
         return tuple(dict.fromkeys(name for name in self._labels if name != _NO_LABEL))
 
     def detect(self, pixels: RgbArray, min_score: float = MIN_SCORE) -> list[Detection]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from serve_app.core.errors import WeightsUnavailable
@@ -25,8 +24,9 @@ from serve_app.core.types import (
     ScorerInfo,
     TextScores,
 )
-from serve_app.engines.text.lru import EmbeddingLru
-from serve_app.engines.text.vocabulary import COCO_NAMES, OTHER_THINGS, names_of
+from serve_app.engines.devices import use_threads
+from serve_app.engines.sentence_transformer.vocabulary import COCO_NAMES, OTHER_THINGS, names_of
+from serve_app.engines.text_embeddings import EmbeddingLru
 
 _LEAD_IN = re.compile(
     r"^(?:(?:please|find|show|segment|select|me|us|(?:an? |the )?(?:photo|picture|image) of"
@@ -71,13 +71,15 @@ class LabelsScorer:
     speak for it: a label that means the text, found with a detector score above 0.3.
 
     Args:
-        sentence_model_dir: directory of the sentence model; no hub is asked for anything.
+        sentence_model_dir: directory of the sentence model; no hub is used.
         settings: the threshold.
         threads: CPU threads of a pass.
 
     Raises:
         WeightsUnavailable: the directory holds no sentence model.
     """
+
+    device = "cpu"
 
     def __init__(self, sentence_model_dir: Path, settings: LabelsSettings, threads: int) -> None:
         from sentence_transformers import SentenceTransformer
@@ -86,7 +88,7 @@ class LabelsScorer:
         disable_progress_bar()  # type: ignore[no-untyped-call]
         if not (sentence_model_dir / "model.safetensors").is_file():
             raise WeightsUnavailable("the sentence model's directory holds no safetensors weights")
-        torch.set_num_threads(threads)
+        self._threads = threads
         try:
             self._model = SentenceTransformer(
                 str(sentence_model_dir),
@@ -149,6 +151,7 @@ class LabelsScorer:
         return own, other
 
     def _encode(self, texts: Sequence[str]) -> Float32Array:
+        use_threads(self._threads)
         encoded = self._model.encode(
             list(texts), normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True
         )

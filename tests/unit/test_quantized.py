@@ -10,7 +10,7 @@ import pytest
 
 from serve_app.core.host import this_host
 from serve_app.core.settings import Compute, GraphSettings
-from serve_app.models.factory import ModelSource, warm_up_sizes
+from serve_app.models.factory import ModelSource
 from serve_app.models.quantized import MANIFEST, Manifest, drop_unavailable_variants, open_registry
 from serve_app.models.registry import ModelSpec, RegistryError, load_registry
 from serve_app.profiles.variants import variant_info
@@ -192,11 +192,11 @@ def test_a_registry_entry_lists_only_engines_that_can_run_it() -> None:
 
 
 def test_warm_up_takes_the_batch_sizes_in_use() -> None:
-    spec = load_registry().get("vit_t")
-    assert warm_up_sizes(spec, Compute(), 8) == (1,)
-    assert warm_up_sizes(spec, Compute(engine="torch"), 8) == (1, 8)
-    assert warm_up_sizes(spec, Compute(engine="compiled"), 5) == (1, 2, 4, 8)
-    assert warm_up_sizes(spec, Compute(engine="compiled"), 1) == (1,)
+    source = ModelSource()
+    assert source.warm_up_sizes("vit_t", Compute(), 8) == (1,)
+    assert source.warm_up_sizes("vit_t", Compute(engine="torch"), 8) == (1, 8)
+    assert source.warm_up_sizes("vit_t", Compute(engine="compiled"), 5) == (1, 2, 4, 8)
+    assert source.warm_up_sizes("vit_t", Compute(engine="compiled"), 1) == (1,)
 
 
 def test_a_folder_of_other_things_is_not_written_to(tmp_path: Path) -> None:

@@ -1,0 +1,137 @@
+"""Full-size masks from low-resolution logits, at a cost proportional to the mask's own extent.
+
+Every pixel of the full-size logits is a weighted mean of a few low-resolution cells.  So pixels
+whose cells are all below the lowest threshold are outside the mask, and are never computed: most
+masks are far smaller than their image.
+
+A block of neighbouring pixels depends on few cells, so it is a small matrix product: too small for
+BLAS to use threads of its own, which would spin on the cores that the decoder's next pass needs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve_app.core.geometry import tight_box
+from serve_app.core.types import BoolArray, Float32Array
+from serve_app.engines.sam.frame import Frame
+
+_PRODUCT = 1 << 18
+"""Multiplications of one matrix product: OpenBLAS runs it in the calling thread, without others."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Axis:
+    """Interpolation along one side of the image.
+
+    Attributes:
+        weights: ``(pixels, 256) float32``, of each cell in each pixel; rows sum to one.
+        first, last: ``(pixels,)``, the first and last cell with a weight; ascending.
+    """
+
+    weights: Float32Array
+    first: NDArray[np.int64]
+    last: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, weights: Float32Array) -> _Axis:
+        """From ``(pixels, 256)`` weights, of which a few neighbours in each row are not zero."""
+        seen = weights != 0
+        first = seen.argmax(axis=1)
+        last = seen.shape[1] - 1 - seen[:, ::-1].argmax(axis=1)
+        # A weight may round to zero where those beside it do not.
+        return cls(weights, first, np.maximum.accumulate(last))
+
+    def pixels(self, cells: BoolArray, axis: int) -> slice:
+        """Pixels that depend on any of the ``(256, 256) bool`` cells, reduced over ``axis``."""
+        wanted = np.flatnonzero(cells.any(axis=axis))
+        if not wanted.size:
+            return slice(0, 0)
+        start = np.searchsorted(self.last, wanted[0], side="left")
+        stop = np.searchsorted(self.first, wanted[-1], side="right")
+        return slice(int(start), max(int(start), int(stop)))
+
+    def cells(self, pixels: slice) -> slice:
+        """All cells that these pixels depend on."""
+        return slice(int(self.first[pixels.start]), int(self.last[pixels.stop - 1]) + 1)
+
+    def blocks(self, pixels: slice, values: int) -> Iterator[slice]:
+        """Pixels in parts whose product with ``values`` columns is at most `_PRODUCT`."""
+        cells = self.cells(pixels)
+        density = (cells.stop - cells.start) / (pixels.stop - pixels.start)
+        # n pixels depend on some n * density + 2 cells: solved for n.
+        step = max(1, int((math.sqrt(1 + density * _PRODUCT / values) - 1) / density))
+        for start in range(pixels.start, pixels.stop, step):
+            yield slice(start, min(start + step, pixels.stop))
+
+    def mean(self, values: Float32Array, pixels: slice, origin: int) -> Float32Array:
+        """Weighted means of ``(cells, n)`` values, which start at cell ``origin``."""
+        seen = self.cells(pixels)
+        result: Float32Array = (
+            self.weights[pixels, seen] @ values[seen.start - origin : seen.stop - origin]
+        )
+        return result
+
+
+@lru_cache(maxsize=4)  # megabytes each, of large images
+def _axes(frame: Frame) -> tuple[_Axis, _Axis]:
+    rows, columns = frame.weights()
+    return _Axis.of(rows.numpy()), _Axis.of(columns.numpy())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ThresholdedMask:
+    """A full-size mask, as the part of the image that contains it.
+
+    Attributes:
+        columns: ``(w, h) bool``, transposed.
+        x, y: the part's upper left pixel.
+        inner, outer: number of pixels above the upper and the lower threshold.
+    """
+
+    columns: BoolArray
+    x: int
+    y: int
+    inner: int
+    outer: int
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """The smallest ``(x0, y0, x1, y1)`` around the mask; zeros if it is empty."""
+        x0, y0, x1, y1 = tight_box(self.columns.T)
+        if x1 == 0:
+            return 0, 0, 0, 0
+        return self.x + x0, self.y + y0, self.x + x1, self.y + y1
+
+
+def threshold_mask(logits: Float32Array, frame: Frame, offset: float = 1.0) -> ThresholdedMask:
+    """The mask ``logit > 0`` at the image's full size, and its area at ``+-offset``.
+
+    Args:
+        logits: ``(256, 256) float32``.
+        frame: the image's place in the model's square input.
+        offset: distance of the upper and lower threshold from 0; positive.
+    """
+    rows, columns = _axes(frame)
+    inside = logits > -offset
+    y, x = rows.pixels(inside, axis=1), columns.pixels(inside, axis=0)
+    if y.start == y.stop or x.start == x.stop:
+        return ThresholdedMask(np.zeros((0, 0), np.bool_), 0, 0, 0, 0)
+    cell_rows, cell_columns = rows.cells(y), columns.cells(x)
+    part = logits[cell_rows, cell_columns]
+    rows_of = [rows.mean(part, block, cell_rows.start) for block in rows.blocks(y, part.shape[1])]
+    interpolated = np.ascontiguousarray(np.concatenate(rows_of).T)
+    mask = np.empty((x.stop - x.start, y.stop - y.start), np.bool_)
+    inner = outer = 0
+    for block in columns.blocks(x, mask.shape[1]):
+        values = columns.mean(interpolated, block, cell_columns.start)
+        np.greater(values, 0, out=mask[block.start - x.start : block.stop - x.start])
+        inner += int(np.count_nonzero(values > offset))
+        outer += int(np.count_nonzero(values > -offset))
+    return ThresholdedMask(mask, x.start, y.start, inner, outer)

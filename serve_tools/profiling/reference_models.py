@@ -1,0 +1,46 @@
+"""What a variant's embeddings and masks are compared with: its reference model.
+
+A reference model gets its results by another way: another variant, or the model's own library
+without any of our batching, regrouping or settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from serve_app.core.settings import GraphSettings
+from serve_app.core.types import BoolArray, DecodeJob, DecodeOptions, Prompt, RgbArray
+from serve_app.engines.family import ReferenceModel, Tensors
+from serve_app.models.factory import ModelSource
+from serve_app.profiles.variants import encoder_compute
+from serve_tools.profiling.engines import load_variant
+
+
+class VariantReference:
+    """Another variant of the same configuration."""
+
+    def __init__(self, settings: GraphSettings, variant: str, source: ModelSource) -> None:
+        self.name = variant
+        self._encoder, self._decoder = load_variant(settings, variant, source)
+
+    def predict(
+        self, pixels: RgbArray, prompts: Sequence[Prompt]
+    ) -> tuple[Tensors, list[BoolArray]]:
+        """See `serve_app.engines.family.ReferenceModel.predict`."""
+        embedding = self._encoder.encode_batch([pixels])[0]
+        jobs = [DecodeJob(embedding, prompt, DecodeOptions()) for prompt in prompts]
+        empty = np.zeros((0, *pixels.shape[:2]), np.bool_)
+        return embedding.tensors, [
+            np.stack([mask.array for mask in masks]) if masks else empty
+            for masks in self._decoder.decode_batch(jobs)
+        ]
+
+
+def load_reference(settings: GraphSettings, variant: str, source: ModelSource) -> ReferenceModel:
+    """The reference model of a variant: the variant its settings name, else its family's own."""
+    chosen = settings.variants[variant]
+    if chosen.reference is not None:
+        return VariantReference(settings, chosen.reference, source)
+    return source.load_reference(chosen.model, encoder_compute(chosen).device)
