@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from ..faults.standins import graph
-from .load import Client, Ledger
+from .client import Client, Ledger
 from .questions import POINT, Ask, batch, bmp, form, new_image, new_number
 from .report import Report
 from .service import Service, serving

@@ -10,11 +10,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from serve_tools.bench.load import Outcome
+
 from ..cluster.ray_cluster import wait_until
 from ..faults.redis_server import RedisServer
 from ..faults.standins import graph
+from .client import Client, Ledger
 from .kills import TIMES, half_load, note_causes
-from .load import Client, Ledger, Outcome
 from .processes import pss_bytes
 from .questions import Mix
 from .report import Report

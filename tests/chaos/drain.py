@@ -17,7 +17,7 @@ import yaml
 
 from ..faults.standins import ROOT, application, graph
 from ..ports import free_ports
-from .load import Client, Ledger
+from .client import Client, Ledger
 from .questions import new_image
 from .report import Report
 from .service import wait_until_ready

@@ -10,8 +10,10 @@ import asyncio
 import threading
 import time
 
+from serve_tools.bench.load import Outcome
+
 from ..faults.standins import graph
-from .load import Client, Outcome, median, quantile
+from .client import Client, median, quantile
 from .processes import MIB, pss_bytes
 from .questions import LARGE, new_image
 from .report import Report

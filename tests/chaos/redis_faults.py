@@ -11,10 +11,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from serve_tools.bench.load import Outcome
+
 from ..cluster.ray_cluster import wait_until
 from ..faults.redis_server import RedisServer
 from ..faults.standins import application, graph
-from .load import Client, Ledger, Outcome, median, quantile
+from .client import Client, Ledger, median, quantile
 from .questions import Mix
 from .report import Report
 from .service import READY_S, Service, serving, wait_until_ready

@@ -18,8 +18,10 @@ from typing import Any
 
 import yaml
 
+from serve_tools.bench.load import Outcome
+
 from ..faults.standins import graph
-from .load import Client, Outcome, median
+from .client import Client, median
 from .processes import MIB, open_files, pss_bytes, slope_per_min
 from .questions import POINT, SMALL, Ask, bmp, form, new_number
 from .report import Report

@@ -15,10 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from serve_tools.bench.load import Outcome
+
 from ..chaos.cancellation import PHASES, after_a_line, leaver, make_known, send
 from ..chaos.changes import changed, refused
+from ..chaos.client import Client
 from ..chaos.kills import CHILDREN, TIMES, ask_until_answered, killing, strays, under_calls
-from ..chaos.load import Client, Outcome
 from ..chaos.questions import Mix, new_image
 from ..chaos.service import Service, wait_until_ready
 from ..faults.redis_server import RedisServer
