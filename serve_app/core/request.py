@@ -28,20 +28,28 @@ class Task(Wire):
     a `flat` task's fields are members of the request itself.
 
     Attributes:
-        name: of the capability, in plural requests, metrics and documents.
+        name: of the capability, in requests, errors and documents.
         flat: see above.
         gives_logits: whether ``return_logits`` may be set.
+        member_names: the names of `members`.
+        requested_by: members of which any one requests the task; by default the required ones.
     """
 
     name: ClassVar[str]
     flat: ClassVar[bool] = False
     gives_logits: ClassVar[bool] = True
+    member_names: ClassVar[frozenset[str]] = frozenset()
+    requested_by: ClassVar[frozenset[str]] = frozenset()
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "name" in cls.__dict__:
-            _TASKS.append(cls)
-            cls.prefix = "" if cls.flat else cls.name
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        _TASKS.append(cls)
+        cls.prefix = "" if cls.flat else cls.name
+        cls.member_names = frozenset(cls.members())
+        if "requested_by" not in cls.__dict__:
+            needed = [name for name, field in cls.model_fields.items() if field.is_required()]
+            cls.requested_by = frozenset(needed if cls.flat else [cls.name])
 
     @property
     def size(self) -> int:
@@ -56,14 +64,6 @@ class Task(Wire):
         about = (cls.__doc__ or "").splitlines()[0]
         field: Any = Field(None, description=f"`true`, or: {about}")
         return {cls.name: (bool | cls | None, field)}
-
-    @classmethod
-    def requested_by(cls, members: Members) -> bool:
-        """Whether a request's members hold this task."""
-        if not cls.flat:
-            return members.get(cls.name) is not False and cls.name in members
-        needed = [name for name, field in cls.model_fields.items() if field.is_required()]
-        return any(name in members for name in needed)
 
     @classmethod
     def from_members(cls, members: Members, limits: Limits) -> Self:
@@ -100,10 +100,12 @@ class Task(Wire):
     @classmethod
     def coerce(cls, value: Any) -> Self | None:
         """The task that a Python caller means by a plain ``value``; None: another type's."""
-        return value if isinstance(value, cls) else None
+        return None
 
 
 def _task(value: Any) -> Task:
+    if isinstance(value, Task):
+        return value
     for kind in _TASKS:
         if (task := kind.coerce(value)) is not None:
             return task

@@ -94,7 +94,7 @@ class SegmentationFlow:
     async def _segment(self, request: SegmentRequest) -> SegmentResult:
         started = time.monotonic()
         timings = Timings()
-        capability = self._capabilities.of(request.task)
+        capability = self._capabilities[type(request.task)]
         request = request.within(self._limits)
         image = await self._open(request.image, timings)
         query = await self._query(capability, request, image, started)
