@@ -196,8 +196,9 @@ class _Calls:
             self._limits,
             timeout_of(request.headers),
         )
+        size = call.request.task.size
         info = request_info(request)
-        info.record_size(images=1, prompts=call.request.task.size)
+        info.record_size(images=1, prompts=size)
         clock = Clock(started, time.perf_counter())
         result = await self._service.segment(call.request)
         info.variant = result.variant
