@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import itertools
 import sys
 from pathlib import Path
 from types import FrameType
@@ -63,7 +64,7 @@ async def trace_click() -> list[str]:
 
 def changes(entered: list[str]) -> int:
     """How often the file changes."""
-    return sum(a != b for a, b in zip(entered, entered[1:], strict=False))
+    return sum(a != b for a, b in itertools.pairwise(entered))
 
 
 def main() -> None:
