@@ -64,7 +64,10 @@ def served(ray_cluster: RayCluster) -> Served:
         "exporter_import_path": "serve_app.deployments.tracing:exporter",
         "sampling_ratio": 1.0,
     }
-    arguments = config["applications"][0]["args"]
+    application = config["applications"][0]
+    arguments = application["args"]
+    arguments["capabilities"] = ["tests.toy_capability"]
+    application["runtime_env"] = {"env_vars": {"PYTHONPATH": str(CONFIGS.parent)}}
     # A busy machine has time for a second answer, too.
     arguments["router"]["cascade_max_ms"] = 250_000
     ledger = ray_cluster.folder / "ledger.json"
