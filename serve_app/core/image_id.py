@@ -1,8 +1,8 @@
-"""The name of an image: its size and a hash of its pixels.
+"""The identifier of an image: its size and a hash of its pixels.
 
-The same picture has the same name whatever file it came in, and nobody can choose a name that
-belongs to another picture.  The hash frames mode, width and height before the pixels, so that
-two images with the same bytes in another shape differ (the mistake of CVE-2025-46722).
+Equal pixels have the same identifier in every file format, and a client cannot construct an image
+with the identifier of another one.  Mode, width and height are hashed before the pixels, so that
+images with the same bytes in different shapes differ (the mistake of CVE-2025-46722).
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ def image_id(pixels: NDArray[np.uint8]) -> str:
 
 
 def parse_image_id(text: str) -> tuple[int, int]:
-    """``(width, height)`` in pixels of the image that ``text`` names.
+    """``(width, height)`` in pixels of the image with this identifier.
 
     Raises:
-        UnknownImage: ``text`` is not of the one spelling that `image_id` gives.
+        UnknownImage: ``text`` does not have the format of `image_id`.
     """
     match = _PATTERN.fullmatch(text)
     if match is None:
         raise UnknownImage(
-            "this is not an image_id: send back, unchanged, the one of an earlier answer",
+            "not a valid image_id: send one from an earlier response, unchanged",
             "image_id",
         )
     return int(match[1]), int(match[2])

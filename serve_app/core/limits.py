@@ -43,7 +43,7 @@ class Limits(BaseModel):
     max_arriving_requests: int = Field(
         128,
         gt=0,
-        description="POST requests whose bodies are still being uploaded to it, not counted as "
+        description="POST requests with bodies still being uploaded to it, not counted as "
         "processed; more are rejected",
     )
     max_lingering_requests: int = Field(

@@ -75,9 +75,9 @@ class TestAnnotations:
             ({"size": [SIDE, SIDE], "counts": [1.5]}, "whole"),
             ({"size": [SIDE, SIDE], "counts": "0"}, "add up"),
             ({"size": [SIDE, SIDE], "counts": "ü"}, "add up"),
-            ({"size": [SIDE, SIDE], "counts": "zz\x07"}, "no meaning"),
+            ({"size": [SIDE, SIDE], "counts": "zz\x07"}, "invalid character"),
             ({"size": [SIDE, SIDE], "counts": "P"}, "within a number"),
-            ({"size": [SIDE, SIDE], "counts": "P" * 99}, "no meaning"),
+            ({"size": [SIDE, SIDE], "counts": "P" * 99}, "invalid character"),
         ],
     )
     def test_bad_segmentations_say_why(self, segmentation: Any, reason: str) -> None:
