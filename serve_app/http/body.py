@@ -206,11 +206,11 @@ async def receive(
     body: type[BaseModel],
     capabilities: Sequence[Capability] = (),
 ) -> Received:
-    """Read a JSON body, or a form whose files come as ``file_field``.
+    """Read a JSON body, or a form with its files in ``file_field``.
 
     Args:
-        body: the JSON body's model, whose members a form may hold in fields of their own.
-        capabilities: complete the members that a form leaves out.
+        body: model of the JSON body; a form may have each of its members as a field.
+        capabilities: complete the members that a form omits.
 
     Raises:
         InvalidRequest: another content type, malformed JSON or form, an unknown form field.

@@ -1,8 +1,8 @@
-"""The peer that a team would write first: FastAPI around one `SamPredictor`.
+"""The baseline that a team would write first: FastAPI around one `SamPredictor`.
 
-A queue of 100, batches of up to 8 within 100 ms, whose images are then processed one by one; the
-last image's embedding is kept.  As fast as that design can be: an image that is still in the
-predictor is not decoded again, passes run outside of the event loop, PNGs are written by OpenCV.
+A queue of 100, batches of up to 8 within 100 ms; the images of a batch are processed one by one,
+and the last image's embedding is kept.  It is optimised within that design: an image that is still
+in the predictor is not decoded again, passes run outside of the event loop, and OpenCV writes PNGs.
 
     uvicorn --factory serve_tools.bench.plain_service:create_app
 """
