@@ -21,20 +21,18 @@ import time
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
 from types import TracebackType
 from typing import Any, cast
 
 import httpx
 import orjson
 from PIL import Image
-from pydantic import TypeAdapter
 
 from serve_app.capabilities import CAPABILITIES, SegmentRequest
 from serve_app.core.capability import Capabilities
 from serve_app.core.errors import InternalError, SamServeError
 from serve_app.core.request import Options
-from serve_app.core.types import EmbedResult, RgbArray, SegmentResult
+from serve_app.core.types import EmbedResult, RgbArray, SegmentResult, adapter
 
 _RETRYABLE = (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE)
 _SPREAD = 0.25
@@ -114,7 +112,7 @@ class HttpService:
 
     async def segment(self, request: SegmentRequest) -> SegmentResult:
         """Send one request; arrays are sent as PNG (lossless)."""
-        capability = self._capabilities.of(request.task)
+        capability = self._capabilities[type(request.task)]
         options = request.model_dump(include=set(Options.model_fields), exclude_unset=True)
         fields = {**request.task.to_members(), **options}
         path = f"/v1/{capability.route}"
@@ -126,7 +124,7 @@ class HttpService:
         """Register and encode an image, so that later prompts can refer to its ``image_id``."""
         body = await self._send("/v1/embed", image, {"variant": variant})
         with _reading():
-            embedded: EmbedResult = _adapter(EmbedResult).validate_python(body)
+            embedded: EmbedResult = adapter(EmbedResult).validate_python(body)
             return embedded
 
     async def models(self) -> Mapping[str, Any]:
@@ -245,15 +243,10 @@ def _png(pixels: RgbArray) -> bytes:
 
 def _segment_result(body: Mapping[str, Any], result: type[Any]) -> SegmentResult:
     """The response, with results of the capability's type."""
-    found: SegmentResult = _adapter(SegmentResult).validate_python(body)
+    found: SegmentResult = adapter(SegmentResult).validate_python(body)
     size = (found.height, found.width)
-    one_result = _adapter(cast(Hashable, result))
+    one_result = adapter(cast(Hashable, result))
     results = tuple(one_result.validate_python(one) for one in found.results)
     if any(mask.rle.size != size for one in results for mask in getattr(one, "masks", ())):
         raise ValueError("a mask is not of the image's size")
     return replace(found, results=results)
-
-
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)

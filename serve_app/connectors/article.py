@@ -36,11 +36,11 @@ from serve_app.core.errors import (
 from serve_app.core.limits import Limits
 from serve_app.core.ports import SegmentationService
 from serve_app.core.request import SegmentRequest
-from serve_app.core.types import SegmentResult
+from serve_app.core.types import SegmentResult, dumped
 from serve_app.http.body import Form, json_field, read_form, the_only
 from serve_app.http.docs import plain_form
 from serve_app.http.errors import error_response, error_responses, request_id_of, to_api_error
-from serve_app.http.formats import JSON_TYPE, dumped, png_base64, to_json
+from serve_app.http.formats import JSON_TYPE, png_base64, to_json
 from serve_app.http.request_info import request_info
 from serve_app.http.requests import image_file
 

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from functools import cache
+from typing import Annotated, Any, Literal, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +27,13 @@ from pydantic import (
     Field,
     PlainSerializer,
     PlainValidator,
+    TypeAdapter,
     WithJsonSchema,
     model_validator,
 )
+from pydantic_core import PydanticSerializationError
 
-from serve_app.core.errors import InvalidPrompt
+from serve_app.core.errors import InternalError, InvalidPrompt
 from serve_app.core.rle import Rle, decode_rle, parse_rle
 from serve_app.core.wire import Array, AtMost, Base64Array, Point, Whole, Wire, fault
 
@@ -364,6 +367,28 @@ class SegmentResult(EmbedResult):
         int,
         _if_any("prompts that were also sent to the cascade's second variant"),
     ] = 0
+
+
+@cache
+def adapter(kind: Any) -> TypeAdapter[Any]:
+    """Reads and writes the JSON form of a result type."""
+    return TypeAdapter(kind)
+
+
+def dumped(value: Any, *, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+    """A result as a JSON-like object.
+
+    Raises:
+        InternalError: it holds a number that is not finite, which JSON cannot express.
+    """
+    writer = adapter(cast(Hashable, type(value)))
+    try:
+        found: dict[str, Any] = writer.dump_python(
+            value, mode="json", by_alias=True, include=include, exclude=exclude
+        )
+    except PydanticSerializationError as exc:
+        raise InternalError("the model gave a number that is not finite") from exc
+    return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)

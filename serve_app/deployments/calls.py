@@ -56,8 +56,8 @@ _OVERLOADED = "the service is at capacity; retry later"
 class ImageObjectRef:
     """An image in Ray's object store.
 
-    Ray resolves a bare reference at each hop.  A wrapped one is passed on unresolved, so that pixels
-    go from the ingress directly to the encoder, bypassing the decoder.
+    Ray resolves a bare reference at each hop.  A wrapped one is passed on unresolved, so pixels go
+    from the ingress directly to the encoder, bypassing the decoder.
     """
 
     ref: Any

@@ -27,10 +27,9 @@ from serve_app.core.errors import (
     UnknownVariant,
     WeightsUnavailable,
 )
-from serve_app.core.image_id import image_id
 from serve_app.core.limits import Limits
 from serve_app.core.measurements import Additive, Escalation, Measurements, Point, Profile, Steps
-from serve_app.core.request import Task
+from serve_app.core.request import Task, image_id
 from serve_app.core.rle import encode_rle
 from serve_app.core.settings import RouterSettings
 from serve_app.core.types import (

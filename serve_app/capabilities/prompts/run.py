@@ -11,11 +11,12 @@ from serve_app.core.types import DecodeOptions, PromptResult
 
 async def cost(task: Prompts, image: Image, scorer: TextScorer | None) -> Cost:
     """As many prompts as there are; the type is that of most of them."""
+    count = len(task.prompts)
     boxes = sum(prompt.box is not None for prompt in task.prompts)
     return Cost(
-        prompts=(task.size,),
-        prompt_type="box" if boxes * 2 >= task.size else "point",
-        mixed=0 < boxes < task.size,
+        prompts=(count,),
+        prompt_type="box" if boxes * 2 >= count else "point",
+        mixed=0 < boxes < count,
     )
 
 
