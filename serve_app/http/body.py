@@ -209,11 +209,11 @@ async def receive(
     body: type[BaseModel],
     capabilities: Sequence[Capability] = (),
 ) -> Received:
-    """Read a JSON body, or a form whose files come as ``file_field``.
+    """Read a JSON body, or a form with its files in ``file_field``.
 
     Args:
-        body: the JSON body's model, whose members a form may hold in fields of their own.
-        capabilities: complete the members that a form leaves out.
+        body: model of the JSON body; a form may have each of its members as a field.
+        capabilities: complete the members that a form omits.
 
     Raises:
         InvalidRequest: another content type, malformed JSON or form, an unknown form field.
@@ -281,7 +281,7 @@ def load_json(text: bytes | bytearray | str, limits: Limits, field: str | None =
     """Parse strict JSON: no NaN, no infinity, no number beyond a double, bounded in depth.
 
     Raises:
-        InvalidRequest: it is not that, told at ``field``.
+        InvalidRequest: the text is not such JSON; the error has ``field``.
     """
     raw = text.encode("utf-8", "replace") if isinstance(text, str) else text
     check_values([raw], limits, field)
@@ -306,10 +306,10 @@ def load_json(text: bytes | bytearray | str, limits: Limits, field: str | None =
 def check_values(
     texts: Iterable[bytes | bytearray | str], limits: Limits, field: str | None = None
 ) -> None:
-    """Count the values of JSON texts before they are parsed; more than these cannot be in them.
+    """Check upper bounds of the number of values in JSON texts, before they are parsed.
 
     Raises:
-        InvalidRequest: all together hold too many, told at ``field``.
+        InvalidRequest: the texts together have too many; the error has ``field``.
     """
     containers = commas = 0
     for text in texts:
@@ -317,11 +317,11 @@ def check_values(
         commas += _count(text, ",")
     if containers > limits.max_json_containers:
         raise InvalidRequest(
-            f"the JSON holds more than {limits.max_json_containers} lists and objects", field
+            f"the JSON has more than {limits.max_json_containers} lists and objects", field
         )
     if containers + commas > limits.max_json_values:
         raise InvalidRequest(
-            f"the JSON holds more than {limits.max_json_values} values; send masks as base64",
+            f"the JSON has more than {limits.max_json_values} values; send masks as base64",
             field,
         )
 
@@ -337,9 +337,9 @@ def _containers(node: Any) -> Iterable[Any]:
 
 
 def timeout_of(headers: Mapping[str, str]) -> float | None:
-    """How long the caller waits, in seconds; None where it does not say.
+    """The caller's timeout in seconds; None: none.
 
-    The header is the one that Ray Serve's proxy obeys, and what it takes for none is none here.
+    The header is that of Ray Serve's proxy, and invalid values are ignored as there.
     """
     try:
         seconds = float(headers.get(TIMEOUT_HEADER, ""))

@@ -189,12 +189,12 @@ _SCHEMES: dict[str, Any] = {
 
 
 class SamApi(FastAPI):
-    """FastAPI whose document also has what middleware and routes do by themselves.
+    """FastAPI with an OpenAPI document that includes middleware and untyped routes.
 
     Args:
-        keys_needed: every route but the probes needs an API key.
-        capabilities: whose requests and results are documented.
-        more: FastAPI's own.
+        keys_needed: every route except the probes requires an API key.
+        capabilities: their requests and results are documented.
+        more: arguments of `FastAPI`.
     """
 
     def __init__(self, *, keys_needed: bool, capabilities: Capabilities, **more: Any) -> None:

@@ -1,4 +1,4 @@
-"""Responses in the formats that clients ask for.  CPU work: in a thread, unless `is_quick`.
+"""Responses in the formats that clients request.  CPU work: in a thread, unless `is_quick`.
 
 A new mask format is one function and one line in `_SEGMENTATIONS` (a form of each mask) or
 `_DOCUMENTS` (a form of the whole response).

@@ -53,7 +53,7 @@ class GpuPlan:
     """What is measured.
 
     Attributes:
-        product: side of the matrices whose product gives the measured peak.
+        product: side of the matrices in the product that measures the peak.
         dtype: of ours and of the second eager row; CPUs without matrix units take seconds in bf16.
     """
 

@@ -139,15 +139,15 @@ def bare_decoder(photo: Photo, click: Click | None, config: Path | None, variant
 
 
 def _known(url: str, photo: Photo, variant: str) -> str:
-    answer = httpx.post(
+    response = httpx.post(
         f"{url}/v1/embed",
         files={"file": photo.jpeg},
         data={"variant": variant},
         timeout=_TIMEOUT_S,
         trust_env=False,
     )
-    answer.raise_for_status()
-    return str(answer.json()["image_id"])
+    response.raise_for_status()
+    return str(response.json()["image_id"])
 
 
 def _bare(decode: Decode, prompts: int, calls: int) -> list[float]:

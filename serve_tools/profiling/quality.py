@@ -83,20 +83,20 @@ def predict_sample(
     ]
     jobs = [DecodeJob(embedding, prompt, DecodeOptions()) for prompt in prompts]
     masks = [
-        answer
+        masks_of_prompt
         for start in range(0, len(jobs), _IN_A_PASS)
-        for answer in decoder.decode_batch(jobs[start : start + _IN_A_PASS])
+        for masks_of_prompt in decoder.decode_batch(jobs[start : start + _IN_A_PASS])
     ]
     return Prediction(sample, tuple(forms), prompts, embedding, masks)
 
 
-def records_of(variant: str, answered: Prediction) -> list[QualityRecord]:
+def records_of(variant: str, predicted: Prediction) -> list[QualityRecord]:
     """One record for each prompt of an image."""
-    objects = answered.sample.objects
+    objects = predicted.sample.objects
     records = []
-    for place, (prompt, masks) in enumerate(zip(answered.prompts, answered.masks, strict=True)):
-        form, (number, rle) = answered.forms[place // len(objects)], objects[place % len(objects)]
-        records.append(_record(variant, form, answered.sample.index, number, rle, prompt, masks))
+    for place, (prompt, masks) in enumerate(zip(predicted.prompts, predicted.masks, strict=True)):
+        form, (number, rle) = predicted.forms[place // len(objects)], objects[place % len(objects)]
+        records.append(_record(variant, form, predicted.sample.index, number, rle, prompt, masks))
     return records
 
 

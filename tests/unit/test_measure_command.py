@@ -129,7 +129,7 @@ def test_a_probe_of_a_cold_start_ends_after_its_first_masks(
 def test_a_probe_measures_all_that_was_asked(source: Source) -> None:
     *others, last = probed(TINY, source)
     assert [event.kind for event in others] == ["first", "progress", "progress", "progress"]
-    answer = last.answer
+    answer = last.result
     assert answer is not None
     assert {n: len(ms) for n, ms in answer.encode_ms.items()} == {1: 2, 2: 2}
     assert {n: len(ms) for n, ms in answer.decode_ms.items()} == {1: 2, 3: 2}
@@ -242,7 +242,7 @@ def test_annotated_images_that_do_not_fit_are_left_out(
     effort = TINY.model_copy(
         update={"images_dir": str(tmp_path), "annotations": str(annotate(tmp_path)), "images": 9}
     )
-    answer = probed(effort, source)[-1].answer
+    answer = probed(effort, source)[-1].result
     assert answer is not None
     assert (answer.data.name, answer.data.images, answer.data.objects) == ("instances.json", 2, 4)
     assert answer.data.sha256 is not None
@@ -320,7 +320,7 @@ GOOD = (
     "import json; asked = json.loads(asked)\n"
     f"print({FIRST!r})\n"
     "if asked['effort']: "
-    f"print({ProbeEvent(kind='answer', answer=ANSWER).model_dump_json()!r})"
+    f"print({ProbeEvent(kind='result', result=ANSWER).model_dump_json()!r})"
 )
 BROKEN_ACCURATE = GOOD.replace(
     "\nprint", "\nif asked['variant'] == 'accurate': sys.exit(1)\nprint", 1

@@ -44,7 +44,7 @@ class OpenVinoEncoder:
 
 
 def model_input(image: RgbArray) -> Float32Array:
-    """An upright ``(H, W, 3) uint8`` image as the encoder takes it: ``(1, 3, 1024, 1024)``."""
+    """An upright ``(H, W, 3) uint8`` image as the encoder's input: ``(1, 3, 1024, 1024)``."""
     resized = Frame.of(image.shape[0], image.shape[1], "pad").resize(image)
     return as_input(resized, _MEAN, _STD)[None]
 
