@@ -31,7 +31,7 @@ test: $(INSTALLED)  ## all tests, with real weights and real Ray processes
 	$(BIN)/python -m pytest
 
 test-quick: $(INSTALLED)  ## in a minute: the tests that need neither weights nor Ray, less the slow ones
-	$(BIN)/python -m pytest -m "not weights and not cluster and not slow"
+	$(BIN)/python -m pytest -m "not weights and not cluster and not slow" --ignore=tests/golden --ignore=tests/cluster
 
 lint: $(INSTALLED)  ## ruff and strict mypy
 	$(BIN)/ruff check .

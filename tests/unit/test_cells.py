@@ -10,6 +10,8 @@ import pytest
 from serve_app.workshop import cells
 from serve_app.workshop.cells import draw_cells
 
+pytestmark = pytest.mark.slow
+
 SEEDS = range(8)
 
 
