@@ -27,6 +27,8 @@ from serve_app.telemetry.metrics import REDIS_BREAKER_OPEN, REDIS_OPERATIONS
 
 from .redis_server import RedisServer
 
+pytestmark = pytest.mark.slow
+
 KEYS = 16
 PATIENCE_S = 120.0
 PATIENT = {"redis_timeout_s": 1.0}
