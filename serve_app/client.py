@@ -21,35 +21,33 @@ import time
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
 from types import TracebackType
 from typing import Any, cast
 
 import httpx
 import orjson
 from PIL import Image
-from pydantic import TypeAdapter
 
 from serve_app.capabilities import CAPABILITIES, SegmentRequest
 from serve_app.core.capability import Capabilities
 from serve_app.core.errors import InternalError, SamServeError
 from serve_app.core.request import Options
-from serve_app.core.types import EmbedResult, RgbArray, SegmentResult
+from serve_app.core.types import EmbedResult, RgbArray, SegmentResult, adapter
 
-_MAY_COME_AGAIN = (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE)
+_RETRYABLE = (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE)
 _SPREAD = 0.25
-"""Share by which waits differ, so that not all who were refused together come again together."""
+"""Jitter, as a share of the wait: clients rejected together do not all retry together."""
 
 
 class Unreachable(SamServeError):
-    """No answer came: wrong address, refused connection, or a time limit of this client."""
+    """No response: wrong address, refused connection, or this client's timeout."""
 
     code = "unreachable"
     status = 503
 
 
-class UnexpectedAnswer(SamServeError):
-    """Something answered that does not speak this interface."""
+class UnexpectedResponse(SamServeError):
+    """The response does not follow this interface: the address may be another server's."""
 
     code = "unexpected_answer"
     status = 502
@@ -59,18 +57,18 @@ class HttpService:
     """A running service, as a `serve_app.core.ports.SegmentationService`.
 
     Args:
-        url: its address without ``/v1``.
-        api_key: sent with every request, where the service asks for one.
-        timeout_s: longest silence of one attempt; none is begun after this time.
-        retries: how often to ask again after a refusal (429, 503) that says when: after that
-            time, unless it is beyond ``timeout_s`` or the request's own.  Inference is pure, so
-            asking twice does no harm.
-        transport: how to reach it; None: over the network.
-        capabilities: what can be requested.
+        url: the service's address, without ``/v1``.
+        api_key: sent with every request; None: the service needs none.
+        timeout_s: read timeout of one attempt, in seconds; no attempt starts after this time.
+        retries: maximum number of retries after a 429 or 503 with ``retry-after``.  The client
+            waits for that time, unless it ends after ``timeout_s`` or the request's own timeout.
+            Retries are safe, because inference has no side effects.
+        transport: httpx transport; None: over the network.
+        capabilities: the kinds of task that can be requested.
 
     Raises:
-        SamServeError: the service's own errors by their type, or `Unreachable` or
-            `UnexpectedAnswer`.
+        SamServeError: the service's error, of its own type; or `Unreachable` or
+            `UnexpectedResponse`.
     """
 
     def __init__(
@@ -109,12 +107,12 @@ class HttpService:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connections; `async with` does it by itself."""
+        """Close the connections; `async with` calls this on exit."""
         await self._http.aclose()
 
     async def segment(self, request: SegmentRequest) -> SegmentResult:
-        """Answer one request; arrays are sent as PNG, without loss."""
-        capability = self._capabilities.of(request.task)
+        """Send one request; arrays are sent as PNG (lossless)."""
+        capability = self._capabilities[type(request.task)]
         options = request.model_dump(include=set(Options.model_fields), exclude_unset=True)
         fields = {**request.task.to_members(), **options}
         path = f"/v1/{capability.route}"
@@ -123,18 +121,18 @@ class HttpService:
             return _segment_result(body, capability.result)
 
     async def embed(self, image: bytes | RgbArray | str, variant: str) -> EmbedResult:
-        """Make an image known, so that later prompts on its ``image_id`` are quick."""
-        answer = await self._send("/v1/embed", image, {"variant": variant})
+        """Register and encode an image, so that later prompts can refer to its ``image_id``."""
+        body = await self._send("/v1/embed", image, {"variant": variant})
         with _reading():
-            embedded: EmbedResult = _adapter(EmbedResult).validate_python(answer)
+            embedded: EmbedResult = adapter(EmbedResult).validate_python(body)
             return embedded
 
     async def models(self) -> Mapping[str, Any]:
-        """What is deployed there: ``GET /v1/models``."""
+        """The deployed variants, text engine and limits: ``GET /v1/models``."""
         return _content(await self._exchange("GET", "/v1/models"))
 
     async def ready(self) -> bool:
-        """Whether ``GET /readyz`` says so; False, too, where nothing answers."""
+        """Whether ``GET /readyz`` returns 200; False if the service is unreachable."""
         try:
             return (await self._exchange("GET", "/readyz")).status_code == httpx.codes.OK
         except Unreachable:
@@ -162,41 +160,43 @@ class HttpService:
     async def _exchange(
         self, method: str, path: str, timeout_s: float | None = None, **content: Any
     ) -> httpx.Response:
-        """The answer; after a refusal perhaps that of a later attempt.
+        """Send a request, with retries, and return the last attempt's response.
 
         Args:
-            timeout_s: when the caller goes away, which the service is told.
+            timeout_s: the caller's timeout in seconds, sent in a header; None: none.
         """
         began = time.monotonic()
         headers = dict(content.pop("headers", {}))
-        for left in range(self._retries, -1, -1):
+        for retries_left in range(self._retries, -1, -1):
             if timeout_s is not None:
-                # The service takes what is not above zero for no limit.
+                # The service reads a value that is not positive as no timeout.
                 seconds = max(1e-3, timeout_s - (time.monotonic() - began))
                 headers["x-request-timeout-seconds"] = f"{seconds:g}"
-            answer = await self._once(method, path, headers=headers, **content)
-            wait_s = _wait_of(answer)
-            if left == 0 or wait_s is None:
+            response = await self._once(method, path, headers=headers, **content)
+            wait_s = _retry_wait_s(response)
+            if retries_left == 0 or wait_s is None:
                 break
             most = min(self._timeout_s, timeout_s or self._timeout_s)
             if time.monotonic() - began + wait_s >= most:
                 break
             await _pause(wait_s)
-        return answer
+        return response
 
     async def _once(self, method: str, path: str, **content: Any) -> httpx.Response:
         try:
             return await self._http.request(method, path, **content)
         except (httpx.HTTPError, httpx.InvalidURL) as exc:
-            raise Unreachable("the service did not answer: is it running at this address?") from exc
+            raise Unreachable(
+                "no response from the service: is it running at this address?"
+            ) from exc
 
 
-def _wait_of(answer: httpx.Response) -> float | None:
-    """Seconds until it makes sense to ask again; None: it does not, or nobody knows."""
-    told = answer.headers.get("retry-after", "")
-    if answer.status_code not in _MAY_COME_AGAIN or not told.isdecimal():
+def _retry_wait_s(response: httpx.Response) -> float | None:
+    """Seconds to wait before a retry; None: not retryable, or without a ``retry-after``."""
+    retry_after = response.headers.get("retry-after", "")
+    if response.status_code not in _RETRYABLE or not retry_after.isdecimal():
         return None
-    return int(told) * random.uniform(1, 1 + _SPREAD)  # noqa: S311 (nobody is to be kept out)
+    return int(retry_after) * random.uniform(1, 1 + _SPREAD)  # noqa: S311 (no secret)
 
 
 async def _pause(seconds: float) -> None:
@@ -205,23 +205,25 @@ async def _pause(seconds: float) -> None:
 
 @contextmanager
 def _reading() -> Iterator[None]:
-    """Turns a missing or odd field of an answer into `UnexpectedAnswer`."""
+    """Turn errors of a missing or malformed response field into `UnexpectedResponse`."""
     try:
         yield
     except (KeyError, IndexError, TypeError, ValueError) as exc:
-        raise UnexpectedAnswer("the answer is not of this interface's form") from exc
+        raise UnexpectedResponse("the response does not follow this interface's schema") from exc
 
 
 def _content(response: httpx.Response) -> dict[str, Any]:
     try:
         content = orjson.loads(response.content)
     except orjson.JSONDecodeError as exc:
-        raise UnexpectedAnswer(f"the answer (status {response.status_code}) is not JSON") from exc
+        raise UnexpectedResponse(
+            f"the response (status {response.status_code}) is not JSON"
+        ) from exc
     if response.is_success and isinstance(content, dict):
         return content
     error = content.get("error") if isinstance(content, dict) else None
     if not isinstance(error, dict) or not isinstance(error.get("code"), str):
-        raise UnexpectedAnswer(f"the answer (status {response.status_code}) holds no result")
+        raise UnexpectedResponse(f"the response (status {response.status_code}) has no result")
     kinds = {kind.code: kind for kind in _error_types(SamServeError)}
     kind = kinds.get(error["code"], InternalError)
     raise kind(str(error.get("message", error["code"])), error.get("field"))
@@ -241,15 +243,10 @@ def _png(pixels: RgbArray) -> bytes:
 
 def _segment_result(body: Mapping[str, Any], result: type[Any]) -> SegmentResult:
     """The response, with results of the capability's type."""
-    found: SegmentResult = _adapter(SegmentResult).validate_python(body)
+    found: SegmentResult = adapter(SegmentResult).validate_python(body)
     size = (found.height, found.width)
-    one_result = _adapter(cast(Hashable, result))
+    one_result = adapter(cast(Hashable, result))
     results = tuple(one_result.validate_python(one) for one in found.results)
     if any(mask.rle.size != size for one in results for mask in getattr(one, "masks", ())):
         raise ValueError("a mask is not of the image's size")
     return replace(found, results=results)
-
-
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)

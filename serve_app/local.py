@@ -1,4 +1,4 @@
-"""The whole service in one process, without Ray: for the evaluation, notebooks and tests."""
+"""The service in one process, without Ray: for the evaluation, notebooks and tests."""
 
 from __future__ import annotations
 
@@ -8,22 +8,19 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from serve_app.capabilities import load_capabilities
-from serve_app.core.ports import DecoderEngine, EncoderEngine, ProposalsEngine, TextScoringEngine
-from serve_app.core.settings import GraphSettings, TextSettings, VariantSettings
-from serve_app.core.types import (
+from serve_app.core.inference import (
     Candidate,
     DecodeJob,
     DecodeOptions,
     Embedding,
-    Mask,
     Prediction,
-    Prompt,
     Proposal,
-    ProposalSource,
-    RgbArray,
     ScorerInfo,
     TextScores,
 )
+from serve_app.core.ports import DecoderEngine, EncoderEngine, ProposalsEngine, TextScoringEngine
+from serve_app.core.settings import GraphSettings, TextSettings, VariantSettings
+from serve_app.core.types import Mask, Prompt, ProposalSource, RgbArray
 from serve_app.embeddings.predictor import VariantPredictor
 from serve_app.embeddings.tiers import TieredEmbeddingCache
 from serve_app.flow.flow import SegmentationFlow
@@ -36,8 +33,8 @@ from serve_app.profiles.variants import encoder_compute
 T = TypeVar("T")
 
 
-class _Lazy:
-    """Loads its engines at their first use, and runs one pass at a time."""
+class _EngineThread:
+    """Runs blocking calls of an engine, one at a time, in a thread of its own."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
@@ -46,8 +43,8 @@ class _Lazy:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
 
-class LocalPredictor(_Lazy):
-    """`serve_app.core.ports.Predictor` over engines of this process."""
+class LocalPredictor(_EngineThread):
+    """`serve_app.core.ports.Predictor` over engines in this process, loaded at first use."""
 
     def __init__(
         self, variant: VariantSettings, settings: GraphSettings, source: ModelSource
@@ -78,7 +75,7 @@ class LocalPredictor(_Lazy):
         return await self._predictor.predict(image_id, pixels, prompts, options)
 
     async def scale_from_zero(self) -> None:
-        """Nothing to do: engines are loaded by their first request."""
+        """Does nothing: the first request loads the engines."""
 
     async def _encode(self, pixels: RgbArray) -> Embedding:
         def encode() -> Embedding:
@@ -99,8 +96,8 @@ class LocalPredictor(_Lazy):
         return await self.run(decode)
 
 
-class LocalProposer(_Lazy):
-    """`serve_app.core.ports.Proposer` over the engine of this process."""
+class LocalProposer(_EngineThread):
+    """`serve_app.core.ports.Proposer` over an engine in this process, loaded at first use."""
 
     def __init__(self, settings: GraphSettings, source: ModelSource) -> None:
         super().__init__()
@@ -123,8 +120,8 @@ class LocalProposer(_Lazy):
         return await self.run(propose)
 
 
-class LocalTextScorer(_Lazy):
-    """`serve_app.core.ports.TextScorer` over the engine of this process."""
+class LocalTextScorer(_EngineThread):
+    """`serve_app.core.ports.TextScorer` over an engine in this process, loaded at first use."""
 
     def __init__(self, settings: TextSettings, source: ModelSource) -> None:
         super().__init__()
@@ -149,11 +146,11 @@ class LocalTextScorer(_Lazy):
 def build_local_service(
     settings: GraphSettings, variants: Sequence[str] | None = None
 ) -> SegmentationFlow:
-    """The service of a configuration in this process.
+    """Build the service of a configuration in this process.
 
     Args:
-        settings: the graph's; placement, batching and autoscaling are ignored.
-        variants: names of the variants to offer; None: all.
+        settings: of the graph; placement, batching and autoscaling are ignored.
+        variants: names of the variants to include; None: all.
     """
     plan = resolve(settings)
     settings, source = plan.settings, ModelSource.of(plan.settings)

@@ -41,10 +41,10 @@ Batch = list[tuple[C, int]]
 
 
 class FairQueue(Generic[C]):
-    """Round robin over callers, one item per turn: a thousand items of one do not delay a click.
+    """Round robin over callers, one item per turn: a large request does not delay a small one.
 
     With ``n`` callers and batches of ``m`` items, each caller is in one of the next
-    ``ceil(n / m)`` batches, unless a deadline asks for smaller ones.
+    ``ceil(n / m)`` batches, unless a deadline requires smaller ones.
     """
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class FairQueue(Generic[C]):
         return max((now - call.enqueued_at for call in self._calls), default=0.0)
 
     def remove_expired(self, now: float) -> list[C]:
-        """Remove and return the calls whose deadline has passed."""
+        """Remove and return the expired calls."""
         expired = [call for call in self._calls if call.deadline <= now]
         for call in expired:
             self.remove(call)

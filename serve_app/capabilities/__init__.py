@@ -45,4 +45,4 @@ def load_capabilities(modules: Iterable[str]) -> Capabilities:
         modules: each an importable module with a `Capability` named ``CAPABILITY``.
     """
     more = [importlib.import_module(module).CAPABILITY for module in modules]
-    return Capabilities((*CAPABILITIES, *more))
+    return Capabilities((*CAPABILITIES.values(), *more))

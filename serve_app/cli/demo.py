@@ -22,7 +22,7 @@ from serve_app.core.types import Mask, Prompt, RgbArray, SegmentResult
 from serve_app.masks.overlay import draw_overlay, side_by_side
 
 _PHOTOS = ("cat", "astronaut", "coffee")
-"""JPEG files in ``photos/`` beside this module, whose README names their authors and licences."""
+"""JPEG files in ``photos/`` beside this module; its README lists authors and licences."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--config", type=Path, metavar="FILE", help="settings (default: configs/front.yaml)")
     add(
         "--service", type=Path, metavar="FILE",
-        help="Serve config whose limits apply (default: configs/local.yaml)",
+        help="Serve config with the limits to enforce (default: configs/local.yaml)",
     )  # fmt: skip
     add("--check", action="store_true", help="only validate the configuration")
 

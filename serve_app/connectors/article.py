@@ -1,9 +1,9 @@
 """The routes of the article "Deploying Segment Anything Model (SAM) in Production".
 
-Its clients run unchanged: same routes, form or query fields, answers and status codes (bad
-input is a 400 with ``detail``; the envelope's ``error`` comes with it).  Where the article
-leaves something open: prompts answer three masks, as ``SamPredictor`` does by default; without
-points and box the image's centre is the prompt; labels left out are 1.
+Its clients run unchanged: same routes, form or query fields, response bodies and status codes
+(bad input is a 400 with ``detail``, besides this service's own ``error``).  What the article does
+not specify: a prompt returns three masks, the default of ``SamPredictor``; without points or a
+box the prompt is the image's centre; missing labels are 1.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from serve_app.core.errors import (
 from serve_app.core.limits import Limits
 from serve_app.core.ports import SegmentationService
 from serve_app.core.request import SegmentRequest
-from serve_app.core.types import SegmentResult
+from serve_app.core.types import SegmentResult, dumped
 from serve_app.http.body import Form, json_field, read_form, the_only
 from serve_app.http.docs import plain_form
 from serve_app.http.errors import error_response, error_responses, request_id_of, to_api_error
-from serve_app.http.formats import JSON_TYPE, dumped, png_base64, to_json
+from serve_app.http.formats import JSON_TYPE, png_base64, to_json
 from serve_app.http.request_info import request_info
 from serve_app.http.requests import image_file
 
@@ -82,7 +82,7 @@ class ArticleBatchResponse(ArticleModel):
 
 
 class ArticleRoute(APIRoute):
-    """Answers errors with the article's status codes, and its ``detail``."""
+    """Returns errors with the article's status codes, and its ``detail``."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
@@ -118,19 +118,19 @@ def article_router(service: SegmentationService, limits: Limits, version: str) -
         openapi_extra=plain_form("file", {**_VARIANT_FIELD, **_PROMPT_FIELDS}),
     )
     async def segment(request: Request) -> Response:
-        """Prompts are JSON text in form or query fields; the form's win.  Three masks for points
-        or a box; the image's centre is the point if there is neither.
+        """Prompts are JSON text in form or query fields; form fields take precedence.  Returns
+        three masks for points or a box; with neither, for the image's centre.
         """
         form = await read_form(request, limits)
         fields = _fields(form, request)
         variant = _model_type(fields)
         file = _file(the_only(form.files.get("file", []), "file"))
-        given = {
+        members = {
             name: json_field(fields[name], name, limits)
             for name in _PROMPT_FIELDS
             if name in fields
         }
-        prompt = Prompts.complete_form(given, {})
+        prompt = Prompts.complete_form(members, {})
         info = request_info(request)
         info.record_size(images=1, prompts=1)
         result = await _segment(service, limits, file, variant, prompt)
@@ -145,7 +145,7 @@ def article_router(service: SegmentationService, limits: Limits, version: str) -
         openapi_extra=plain_form("files", _VARIANT_FIELD),
     )
     async def segment_batch(request: Request) -> Response:
-        """One answer for each of `files`, in their order; an image's error is its own."""
+        """One result for each of `files`, in their order; an error concerns its own image only."""
         form = await read_form(request, limits)
         variant = _model_type(_fields(form, request))
         files = form.files.get("files", [])
@@ -163,8 +163,10 @@ def article_router(service: SegmentationService, limits: Limits, version: str) -
                     return {"error": to_api_error(exc, request_id_of(request)).message}
 
         async with asyncio.TaskGroup() as group:
-            answers = [group.create_task(one(file)) for file in files]
-        return Response(to_json({"results": [a.result() for a in answers]}), media_type=JSON_TYPE)
+            tasks = [group.create_task(one(file)) for file in files]
+        return Response(
+            to_json({"results": [task.result() for task in tasks]}), media_type=JSON_TYPE
+        )
 
     @router.get("/health", summary="The article's probe", response_model=ArticleHealth)
     async def health() -> Response:
@@ -174,7 +176,7 @@ def article_router(service: SegmentationService, limits: Limits, version: str) -
 
 
 def _fields(form: Form, request: Request) -> dict[str, list[str]]:
-    """Fields of query and form by name; empty ones, as browsers send them, are left out."""
+    """Fields of query and form by name; empty ones, which browsers send, are omitted."""
     query = {name: request.query_params.getlist(name) for name in request.query_params}
     both = {**query, **form.fields}
     return {name: values for name, values in both.items() if any(values)}
@@ -198,7 +200,7 @@ async def _segment(
     variant: str,
     prompt: dict[str, Any],
 ) -> SegmentResult:
-    """One image by one prompt; by its centre if there is none."""
+    """Segment one image with one prompt; without one, at its centre."""
     try:
         if not prompt:
             known = await service.embed(file, variant)

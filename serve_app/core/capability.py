@@ -7,23 +7,16 @@ from what is declared here.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from serve_app.core.errors import InvalidRequest
+from serve_app.core.inference import DecodeOptions, Proposal
 from serve_app.core.ports import TextScorer
-from serve_app.core.request import Members, Task
-from serve_app.core.types import (
-    DecodeOptions,
-    Mask,
-    Prompt,
-    PromptResult,
-    Proposal,
-    ProposalSource,
-    RgbArray,
-)
+from serve_app.core.request import Task
+from serve_app.core.types import Mask, Prompt, PromptResult, ProposalSource, RgbArray
 
 PromptType = Literal["point", "box"]
 Masks = tuple[tuple[Mask, ...], ...]
@@ -165,63 +158,35 @@ async def _no_cost() -> Cost:
     return Cost()
 
 
-class Capabilities:
-    """The registry of capabilities."""
+class Capabilities(dict[type[Task], Capability]):
+    """The registry: capabilities by their request model.
+
+    Raises:
+        InvalidRequest: at a lookup, for a task of a capability that is not registered.
+        ValueError: two capabilities have the same name or the same member of a request.
+    """
 
     def __init__(self, capabilities: Iterable[Capability] = ()) -> None:
-        self._by_task: dict[type[Task], Capability] = {}
+        super().__init__()
         for capability in capabilities:
             self.register(capability)
 
     def register(self, capability: Capability) -> None:
-        """Add a capability.
-
-        Raises:
-            ValueError: another one has the same name or member of a request.
-        """
-        if capability.task in self._by_task:
+        """Add a capability."""
+        task = capability.task
+        if task in self:
             return
-        taken = {name: c.task.name for c in self for name in c.task.members()}
-        for name in (capability.task.name, *capability.task.members()):
-            if name in taken:
-                raise ValueError(f"{capability.task.name}: {taken[name]} has the member {name}")
-        self._by_task[capability.task] = capability
+        for other in self:
+            if shared := {task.name, *task.member_names} & {other.name, *other.member_names}:
+                raise ValueError(f"{task.name} and {other.name} share the member {min(shared)}")
+        self[task] = capability
 
-    def __iter__(self) -> Iterator[Capability]:
-        return iter(self._by_task.values())
-
-    def of(self, task: Task) -> Capability:
-        """The capability of a task.
-
-        Raises:
-            InvalidRequest: it is not registered here.
-        """
-        capability = self._by_task.get(type(task))
-        if capability is None:
-            raise InvalidRequest(f"this service has no capability {task.name}")
-        return capability
+    def __missing__(self, task: type[Task]) -> Capability:
+        raise InvalidRequest(f"this service has no capability {task.name}")
 
     def routes(self) -> dict[str, tuple[Capability, ...]]:
         """The capabilities of each route."""
         found: dict[str, tuple[Capability, ...]] = {}
-        for capability in self:
+        for capability in self.values():
             found[capability.route] = (*found.get(capability.route, ()), capability)
         return found
-
-
-def requested(capabilities: Iterable[Capability], members: Members) -> Capability:
-    """The one capability whose task the members of a request hold.
-
-    Raises:
-        InvalidRequest: none or several, or members of another one's task.
-    """
-    known = list(capabilities)
-    found = [c for c in known if c.task.requested_by(members)]
-    if len(found) != 1:
-        raise InvalidRequest(f"give exactly one of {' | '.join(c.task.name for c in known)}")
-    own = found[0].task.members()
-    for other in known:
-        for name in other.task.members():
-            if name in members and name not in own and members[name] is not False:
-                raise InvalidRequest(f"{name} requires {other.task.name}", name)
-    return found[0]

@@ -1,7 +1,7 @@
-"""The time that the present request has left, for whoever works for it without being told.
+"""The deadline of the present request, as a context variable.
 
-It is ambient, as a log's request id is: set once where a request comes in, read where work joins
-a queue.  Between processes it travels as seconds left, since their clocks differ.
+It is set where a request arrives and read where work is queued.  Between processes it is passed
+as remaining seconds, because their clocks differ.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ _UNTIL: ContextVar[float] = ContextVar("until", default=math.inf)
 
 
 def until() -> float:
-    """The instant of ``time.monotonic`` at which the caller's time is over; infinite: never."""
+    """The deadline in ``time.monotonic`` seconds; infinite: none."""
     return _UNTIL.get()
 
 
 def time_left_s() -> float | None:
-    """Seconds until then, negative afterwards; None: no bound."""
+    """Seconds until the deadline, negative after it; None: no deadline."""
     end = until()
     return None if end == math.inf else end - time.monotonic()
 
 
 @contextmanager
 def deadline(end: float) -> Iterator[None]:
-    """What runs inside has time until ``end`` at most.  It is told so, not stopped."""
+    """Lower the deadline of the code inside to ``end``, without cancelling it."""
     token = _UNTIL.set(min(end, until()))
     try:
         yield
@@ -39,10 +39,10 @@ def deadline(end: float) -> Iterator[None]:
 
 @asynccontextmanager
 async def time_limit(seconds: float | None) -> AsyncIterator[asyncio.Timeout]:
-    """`asyncio.timeout`, of which all that runs inside can know; None: no bound.
+    """`asyncio.timeout` that also sets the deadline; None: no limit.
 
     Raises:
-        TimeoutError: the time was over.
+        TimeoutError: the time limit was exceeded.
     """
     end = math.inf if seconds is None else time.monotonic() + seconds
     with deadline(end):

@@ -162,7 +162,7 @@ class MethodNotAllowed(SamServeError):
 
 
 class Overloaded(SamServeError):
-    """The service is at capacity; retry later."""
+    """The service is at capacity, or too busy for ``max_latency_ms``; retry later."""
 
     code = "overloaded"
     status = 503
@@ -183,14 +183,14 @@ class ShuttingDown(SamServeError):
 
 
 class DeadlineExceeded(SamServeError):
-    """The response was not ready in time."""
+    """The response was not ready within the service's or the caller's timeout."""
 
     code = "deadline_exceeded"
     status = 504
 
 
 class WeightsUnavailable(SamServeError):
-    """A model's weights could not be found, downloaded or verified."""
+    """A model's weights could not be loaded, or a deployment could not start."""
 
     code = "weights_unavailable"
     status = 503

@@ -1,4 +1,4 @@
-"""Whether strangers could ask the service: what is told once, when it starts."""
+"""The warning at startup about a service that is reachable without API keys."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from serve_app.core.settings import SecuritySettings
 
 
 def exposure_warning(security: SecuritySettings, host: str | None) -> str | None:
-    """What to tell whoever starts the service; None: all is well.
+    """The warning to log at startup; None: access is restricted.
 
     Args:
-        host: the address, or the name of one, that HTTP is bound to; None: no HTTP.
+        host: address or host name that HTTP is bound to; None: no HTTP.
     """
     if host is None or security.api_keys or _is_loopback(host):
         return None
     return (
-        f"HTTP is bound to {host} and no API keys are set (security.api_keys): whoever reaches "
-        "that address can use the service. `python -m serve_app key NAME` makes a key; or bind "
-        "http_options.host to 127.0.0.1 and let a front ask for credentials."
+        f"HTTP is bound to {host} and no API keys are set (security.api_keys): any client "
+        "that can reach this address can use the service. Create a key with `python -m serve_app "
+        "key NAME`, or bind http_options.host to 127.0.0.1 behind a proxy that authenticates."
     )
 
 

@@ -1,4 +1,4 @@
-"""The machine that times depend on, told without loading any model library."""
+"""The hardware that times depend on, detected without importing a model library."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _GPUS = Path("/proc/driver/nvidia/gpus")
 
 
 def this_host(gpus: bool) -> Host:
-    """The host of this process; GPUs only where they matter, since asking for them takes time."""
+    """The host of this process; GPUs only on request, because the query takes time."""
     return Host(cpu=_cpu(), cores=_cores(), gpus=_gpu_names() if gpus else ())
 
 
@@ -41,17 +41,17 @@ def _cores() -> int:
 
 
 def _gpu_names() -> tuple[str, ...]:
-    """Names by the driver: Ray hides GPUs from torch in processes that asked for none."""
+    """Names from the driver: Ray hides GPUs from torch in processes that requested none."""
     names = []
     for path in sorted(_GPUS.glob("*/information")):
         for line in _read(path).splitlines():
             key, _, value = line.partition(":")
             if key.strip() == "Model":
                 names.append(value.strip())
-    return tuple(names) or _asked_for_names()
+    return tuple(names) or _queried_gpu_names()
 
 
-def _asked_for_names() -> tuple[str, ...]:
+def _queried_gpu_names() -> tuple[str, ...]:
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
         done = subprocess.run(  # noqa: S603

@@ -43,7 +43,7 @@ class Limits(BaseModel):
     max_arriving_requests: int = Field(
         128,
         gt=0,
-        description="POST requests whose bodies are still being uploaded to it, not counted as "
+        description="POST requests with bodies still being uploaded to it, not counted as "
         "processed; more are rejected",
     )
     max_lingering_requests: int = Field(
@@ -54,7 +54,7 @@ class Limits(BaseModel):
     max_prompts: int = Field(1_024, gt=0, description="prompts for one image")
     max_points: int = Field(256, gt=0, description="points in one prompt")
     max_total_prompts: int = Field(
-        4_096, gt=0, description="prompts in one call, over all images of a batch"
+        4_096, gt=0, description="prompts and texts in one call, over all images of a batch"
     )
     max_total_points: int = Field(
         10_000, gt=0, description="points in one call, over all prompts and images"

@@ -89,7 +89,9 @@ class VariantMeasurements(Strict):
         description="from the start of a new process to the first masks, imports included"
     )
     load_s: Duration = Field(description="reading, verifying and loading the weights")
-    memory_bytes: int = Field(ge=1, description="cached memory of a process that has answered")
+    memory_bytes: int = Field(
+        ge=1, description="resident memory of the process after its first masks"
+    )
     peak_memory_bytes: int | None = Field(
         None, ge=1, description="peak until then, loading included"
     )
@@ -148,9 +150,9 @@ class Steps(Strict):
 class Additive(Strict):
     """A fitted estimate: an intercept plus a step function of each feature.
 
-    Features are those of `serve_app.routing.confidence`.  Additive steps are what boosted stumps
-    come down to (Friedman 2001, "Greedy function approximation"; Lou et al. 2012 on additive
-    models): they can be read, and cost a look-up a feature.
+    Features are those of `serve_app.routing.confidence`.  Additive steps are equivalent to boosted
+    stumps (Friedman 2001, "Greedy function approximation"; Lou et al. 2012 on additive
+    models): they are readable, and cost one look-up per feature.
     """
 
     intercept: float = Field(allow_inf_nan=False)
@@ -199,8 +201,8 @@ class Escalation(Strict):
     def threshold(self, share: float, alone: bool) -> float:
         """The threshold at which about ``share`` of requests are escalated.
 
-        Infinite if no point of the curve within that share gained anything, or if the second
-        variant alone is no better: then the fit need not hold on other images.
+        Infinite if no point of the curve within that share has a gain, or if the second variant
+        alone is no better: then the fit may not hold on other images.
 
         Args:
             share: upper bound.
@@ -245,7 +247,7 @@ class MeasurementsFile(Strict):
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What router, scaling policy and simulator know about a variant.
+    """The measured numbers of a variant that router, scaling policy and simulator use.
 
     Attributes:
         encode_ms, decode_ms: milliseconds of one pass by the number of items in it.
@@ -315,7 +317,7 @@ def dominated(profiles: Mapping[str, Profile]) -> dict[str, str]:
     """Variants that are both slower and worse than another, with that other.
 
     Slower: one new image with one prompt takes longer.  Worse: a lower mean IoU for every kind
-    of prompt that both were measured on.  Equals dominate nobody.
+    of prompt that both were measured on.  Of equal variants neither dominates.
     """
 
     def first_ms(p: Profile) -> float:

@@ -1,8 +1,7 @@
-"""The protocols between the flow and what does the work.
+"""The protocols between the flow and the engines and deployments.
 
-`serve_app.flow.flow` knows these and nothing behind them.  Each has an implementation in process
-(tests, the fused graph, the evaluation command) and one over Ray handles
-(`serve_app.deployments.calls`).
+`serve_app.flow.flow` depends on these only.  Each has an implementation in one process (tests, the
+fused graph, the evaluation command) and one over Ray handles (`serve_app.deployments.calls`).
 """
 
 from __future__ import annotations
@@ -11,23 +10,25 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from serve_app.core.request import SegmentRequest
-from serve_app.core.types import (
-    CacheTier,
+from serve_app.core.inference import (
     Candidate,
     DecodeJob,
     DecodeOptions,
     Embedding,
+    Prediction,
+    Proposal,
+    ScorerInfo,
+    TextScores,
+)
+from serve_app.core.request import SegmentRequest
+from serve_app.core.types import (
+    CacheTier,
     EmbedResult,
     Mask,
-    Prediction,
     Prompt,
-    Proposal,
     ProposalSource,
     RgbArray,
-    ScorerInfo,
     SegmentResult,
-    TextScores,
 )
 
 
@@ -43,9 +44,9 @@ class DecoderEngine(Protocol):
     """A model's mask decoder: blocking, batched, on one device."""
 
     def decode_batch(self, jobs: Sequence[DecodeJob]) -> list[tuple[Mask, ...]]:
-        """Decode prompts of different images together, each as it would be alone.
+        """Decode prompts of different images in one pass, with the same masks as one by one.
 
-        Coordinates are in pixels of the upright image; masks come at its full size.
+        Coordinates are in pixels of the upright image; masks have its full size.
         """
         ...
 
@@ -91,7 +92,7 @@ class TextScoringEngine(Protocol):
     """The computation of a `TextScorer`: blocking, on one device.
 
     Attributes:
-        info: the engine, its model and what it needs from the flow.
+        info: the engine, its model and its requirements on the flow.
         device: the torch device of its passes.
     """
 
@@ -106,17 +107,17 @@ class TextScoringEngine(Protocol):
 
 
 class EmbeddingCache(Protocol):
-    """Embeddings by content-addressed key; computes each missing one once."""
+    """Embeddings by content-addressed key; concurrent misses share one computation."""
 
     async def get_or_compute(
         self, key: str, compute: Callable[[], Awaitable[Embedding]] | None
     ) -> tuple[Embedding, CacheTier] | None:
-        """The embedding and the tier that held it; None if it is missing and not computable."""
+        """The embedding and its tier; None if it is not cached and ``compute`` is None."""
         ...
 
 
 class Predictor(Protocol):
-    """One variant, seen from the flow: its embedding cache, encoder and decoder."""
+    """One variant: its embedding cache, encoder and decoder."""
 
     async def predict(
         self,
@@ -127,13 +128,16 @@ class Predictor(Protocol):
     ) -> Prediction | None:
         """Masks for each prompt; with no prompts the image is embedded only.
 
-        Without ``pixels`` the embedding must be known: None means it is not, call again with
-        the image.  So a prompt on a known image moves no image.
+        Without ``pixels`` the embedding must be cached; so a prompt on a known image transfers no
+        pixels.
+
+        Returns:
+            The masks; None if the embedding is not cached: call again with ``pixels``.
         """
         ...
 
     async def scale_from_zero(self) -> None:
-        """Returns once the variant can answer; starts it if it sleeps."""
+        """Start the variant if it is scaled to zero, and return when it is ready."""
         ...
 
 
@@ -152,8 +156,8 @@ class Proposer(Protocol):
         Args:
             pixels: the image; None for the grid, which needs only its size.
             size: ``(width, height)`` in pixels.
-            source: where the regions come from.
-            points_per_side: of the grid; other sources do not use it.
+            source: kind of proposals.
+            points_per_side: of the grid; ignored by other sources.
         """
         ...
 
@@ -162,7 +166,7 @@ class TextScorer(Protocol):
     """Scores candidate regions against texts."""
 
     async def info(self) -> ScorerInfo:
-        """The engine in use and what it wants from the flow."""
+        """The engine in use and its requirements on the flow."""
         ...
 
     async def score(
@@ -173,20 +177,24 @@ class TextScorer(Protocol):
 
 
 class SegmentationService(Protocol):
-    """The whole graph, as the HTTP interface, Python callers and the evaluation see it."""
+    """The whole graph: the interface for HTTP, Python callers and the evaluation."""
 
     async def segment(self, request: SegmentRequest) -> SegmentResult:
-        """Answer one request; raises a `SamServeError` of a kind the request can cause."""
+        """Segment one image.
+
+        Raises:
+            SamServeError: see `serve_app.core.errors`.
+        """
         ...
 
     async def embed(self, image: bytes | RgbArray | str, variant: str) -> EmbedResult:
-        """Make an image known, so that later prompts on its ``image_id`` are quick."""
+        """Register and encode an image; later prompts can refer to its ``image_id``."""
         ...
 
     async def models(self) -> Mapping[str, Any]:
-        """What is deployed: variants, their models and weights, the text engine, limits."""
+        """The deployed variants, their models and weights, the text engine, the limits."""
         ...
 
     async def ready(self) -> bool:
-        """Whether the deployments that must always run have loaded their weights."""
+        """Whether all deployments that do not scale to zero have loaded their weights."""
         ...

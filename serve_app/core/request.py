@@ -1,20 +1,26 @@
-"""A request: an image, one task on it, and how it is to be answered."""
+"""A request: an image (or its id), one task on it, and how it is to be handled."""
 
 from __future__ import annotations
 
+import hashlib
+import re
+import struct
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, PlainValidator
 from pydantic.fields import FieldInfo
 
-from serve_app.core.errors import InvalidRequest
+from serve_app.core.errors import InvalidRequest, UnknownImage
 from serve_app.core.limits import Limits
 from serve_app.core.types import RgbArray
 from serve_app.core.wire import Wire, fault
 
 AUTO = "auto"
+_MODE = b"RGB"
+_PATTERN = re.compile(r"([1-9][0-9]{0,6})x([1-9][0-9]{0,6})-[0-9a-f]{64}")
 _TASKS: list[type[Task]] = []
 
 Members = Mapping[str, Any]
@@ -28,20 +34,28 @@ class Task(Wire):
     a `flat` task's fields are members of the request itself.
 
     Attributes:
-        name: of the capability, in plural requests, metrics and documents.
+        name: of the capability, in requests, errors and documents.
         flat: see above.
         gives_logits: whether ``return_logits`` may be set.
+        member_names: the names of `members`.
+        requested_by: members of which any one requests the task; by default the required ones.
     """
 
     name: ClassVar[str]
     flat: ClassVar[bool] = False
     gives_logits: ClassVar[bool] = True
+    member_names: ClassVar[frozenset[str]] = frozenset()
+    requested_by: ClassVar[frozenset[str]] = frozenset()
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "name" in cls.__dict__:
-            _TASKS.append(cls)
-            cls.prefix = "" if cls.flat else cls.name
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        _TASKS.append(cls)
+        cls.prefix = "" if cls.flat else cls.name
+        cls.member_names = frozenset(cls.members())
+        if "requested_by" not in cls.__dict__:
+            needed = [name for name, field in cls.model_fields.items() if field.is_required()]
+            cls.requested_by = frozenset(needed if cls.flat else [cls.name])
 
     @property
     def size(self) -> int:
@@ -56,14 +70,6 @@ class Task(Wire):
         about = (cls.__doc__ or "").splitlines()[0]
         field: Any = Field(None, description=f"`true`, or: {about}")
         return {cls.name: (bool | cls | None, field)}
-
-    @classmethod
-    def requested_by(cls, members: Members) -> bool:
-        """Whether a request's members hold this task."""
-        if not cls.flat:
-            return members.get(cls.name) is not False and cls.name in members
-        needed = [name for name, field in cls.model_fields.items() if field.is_required()]
-        return any(name in members for name in needed)
 
     @classmethod
     def from_members(cls, members: Members, limits: Limits) -> Self:
@@ -100,10 +106,12 @@ class Task(Wire):
     @classmethod
     def coerce(cls, value: Any) -> Self | None:
         """The task that a Python caller means by a plain ``value``; None: another type's."""
-        return value if isinstance(value, cls) else None
+        return None
 
 
 def _task(value: Any) -> Task:
+    if isinstance(value, Task):
+        return value
     for kind in _TASKS:
         if (task := kind.coerce(value)) is not None:
             return task
@@ -171,3 +179,31 @@ class SegmentRequest(Options):
                 f"return_logits cannot be combined with {self.task.name}", "return_logits"
             )
         return self.model_copy(update={"task": self.task.within(limits)})
+
+
+def image_id(pixels: NDArray[np.uint8]) -> str:
+    """``"{width}x{height}-{sha256}"`` of an upright ``(H, W, 3) uint8`` RGB image.
+
+    The same picture has the same id whatever file it came in, and nobody can choose an id that
+    belongs to another picture.  The hash frames mode, width and height before the pixels, so that
+    two images with the same bytes in another shape differ (the mistake of CVE-2025-46722).
+    """
+    height, width = pixels.shape[:2]
+    digest = hashlib.sha256(struct.pack(">B3sQQ", len(_MODE), _MODE, width, height))
+    digest.update(np.ascontiguousarray(pixels).data)
+    return f"{width}x{height}-{digest.hexdigest()}"
+
+
+def parse_image_id(text: str) -> tuple[int, int]:
+    """``(width, height)`` in pixels of the image that ``text`` names.
+
+    Raises:
+        UnknownImage: ``text`` is not of the one spelling that `image_id` gives.
+    """
+    match = _PATTERN.fullmatch(text)
+    if match is None:
+        raise UnknownImage(
+            "this is not an image_id: send back, unchanged, the one of an earlier response",
+            "image_id",
+        )
+    return int(match[1]), int(match[2])

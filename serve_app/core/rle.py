@@ -1,4 +1,4 @@
-"""COCO's compressed run lengths, the form in which masks travel through the graph."""
+"""COCO's compressed run lengths, the encoding of masks between the graph's processes."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ def encode_rle(mask: NDArray[np.bool_]) -> Rle:
 def encode_part(
     columns: NDArray[np.bool_], x: int, y: int, size: tuple[int, int]
 ) -> tuple[Rle, tuple[int, int, int, int], int]:
-    """Encode a mask of which all pixels lie in a part of the image; costs as much as the part.
+    """Encode a mask that lies within a part of the image; the cost depends on the part's size.
 
     Args:
-        columns: the part, ``(w, h) bool``: transposed, as the run lengths read it.
+        columns: the part, ``(w, h) bool``, transposed: run lengths are column-major.
         x, y: the part's upper left pixel in the image.
-        size: ``(height, width)`` of the image, which holds the part.
+        size: ``(height, width)`` of the image, which contains the part.
 
     Returns:
-        The whole image's mask, its ``(x, y, w, h)`` as `rle_bbox` tells it, and its area.
+        The mask of the whole image, its ``(x, y, w, h)`` as in `rle_bbox`, and its area.
     """
     w, h = columns.shape
     height, width = size
     pad = h < height
-    # A column's run may not go on in the next one, which begins elsewhere in the image.
+    # A run must end with its column: the next column starts elsewhere in the image.
     flat = np.zeros(w * (h + pad) + 2, np.bool_)
     flat[1:-1].reshape(w, h + pad)[:, :h] = columns
     edges = np.flatnonzero(flat[1:] != flat[:-1])
@@ -82,9 +82,9 @@ def rle_bbox(rle: Rle) -> tuple[int, int, int, int]:
 
 
 def parse_rle(size: tuple[int, int], counts: str | bytes | list[int]) -> Rle:
-    """Take run lengths from outside, compressed (text) or not (a list), after checking them.
+    """Validate run lengths from a client, compressed (text) or not (a list).
 
-    pycocotools trusts its input: counts that do not add up read memory that is not theirs.
+    pycocotools does not check its input: wrong counts make it read out of bounds.
 
     Args:
         size: the ``(height, width)`` that the mask must have.
@@ -98,7 +98,7 @@ def parse_rle(size: tuple[int, int], counts: str | bytes | list[int]) -> Rle:
         counts = counts.encode("ascii", "replace")
     runs = _decompress(counts) if isinstance(counts, bytes) else counts
     if any(type(run) is not int or run < 0 for run in runs):
-        raise ValueError("run lengths must be whole numbers, none of them negative")
+        raise ValueError("run lengths must be non-negative integers")
     if sum(runs) != height * width:
         raise ValueError(f"run lengths do not add up to {width} x {height} pixels")
     if isinstance(counts, bytes):
@@ -114,16 +114,16 @@ def _compressed(runs: list[int], size: tuple[int, int]) -> bytes:
 def _decompress(counts: bytes) -> list[int]:
     """Run lengths of COCO's text form (pycocotools, ``maskApi.c``).
 
-    Each number is written in groups of five bits, lowest first, as characters from ``0`` on; a
-    sixth bit says that more follow, and the last group's fifth bit is the sign.  From the
-    fourth number on it is the difference to the one two places before.
+    Each number is written in groups of five bits, lowest first, as characters from ``0`` on; the
+    sixth bit marks that another group follows, and the last group's fifth bit is the sign.  From
+    the fourth number on, the difference to the number two places before is stored.
     """
     runs: list[int] = []
     value, shift = 0, 0
     for char in counts:
         group = char - 48
         if not 0 <= group < 64 or shift > 60:
-            raise ValueError("the counts hold a character or number that has no meaning")
+            raise ValueError("the counts contain an invalid character or number")
         value |= (group & 0x1F) << shift
         shift += 5
         if group & 0x20:

@@ -12,10 +12,10 @@ V = TypeVar("V")
 
 
 class SingleFlight(Generic[V]):
-    """Runs at most one computation a key at a time; all callers get its outcome.
+    """Runs at most one computation per key at a time; all its callers get the result.
 
-    A caller that is cancelled leaves the others unharmed.  The computation is cancelled when
-    its last caller has left.
+    Cancelling one caller does not affect the others.  The computation is cancelled when its last
+    caller is cancelled.
     """
 
     def __init__(self) -> None:
@@ -23,11 +23,11 @@ class SingleFlight(Generic[V]):
         self._waiting: dict[str, int] = {}
 
     async def run(self, key: str, compute: Callable[[], Awaitable[V]]) -> V:
-        """The outcome of ``compute`` for this key, run by this call or joined."""
+        """Return the result of ``compute`` for this key; joins a running computation."""
         task = self._tasks.get(key)
         if task is None:
-            # In a context of its own: the computation is nobody's alone.  In the context of the
-            # first caller's request Ray Serve would cancel its remote calls with that request.
+            # In a context of its own: in that of the first caller's request, Ray Serve would
+            # cancel the computation's remote calls together with that request.
             task = asyncio.create_task(self._call(compute), context=shared_context())
             self._tasks[key] = task
             self._waiting[key] = 0
@@ -50,5 +50,5 @@ class SingleFlight(Generic[V]):
         if self._tasks.get(key) is task:
             del self._tasks[key], self._waiting[key]
         if task.done() and not task.cancelled():
-            # Every caller may have left; an outcome nobody awaits is no fault of the loop's.
+            # Mark the exception as retrieved: all callers may have been cancelled.
             task.exception()

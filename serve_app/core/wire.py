@@ -124,8 +124,8 @@ class Wire(BaseModel):
             lowered[name] = getattr(limits, bound.limit)
         for name in type(self).model_fields:
             value = getattr(self, name)
-            if isinstance(value, Wire):
-                value.within(limits)
+            if isinstance(value, Wire) and (inner := value.within(limits)) is not value:
+                lowered[name] = inner
             elif isinstance(value, tuple):
                 for index, item in enumerate(value):
                     if isinstance(item, Wire):
@@ -226,15 +226,17 @@ class AtMost:
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        def check(value: Any, info: ValidationInfo) -> Any:
+        def check(value: Any, inner: Callable[[Any], Any], info: ValidationInfo) -> Any:
+            # A list before its items are built; a number after it was converted.
+            checked = inner(value) if not self.what else value
             limits = info.context
             if isinstance(limits, Limits) and (
-                message := self.exceeded(value, limits, info.field_name)
+                message := self.exceeded(checked, limits, info.field_name)
             ):
                 raise fault(TooManyPrompts.code, message)
-            return value
+            return inner(value) if self.what else checked
 
-        return core_schema.with_info_before_validator_function(check, handler(source))
+        return core_schema.with_info_wrap_validator_function(check, handler(source))
 
 
 @cache

@@ -45,7 +45,7 @@ DEFAULT_COLD_START_S = 10.0
 DEFAULT_MS: Mapping[Role, float] = {"encoder": 250.0, "decoder": 25.0}
 """A pass of one item, until a replica has reported a measured or observed one."""
 FIRST_REPORT_S = 5.0
-"""New replicas report within a second; those that have not by then never will."""
+"""New replicas report within a second; after this time a missing report counts as permanent."""
 _HUGE = 1e15
 _LOG_INTERVAL_S = 60.0
 
@@ -54,7 +54,7 @@ _LOG_INTERVAL_S = 60.0
 class _Component:
     """A variant's encoder or decoder, as configured.
 
-    ``encoder``: of a decoder, the deployment without which the variant is fused.
+    ``encoder``: of a decoder, the encoder's deployment; if it is not deployed the variant is fused.
     """
 
     pool: Pool
@@ -64,7 +64,7 @@ class _Component:
 class BudgetPolicy:
     """Shares a budget among encoders and decoders; everything else scales by Serve's default.
 
-    A deployment whose ``autoscaling_config`` names a policy of its own is scaled by that, and its
+    A deployment with its own policy in ``autoscaling_config`` is scaled by that policy, and its
     replicas are subtracted from the budget.
 
     Args:
@@ -164,9 +164,9 @@ class BudgetPolicy:
         return replace(pool, pass_ms=dict(observed)) if observed else pool
 
     def _without_early_requests(self, name: str, load: Load) -> Load:
-        """Until the first replicas report items, requests do not count as any.
+        """Count no arrivals until the first replicas report items.
 
-        Readiness probes, which wait while weights are loaded, are requests as well.
+        Readiness probes, which wait while weights are loaded, would count as requests.
         """
         now = time.monotonic()
         if load.arrivals_per_s is not None or not load.running:

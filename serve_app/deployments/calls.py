@@ -1,7 +1,8 @@
-"""Calls to other deployments: Ray's errors become ours, lost calls are retried once.
+"""Calls to other deployments: converts Ray's errors, and retries lost calls once.
 
-Inference is pure, so a call whose replica died can be repeated.  Serve itself retries calls that
-have not begun; `call_with_retry` retries those in flight: once, before the deadline.
+Inference has no side effects, so a call can be repeated after its replica died.  Serve itself
+retries calls that have not started; `call_with_retry` retries those in flight once, before the
+deadline.
 
 With gRPC between replicas a call takes half the time of an actor call, but messages are limited in
 size.  So calls with images, embeddings or many prompts always go by reference
@@ -24,18 +25,16 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.core.deadline import time_left_s
 from serve_app.core.errors import Overloaded, ReplicaLost, SamServeError, WeightsUnavailable
-from serve_app.core.types import (
+from serve_app.core.inference import (
     Candidate,
     DecodeOptions,
     Embedding,
     Prediction,
-    Prompt,
     Proposal,
-    ProposalSource,
-    RgbArray,
     ScorerInfo,
     TextScores,
 )
+from serve_app.core.types import Prompt, ProposalSource, RgbArray
 from serve_app.deployments.compat.runtime import by_reference, is_replica_lost
 from serve_app.telemetry.metrics import RETRIES
 
@@ -45,18 +44,18 @@ Response = Any
 """A ``DeploymentResponse``; Ray annotates handles as returning that or a generator."""
 
 _FEW_PROMPTS = 16
-"""A call with more is a large message, and its transfer a small part of its time."""
+"""A call with more prompts counts as a large message."""
 
 _LOST = "a replica was lost during the request; it is safe to retry"
-_OVERLOADED = "the service is at its capacity; try again later"
+_OVERLOADED = "the service is at capacity; retry later"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageObjectRef:
     """An image in Ray's object store.
 
-    Ray fetches a bare reference at each hop.  Wrapped, it is passed on as it is, so that pixels go
-    from the ingress straight to the encoder, past the decoder.
+    Ray resolves a bare reference at each hop.  A wrapped one is passed on unresolved, so pixels go
+    from the ingress directly to the encoder, bypassing the decoder.
     """
 
     ref: Any
@@ -82,7 +81,7 @@ class CalleeLost(ReplicaLost):
 
 
 async def call_with_retry(callee: str, send: Callable[[], Response]) -> Any:
-    """Make a call, and repeat it once if its replica is lost and the deadline allows it.
+    """Make a call; retry it once if its replica is lost, before the deadline.
 
     Args:
         callee: Label in metrics.
@@ -167,7 +166,7 @@ class RemoteEncoder:
         self._handle = by_reference(handle, "encode")
 
     async def encode(self, image: ImageObjectRef) -> Embedding:
-        """Embed an image; its pixels go straight from the object store to the encoder."""
+        """Embed an image; its pixels go directly from the object store to the encoder."""
         found: Embedding = await call_with_retry(
             "encoder", lambda: self._handle.remote(image.ref, time_left_s())
         )

@@ -108,7 +108,7 @@ class EdgeSettings(_Strict):
         15.0,
         gt=0,
         description="a client that neither sends the rest of its body nor reads the response "
-        "for so long is disconnected",
+        "for this time is disconnected",
     )
     response_timeout_s: float = Field(
         300.0,
@@ -145,12 +145,12 @@ class EdgeSettings(_Strict):
     )
 
     trusted_proxies: tuple[Network, ...] = Field(
-        (), description="load balancers in front of the edge, whose x-forwarded-for is trusted"
+        (), description="trusted load balancers: x-forwarded-for is accepted from them"
     )
     trust_traces: bool = Field(
         False,
-        description="forward clients' traceparent, tracestate and baggage; only for your own "
-        "callers, who then decide what is traced",
+        description="forward clients' traceparent, tracestate and baggage; only for trusted "
+        "callers, which then decide what is traced",
     )
     denied_paths: tuple[UrlPath, ...] = Field(
         ("/-/", "/metrics"),

@@ -11,7 +11,7 @@ def embedding_key(image_id: str, weights_hash: str, preprocessing: str, dtype: s
     Each part is preceded by its length, so different lists of parts never give the same key.
 
     Args:
-        image_id: width, height and SHA-256 of the pixels (`serve_app.core.image_id`).
+        image_id: width, height and SHA-256 of the pixels (`serve_app.core.request`).
         weights_hash: SHA-256 over the model's weights.
         preprocessing: revision of the code between pixels and model.
         dtype: precision of the encoder's arithmetic.

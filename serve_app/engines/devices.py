@@ -31,8 +31,8 @@ def torch_dtype(name: str) -> torch.dtype:
 
 def use_threads(count: int) -> None:
     """Set the number of CPU threads of torch's operators in the calling thread."""
-    # Reading first: a thread that has not read or run anything yet would replace what is set here
-    # by the number that another thread set last.
+    # Read first: in a thread that has not yet read the number or run an operation, torch would
+    # replace the number set here by the one that another thread set last.
     if torch.get_num_threads() != count:
         torch.set_num_threads(count)
 
@@ -40,12 +40,12 @@ def use_threads(count: int) -> None:
 def apply_compute(compute: Compute) -> None:
     """Set the calling thread's number of threads and this process's share of the GPU's memory.
 
-    A fraction of a GPU in Ray is bookkeeping alone: without the limit one replica could take
-    the memory of others.
+    Ray does not enforce fractions of a GPU: without the limit one replica could take the memory
+    of others.
     """
     use_threads(compute.threads)
     if compute.memory_fraction is not None:
-        # "cuda" alone, without an index, is refused by torch here; None is the current device.
+        # Torch rejects "cuda" without an index here; None is the current device.
         index = torch.device(compute.device).index
         torch.cuda.set_per_process_memory_fraction(compute.memory_fraction, index)
 

@@ -1,7 +1,7 @@
 """Descriptions of model families for the rest of the project.
 
 Each family describes itself in ``family.py`` of its folder and is listed in
-`serve_app.models.families`.  Nothing outside the folder may depend on which family a model is of.
+`serve_app.models.families`.  Code outside the folder must not depend on a model's family.
 These descriptions are read by processes that load no model, so they import libraries such as
 torch only inside their functions.
 """
@@ -25,10 +25,10 @@ Tensors = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A registry model with its verified files, as the loaders of its family take it.
+    """A registry model with its verified files, the input of its family's loaders.
 
     Attributes:
-        architecture: the registry's; None where the family has only one.
+        architecture: from the registry; None if the family has only one.
         hash: SHA-256 over the hashes of the files.
         paths: the files by key.
         graphs: folder for graphs that are derived from the weights.
@@ -126,8 +126,8 @@ class Family:
     Attributes:
         name: value of ``family`` in the registry.
         file_keys: keys of the files of a model; None: any, but at least one.
-        quantized_keys: further keys of a model whose encoder was quantized; empty: the family has
-            no such models.
+        quantized_keys: further keys of a model with a quantized encoder; empty: the family has no
+            such models.
         architectures: allowed values of ``architecture``; empty: any or none.
         needs_architecture: ``architecture`` may not be missing.
         segmentation, load_detector, text: what its models do; exactly one is given.
@@ -147,7 +147,7 @@ class Family:
         """Check a registry entry.
 
         Raises:
-            ValueError: the architecture or the files do not fit; the message says what would.
+            ValueError: invalid architecture or files; the message lists the valid ones.
         """
         if self.architectures and architecture not in self.architectures:
             allowed = f"{', '.join(self.architectures[:-1])} or {self.architectures[-1]}"

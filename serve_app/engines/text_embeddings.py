@@ -15,7 +15,7 @@ class EmbeddingLru:
     """Unit vectors by text; the least recently used are evicted first.
 
     Args:
-        embed: embeds texts that are not yet known, ``(n, d) float32``.
+        embed: embeds the texts that are not cached, ``(n, d) float32``.
         capacity: maximum number of cached texts.
     """
 
@@ -31,7 +31,7 @@ class EmbeddingLru:
         return len(self._known)
 
     def __call__(self, texts: Sequence[str]) -> Float32Array:
-        """``(len(texts), d) float32`` embeddings; unknown ones are computed in one pass."""
+        """``(len(texts), d) float32`` embeddings; uncached texts are embedded in one pass."""
         with self._lock:
             missing = [t for t in dict.fromkeys(texts) if t not in self._known]
             fresh = dict(zip(missing, self._embed(missing), strict=True)) if missing else {}

@@ -23,17 +23,11 @@ from serve_app.capabilities import CAPABILITIES
 from serve_app.core.capability import Capabilities, Capability, Outcome
 from serve_app.core.deadline import time_limit
 from serve_app.core.errors import DeadlineExceeded, Overloaded, WeightsUnavailable
+from serve_app.core.inference import DecodeOptions, VariantInfo
 from serve_app.core.limits import Limits
 from serve_app.core.ports import Predictor, Proposer, TextScorer
 from serve_app.core.request import AUTO, SegmentRequest
-from serve_app.core.types import (
-    CacheTier,
-    DecodeOptions,
-    EmbedResult,
-    RgbArray,
-    SegmentResult,
-    VariantInfo,
-)
+from serve_app.core.types import CacheTier, EmbedResult, RgbArray, SegmentResult
 from serve_app.flow.cascade import Cascade
 from serve_app.flow.context import RunContext, Timings, VariantSession
 from serve_app.flow.readiness import Part, Readiness
@@ -93,10 +87,11 @@ class SegmentationFlow:
 
     async def _segment(self, request: SegmentRequest) -> SegmentResult:
         started = time.monotonic()
-        timings = Timings()
-        capability = self._capabilities.of(request.task)
+        capability = self._capabilities[type(request.task)]
         request = request.within(self._limits)
-        image = await self._open(request.image, timings)
+        timings = Timings()
+        with timings.stage("open_image"):
+            image = await self._images.open(request.image)
         query = await self._query(capability, request, image, started)
         choice = self._dispatcher.choose(query, image.id)
         try:
@@ -134,8 +129,8 @@ class SegmentationFlow:
         started: float,
     ) -> SegmentResult:
         """The request's task, by the chosen variant."""
-        session = self._session(choice.variant, timings, request.return_logits)
         cascade = self._cascade(request, choice, timings)
+        session = self._session(choice.variant, timings, request.return_logits)
         context = RunContext(
             image,
             session,
@@ -174,7 +169,8 @@ class SegmentationFlow:
         """Embed an image, so that later prompts on its id need no encoder."""
         timings = Timings()
         async with self._deadline(None):
-            opened = await self._open(image, timings)
+            with timings.stage("open_image"):
+                opened = await self._images.open(image)
             choice = self._dispatcher.choose(RoutingQuery(variant=variant, prompts=0), opened.id)
             session = self._session(choice.variant, timings)
             await session.predict(opened, (), DecodeOptions())
@@ -251,10 +247,6 @@ class SegmentationFlow:
             return None
         second = self._session(router.cascade_to, timings, request.return_logits)
         return Cascade(self._dispatcher, choice.variant, second)
-
-    async def _open(self, image: bytes | RgbArray | str, timings: Timings) -> ImageRef:
-        with timings.stage("open_image"):
-            return await self._images.open(image)
 
 
 def _minus_network_margin(timeout_s: float | None) -> float | None:

@@ -17,11 +17,10 @@ from typing_extensions import TypedDict
 
 from serve_app.core.capability import Capabilities
 from serve_app.core.types import EmbedResult, Mask, PromptResult, SegmentResult
-from serve_app.http.body import form_readers
+from serve_app.http.body import TIMEOUT_HEADER, form_readers
 from serve_app.http.errors import ErrorBody
 from serve_app.http.formats import GEOJSON_TYPE, JSON_TYPE, NPZ_TYPE
 from serve_app.http.gate import KEY_HEADER
-from serve_app.http.parsing import TIMEOUT_HEADER
 from serve_app.http.request_info import PROBES
 from serve_app.http.requests import BatchBody, EmbedFields, request_body
 
@@ -190,12 +189,12 @@ _SCHEMES: dict[str, Any] = {
 
 
 class SamApi(FastAPI):
-    """FastAPI whose document also has what middleware and routes do by themselves.
+    """FastAPI with an OpenAPI document that includes middleware and untyped routes.
 
     Args:
-        keys_needed: every route but the probes needs an API key.
-        capabilities: whose requests and results are documented.
-        more: FastAPI's own.
+        keys_needed: every route except the probes requires an API key.
+        capabilities: their requests and results are documented.
+        more: arguments of `FastAPI`.
     """
 
     def __init__(self, *, keys_needed: bool, capabilities: Capabilities, **more: Any) -> None:
@@ -241,7 +240,7 @@ class SamApi(FastAPI):
             [(model, "validation") for model in models],
             ref_template=_REF,
         )
-        results = list(dict.fromkeys(c.result for c in self._capabilities))
+        results = list(dict.fromkeys(c.result for c in self._capabilities.values()))
         kinds = (SegmentResult, EmbedResult, Mask, PromptResult, Feature, BatchLine, *results)
         _, responses = TypeAdapter.json_schemas(
             [(kind, "serialization", TypeAdapter(kind)) for kind in dict.fromkeys(kinds)],

@@ -1,4 +1,4 @@
-"""Responses in the formats that clients ask for.  CPU work: in a thread, unless `is_quick`.
+"""Responses in the formats that clients request.  CPU work: in a thread, unless `is_quick`.
 
 A new mask format is one function and one line in `_SEGMENTATIONS` (a form of each mask) or
 `_DOCUMENTS` (a form of the whole response).
@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import orjson
-from pydantic import TypeAdapter
-from pydantic_core import PydanticSerializationError
 
-from serve_app.core.errors import InternalError
-from serve_app.core.types import EmbedResult, Mask, PromptResult, SegmentResult
+from serve_app.core.types import EmbedResult, Mask, PromptResult, SegmentResult, dumped
 from serve_app.masks.operations import geojson_coordinates, mask_png, mask_polygons, masks_npz
 
 JSON_TYPE = "application/json"
@@ -104,30 +100,6 @@ def embed_response(result: EmbedResult, clock: Clock) -> dict[str, Any]:
 def png_base64(mask: Mask) -> str:
     """The mask as base64 of a gray PNG of 0 and 255."""
     return _base64(mask_png(mask.rle))
-
-
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
-
-
-def dumped(value: Any, *, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-    """A result as a JSON-like object; members that have nothing to say are left out.
-
-    Raises:
-        InternalError: it holds a number that is not finite, which JSON cannot express.
-    """
-    try:
-        found: dict[str, Any] = _adapter(cast(Hashable, type(value))).dump_python(
-            value,
-            mode="json",
-            by_alias=True,
-            include=include,
-            exclude=exclude,
-        )
-    except PydanticSerializationError as exc:
-        raise InternalError("the model gave a number that is not finite") from exc
-    return found
 
 
 def _result(one: Any, segmentation: Callable[[Mask], Any] | None) -> dict[str, Any]:

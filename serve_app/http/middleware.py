@@ -36,10 +36,10 @@ from serve_app.telemetry.metrics import REQUEST_SECONDS, REQUESTS, REQUESTS_IN_F
 audit_log = logging.getLogger("serve_app.audit")
 
 CLIENT_DISCONNECTED = 499
-"""Status of a request whose client disconnected before the response was sent, as in nginx."""
+"""Status if the client disconnected before the response was sent, as in nginx."""
 
 _POLLED = PROBES | {"/metrics"}
-"""Routes that are polled all the time: at INFO their lines would hide all others."""
+"""Routes that are polled frequently: at INFO their lines would hide all others."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _ADDRESS = re.compile(r"[0-9A-Fa-f.:]{2,45}")

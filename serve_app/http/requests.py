@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, Field, PlainValidator, create_model
 
-from serve_app.core.capability import Capability, requested
+from serve_app.core.capability import Capability
 from serve_app.core.errors import InvalidImage, InvalidRequest, TooManyPrompts, UnknownFormat
 from serve_app.core.limits import Limits
 from serve_app.core.request import Members, Options, SegmentRequest
@@ -114,19 +114,43 @@ def parse_call(
     given = {name: value for name, value in members.items() if value is not None}
     common = CommonFields.parse(_picked(given, CommonFields.model_fields), limits)
     rest = {name: value for name, value in given.items() if name not in CommonFields.model_fields}
-    if rest.keys() - {name for c in capabilities for name in c.task.members()}:
-        raise InvalidRequest("the request has an unknown field; see /docs for the known ones")
-    capability = requested(capabilities, rest)
-    task = capability.task.from_members(_picked(rest, capability.task.members()), limits)
+    capability = _requested(capabilities, rest)
+    own = {name: value for name, value in rest.items() if name in capability.task.member_names}
+    task = capability.task.from_members(own, limits)
     if common.format != "rle" and capability.result is not PromptResult:
         raise UnknownFormat(f"{capability.task.name} gives no masks: format must be rle", "format")
-    request = SegmentRequest(
+    request = SegmentRequest.model_construct(  # all of it is checked already
         image=image_of(common, file),
         task=task,
         timeout_s=timeout_s,
-        **_picked(common.__dict__, Options.model_fields),
+        **{name: getattr(common, name) for name in Options.model_fields},
     )
-    return Call(request.within(limits), common.format, capability)
+    return Call(request, common.format, capability)
+
+
+def _requested(capabilities: Sequence[Capability], members: Members) -> Capability:
+    """The one capability whose task the members hold.
+
+    Raises:
+        InvalidRequest: none or several, or members of another one's task, or of nobody's.
+    """
+    known = {name for c in capabilities for name in c.task.member_names}
+    if not members.keys() <= known:
+        raise InvalidRequest("the request has an unknown field; see /docs for the known ones")
+    # `everything: false` requests nothing, as if it were left out.
+    names = {n for n in members if members[n] is not False or n not in _switches(capabilities)}
+    found = [c for c in capabilities if names & c.task.requested_by]
+    if len(found) != 1:
+        raise InvalidRequest(f"give exactly one of {' | '.join(c.task.name for c in capabilities)}")
+    for name in sorted(names - found[0].task.member_names):
+        owner = next(c.task.name for c in capabilities if name in c.task.member_names)
+        raise InvalidRequest(f"{name} requires {owner}", name)
+    return found[0]
+
+
+def _switches(capabilities: Sequence[Capability]) -> set[str]:
+    """Members that hold a whole task, which `false` switches off."""
+    return {c.task.name for c in capabilities if not c.task.flat}
 
 
 def parse_embed(members: dict[str, Any], file: bytes | None) -> tuple[bytes | str, str]:
@@ -149,7 +173,7 @@ def check_totals(capabilities: Sequence[Capability], items: Iterable[Any], limit
     for item in items:
         if not isinstance(item, dict):
             continue  # reported as that item's fault
-        task = next((c.task for c in capabilities if c.task.requested_by(item)), None)
+        task = next((c.task for c in capabilities if item.keys() & c.task.requested_by), None)
         count = (1, 0) if task is None else task.count(item)
         prompts, points = prompts + count[0], points + count[1]
     for total, most, what in (

@@ -32,7 +32,7 @@ from serve_app.core.errors import (
 )
 from serve_app.core.limits import Limits
 from serve_app.core.ports import SegmentationService
-from serve_app.http.body import Received, receive
+from serve_app.http.body import Received, receive, timeout_of
 from serve_app.http.docs import (
     BATCH_CONTENT,
     CALL_CONTENT,
@@ -55,7 +55,6 @@ from serve_app.http.formats import (
     segment_response,
     to_json,
 )
-from serve_app.http.parsing import timeout_of
 from serve_app.http.request_info import request_info
 from serve_app.http.requests import (
     BatchBody,
@@ -197,8 +196,9 @@ class _Calls:
             self._limits,
             timeout_of(request.headers),
         )
+        size = call.request.task.size
         info = request_info(request)
-        info.record_size(images=1, prompts=call.request.task.size)
+        info.record_size(images=1, prompts=size)
         clock = Clock(started, time.perf_counter())
         result = await self._service.segment(call.request)
         info.variant = result.variant

@@ -15,13 +15,13 @@ Job = Callable[[], Awaitable[bytes]]
 class NdjsonResponse(Response):
     """Runs jobs, at most ``concurrency`` at once, and sends each one's line when it is done.
 
-    A slow client holds the jobs back; one that leaves cancels those that run, and the rest
-    never start.  (Starlette's ``StreamingResponse`` leaves a generator's tasks to the garbage
-    collector.)
+    A slow client delays further jobs.  If the client disconnects, running jobs are cancelled and
+    the others never start.  (Starlette's ``StreamingResponse`` leaves a generator's tasks to the
+    garbage collector.)
 
     Args:
-        jobs: each gives its line, with its own errors in it: one that raises ends the answer.
-        concurrency: jobs under way at once.
+        jobs: each returns its line, errors included; a job that raises ends the response.
+        concurrency: maximum number of jobs that run at once.
     """
 
     media_type = "application/x-ndjson"
@@ -33,18 +33,18 @@ class NdjsonResponse(Response):
         self._concurrency = concurrency
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answering = asyncio.create_task(self._answer(send))
-        leaving = asyncio.create_task(_disconnect(receive))
+        responding = asyncio.create_task(self._respond(send))
+        disconnecting = asyncio.create_task(_disconnect(receive))
         try:
-            await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if answering.done():
-                answering.result()
+            await asyncio.wait((responding, disconnecting), return_when=asyncio.FIRST_COMPLETED)
+            if responding.done():
+                responding.result()
         finally:
-            answering.cancel()
-            leaving.cancel()
-            await asyncio.gather(answering, leaving, return_exceptions=True)
+            responding.cancel()
+            disconnecting.cancel()
+            await asyncio.gather(responding, disconnecting, return_exceptions=True)
 
-    async def _answer(self, send: Send) -> None:
+    async def _respond(self, send: Send) -> None:
         await send(
             {
                 "type": "http.response.start",
@@ -62,14 +62,14 @@ class NdjsonResponse(Response):
                         {"type": "http.response.body", "body": line + b"\n", "more_body": True}
                     )
 
-        left = False
+        disconnected = False
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._concurrency):
                     group.create_task(work())
         except* ClientDisconnect:
-            left = True
-        if left:
+            disconnected = True
+        if disconnected:
             raise ClientDisconnect
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -16,8 +16,8 @@ from cachetools import LRUCache, TTLCache
 from serve_app.cache.codec import add_checksum, strip_checksum
 from serve_app.cache.shared import SharedTier
 from serve_app.core.errors import SamServeError, UnknownImage
-from serve_app.core.image_id import image_id, parse_image_id
 from serve_app.core.limits import Limits
+from serve_app.core.request import image_id, parse_image_id
 from serve_app.core.single_flight import SingleFlight
 from serve_app.core.types import RgbArray
 from serve_app.images.decode import check_pixels, decode_image

@@ -1,4 +1,4 @@
-"""Extracting one pinned file from an archive or a stream, and nothing else."""
+"""Extracts one pinned file from an archive or a stream."""
 
 from __future__ import annotations
 

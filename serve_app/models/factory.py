@@ -1,7 +1,7 @@
-"""From a registry entry to a loaded engine, whatever the model's family.
+"""Loads the engines of registry models, of any family.
 
-`ModelSource` is the one place where engines are made; it is handed to everything that needs one.
-Tests hand in a subclass whose ``load_`` methods return other engines.
+`ModelSource` is the only place that creates engines.  Tests pass a subclass with other ``load_``
+methods.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from serve_app.core.errors import WeightsUnavailable
+from serve_app.core.inference import DecodeJob, DecodeOptions, Embedding
 from serve_app.core.ports import (
     DecoderEngine,
     DetectorEngine,
@@ -24,7 +25,7 @@ from serve_app.core.ports import (
     TextScoringEngine,
 )
 from serve_app.core.settings import Compute, GraphSettings, ProposalsSettings, TextSettings
-from serve_app.core.types import DecodeJob, DecodeOptions, Embedding, Prompt
+from serve_app.core.types import Prompt
 from serve_app.engines.family import ReferenceModel, Segmentation, TextScoring, Weights
 from serve_app.models.families import text_families
 from serve_app.models.quantized import open_registry
@@ -97,7 +98,7 @@ class ModelSource:
         return decoder
 
     def load_reference(self, model: str, device: str) -> ReferenceModel:
-        """Load the implementation of a segmentation model with which it is compared."""
+        """Load the reference implementation of a segmentation model."""
         return self._segmentation(model).load_reference(self._weights(model), device)
 
     def load_original(self, model: str, device: str) -> Any:
@@ -146,9 +147,9 @@ class ModelSource:
     def load_text(self, settings: TextSettings) -> TextScoringEngine:
         """Load the engine that ``settings.engine`` names; its ``info.reason`` says why.
 
-        ``auto`` is the first family whose weights are on this machine and load, and else the last
-        one.  It fetches nothing for the others: hundreds of megabytes would delay the start of a
-        replica.  Only the libraries of families that are tried are imported.
+        ``auto`` uses the first family that has its weights on this machine and loads; otherwise the
+        last one.  It downloads nothing for the others: hundreds of megabytes would delay the start
+        of a replica.  Only the libraries of families that are tried are imported.
 
         Raises:
             WeightsUnavailable: for the configured engine, or for the last one with ``auto``.

@@ -14,7 +14,7 @@ FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (SAM, SAM2_ONNX, EFFICIENTDET, OPEN_CLIP, SENTENCE_TRANSFORMER)
 }
-"""Families by name.  Of those that score texts ``text.engine: auto`` prefers the earlier ones."""
+"""Families by name.  ``text.engine: auto`` prefers earlier ones."""
 
 
 def get_family(name: str) -> Family:

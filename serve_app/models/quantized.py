@@ -99,7 +99,7 @@ def open_registry(path: str | None, root: Path) -> Registry:
 
 
 def drop_unavailable_variants(settings: GraphSettings) -> tuple[GraphSettings, dict[str, str]]:
-    """Drop the int8 variants whose model is missing or misses the configured requirements.
+    """Drop the int8 variants with a missing model or with measurements below the requirements.
 
     Requests for a dropped variant are served by its ``reference``.  Measurements of another
     processor are valid only if those of the ledger are, too.
@@ -133,10 +133,10 @@ def refusal(
     wanted: QuantizedSettings,
     cpu: str | None = None,
 ) -> str | None:
-    """Why a built model is not deployed; None if it is.
+    """The reason why a built model is not deployed; None if it is.
 
     Args:
-        cpu: the processor of which its measurements must be; None: any.
+        cpu: the required processor of its measurements; None: any.
     """
     manifest = made.get(model)
     if manifest is None:

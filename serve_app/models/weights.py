@@ -1,4 +1,4 @@
-"""The weights on this machine: found, fetched, and verified before anything loads them."""
+"""Finds, downloads and verifies the weights on this machine."""
 
 from __future__ import annotations
 
@@ -141,8 +141,8 @@ class WeightStore:
     def state(self, name: str, spec: ModelSpec, verify: bool = True) -> tuple[FileState, ...]:
         """The state of each file of a model; without ``verify`` only sizes are compared.
 
-        All are looked for in one root, so that a model which loads from a folder has its files
-        together; files in ``$SAM_SERVE_WEIGHTS`` count only if none is missing there.
+        All files must be in the same root, because some models load from a folder; those in
+        ``$SAM_SERVE_WEIGHTS`` count only if none is missing there.
         """
         own, *others = (root / name for root in self._roots())
         states = self._states(own, spec, verify)
@@ -232,7 +232,7 @@ class WeightStore:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            # Under the lock no other process fetches: these are left by processes that died.
+            # Under the lock no other process downloads: these are leftovers of processes that died.
             for leftover in folder.glob(f"{PARTIAL_PREFIX}*"):
                 shutil.rmtree(leftover, ignore_errors=True)
             yield

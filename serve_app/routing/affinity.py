@@ -1,9 +1,9 @@
 """Which decoder replica serves an image: the one with its embedding, unless it is overloaded.
 
-Pure.  All ingress replicas rank alike without communication, and when replicas come or go only the
-images whose first rank came or went move: rendezvous hashing (Thaler and Ravishankar, 1998).  A
-replica is hot if its load is clearly above the mean, as in consistent hashing with bounded loads
-(Mirrokni, Thorup and Zadimoghaddam, 2018).
+Pure.  Rendezvous hashing (Thaler and Ravishankar, 1998): all ingress replicas compute the same
+ranking without communication, and a new or stopped replica only moves the images that rank it
+first.  A replica is hot if its load is clearly above the mean, as in consistent hashing with
+bounded loads (Mirrokni, Thorup and Zadimoghaddam, 2018).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def preferred(key: str, queues: Mapping[str, int], *, hot_at: int, full_at: int)
     Args:
         key: the image's id.
         queues: known number of requests at each replica.
-        hot_at: a replica with fewer requests is never hot: a queue that short costs less than
-            encoding an image again.
+        hot_at: a replica with fewer requests is never hot: waiting in so short a queue costs less
+            than encoding an image again.
         full_at: number of requests at which a replica accepts no more.
     """
     # The mean includes this request, so at least one replica is below the bound.

@@ -1,4 +1,4 @@
-"""Which prompts go to a second variant, and whose masks are kept.
+"""Selects prompts for a second variant, and the better of the two variants' masks.
 
 Escalation costs one encoder pass of the second variant for the image and then little for each
 prompt, so it is decided for all prompts of a request together.  Both rules are fitted on annotated
@@ -27,16 +27,16 @@ def select_for_escalation(
 ) -> list[int]:
     """Select the prompts to repeat on the second variant.
 
-    All prompts with a positive expected gain, provided that the request's prompts gain on average
-    as much as the threshold for ``share`` demands, or that the second variant has the image's
-    embedding: then a prompt costs hardly anything.
+    Selects all prompts with a positive expected gain, if the mean expected gain of the request's
+    prompts reaches the threshold for ``share``, or if the second variant has the image's embedding
+    cached, because then the additional cost is small.
 
     Args:
         prompts: prompts on one image.
         results: the first variant's masks of each prompt.
         rules: by prompt type; prompts of other types are not escalated.
         share: the part of images that may be encoded a second time.
-        cached: the second variant has the image's embedding.
+        cached: the second variant has the image's embedding cached.
 
     Returns:
         Indices into ``prompts``.

@@ -2,7 +2,7 @@
 
 A model's predicted IoU says little about images unlike its training data: on microscopy its
 correlation with the true IoU may be zero.  Combined with the mask's size, its fit to the box and
-the spread of the three masks it is informative; `serve_tools.evaluation.cascade` fits how.
+the spread of the three masks it is informative (fitted by `serve_tools.evaluation.cascade`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FEATURES = ("score", "stability", "log_share", "spread", "fit", "fill")
 
 
 def prompt_type(prompt: Prompt) -> PromptType:
-    """The type of a prompt, for which cascades have rules of their own."""
+    """The type of a prompt; cascades have separate rules for each type."""
     if prompt.box is not None:
         return "box-3" if prompt.multimask_output else "box-1"
     return "point-3" if prompt.multimask_output else "point-1"
@@ -31,7 +31,7 @@ def best_mask(masks: Sequence[Mask]) -> Mask:
 def features(prompt: Prompt, masks: Sequence[Mask]) -> dict[str, float]:
     """Features of one prompt's mask with the highest predicted IoU.
 
-    * ``score``, ``stability``: the model's own;
+    * ``score``, ``stability``: as predicted by the model;
     * ``log_share``: logarithm of the mask's share of the image;
     * ``spread``: logarithm of its area relative to the smallest mask, if there are several: large
       when the model could not distinguish a part from the whole;

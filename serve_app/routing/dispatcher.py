@@ -1,4 +1,4 @@
-"""The router of one process: settings, measurements and present load behind a few methods."""
+"""The router of one process: combines settings, measurements and the present load."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Dispatcher:
 
     Args:
         router: default variant, aliases, cascade.
-        capacities: how each deployed variant is set up.
+        capacities: replicas, batch and cache sizes of each deployed variant.
         measurements: profiles and cascade rules.
-        starters: by variant, what scales it from zero.
+        starters: by variant, the function that scales it from zero.
     """
 
     def __init__(
@@ -63,9 +63,11 @@ class Dispatcher:
         return choice
 
     def fallback(self, query: RoutingQuery, image_id: str, failed: Choice) -> Choice | None:
-        """Another variant for a request that the chosen one could not serve.
+        """Choose another variant after the chosen one failed.
 
-        None if the caller named a variant or a quality, or no other variant is running.
+        Returns:
+            The other variant; None if the caller requested a variant or a quality, or if no other
+            variant is running.
         """
         if query.variant != AUTO or query.min_quality is not None:
             return None
@@ -111,5 +113,5 @@ class Dispatcher:
         try:
             await self._starters[variant]()
         except Exception:
-            # Nobody awaits this task: the next request meets the same fault and reports it.
+            # This task is not awaited: the next request meets the same error and returns it.
             log.warning("variant %s could not be scaled from zero", variant, exc_info=True)

@@ -31,8 +31,8 @@ def estimate_latency(
     """Latency of a request of ``prompts`` on ``images`` that starts now.
 
     The wait is the larger of two estimates: the queued work at the best throughput of the running
-    replicas, and the age of the oldest queued item.  The latter also covers what measurements
-    cannot predict, such as a stalled replica or a busy neighbour.
+    replicas, and the age of the oldest queued item.  The latter also covers causes
+    that measurements cannot predict, such as a stalled replica or other load on the host.
     """
     work = _passes_ms(profile, prompts, state.decoder_batch)
     queued = (

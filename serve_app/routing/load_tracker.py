@@ -1,6 +1,6 @@
-"""Load of each variant as one ingress replica sees it: its own requests and replicas' reports.
+"""Load of each variant, from one ingress replica's own requests and the replicas' reports.
 
-It has no clock and no lock: a single event loop uses it, and the caller passes the time.
+Not thread-safe: used by one event loop.  The caller passes the time.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from serve_app.core.inference import Prediction, ReplicaLoad
 from serve_app.core.measurements import Profile
-from serve_app.core.types import CacheTier, Prediction, ReplicaLoad
+from serve_app.core.types import CacheTier
 from serve_app.routing.latency import estimate_latency
 from serve_app.routing.types import VariantState
 
@@ -54,7 +55,7 @@ class Capacity:
 class Ticket:
     """A request in flight at a variant.
 
-    ``unsure``: its latency is not used for learning, because the variant was scaled to zero or
+    ``unsure``: its latency does not update the slowdown, because the variant was scaled to zero or
     the number of prompts is only an upper bound.
     """
 
@@ -79,11 +80,11 @@ class _Variant:
 
 
 class LoadTracker:
-    """The state of each variant, as far as one ingress replica can see it.
+    """The estimated state of each variant in one ingress replica.
 
     Args:
         capacities: how each variant is deployed.
-        profiles: measured profiles, where there are any.
+        profiles: measured profiles of the variants that have one.
     """
 
     def __init__(self, capacities: Mapping[str, Capacity], profiles: Mapping[str, Profile]) -> None:
@@ -113,7 +114,7 @@ class LoadTracker:
     ) -> Ticket:
         """Count a request as in flight until its ticket is passed to `release`.
 
-        ``most``: ``prompts`` is an upper bound, so its latency is not used for learning.
+        ``most``: ``prompts`` is an upper bound, so the latency does not update the slowdown.
         """
         of = self._variants[variant]
         found = self._state(of, image_id, now)
@@ -124,7 +125,7 @@ class LoadTracker:
         return ticket
 
     def release(self, ticket: Ticket, now: float, prediction: Prediction | None) -> None:
-        """A request has ended; ``prediction`` is its result, None if it failed."""
+        """Record the end of a request; ``prediction`` is its result, None if it failed."""
         of = self._variants[ticket.variant]
         of.in_flight.discard(ticket)
         if prediction is None:
@@ -147,7 +148,7 @@ class LoadTracker:
             of.learnt = now
 
     def forget(self, variant: str, image_id: str) -> None:
-        """The variant no longer has an image's embedding."""
+        """Record that the variant no longer has an image's embedding."""
         self._variants[variant].cached.pop(image_id, None)
 
     def _state(self, of: _Variant, image_id: str, now: float) -> VariantState:
@@ -156,7 +157,7 @@ class LoadTracker:
         prompts = sum(t.prompts for t in of.in_flight)
         overdue = [(now - t.started) * 1e3 - t.expected_ms for t in of.in_flight if t.expected_ms]
         aged = [(max(0.0, now - at), load) for at, load in of.reports.values()]
-        # Other ingress replicas have requests there as well.  Reports lose weight with age,
+        # Reports include the requests of other ingress replicas; they lose weight with age,
         # because queues drain.
         fresh = [(1.0 - age / _REPORT_TTL_S, load) for age, load in aged if age < _REPORT_TTL_S]
         return VariantState(
@@ -181,5 +182,5 @@ class LoadTracker:
 
 
 def _decayed(of: _Variant, now: float) -> float:
-    """The last learnt slowdown, decaying to 1."""
+    """The last observed slowdown, decaying to 1."""
     return float(of.slowdown ** math.exp(-max(0.0, now - of.learnt) / _SLOWDOWN_DECAY_S))

@@ -1,6 +1,6 @@
-"""Which variant serves a request: a pure function of its hints, the measurements and the load.
+"""Chooses the variant of a request: a pure function of its hints, the measurements and the load.
 
-The ingress and the simulator call the same `choose_variant`.
+The ingress and the simulator both call `choose_variant`.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ def choose_variant(
 
     * A variant named by the caller is never replaced, and an alias is resolved to its variant;
       hints then only decide whether that variant is eligible.
-    * ``max_latency_ms`` alone: the best variant whose estimated latency is within it.
-    * ``min_quality``: of the variants whose mean IoU reaches it (and whose estimated latency is
-      within ``max_latency_ms``), the fastest.
+    * ``max_latency_ms`` alone: the best variant with an estimated latency within it.
+    * ``min_quality``: the fastest of the variants that reach this mean IoU (and are within
+      ``max_latency_ms``).
     * no hints: the default, unless a variant of at least equal quality is running and clearly
       faster (shorter queue, or cached embedding), and scores need not be comparable.
 
@@ -194,7 +194,7 @@ def _in_time(
     variants: Mapping[str, VariantState],
     times: Mapping[str, LatencyEstimate],
 ) -> list[str]:
-    """Variants whose estimated latency is within ``max_latency_ms``."""
+    """Variants with an estimated latency within ``max_latency_ms``."""
     most = query.max_latency_ms
     if most is None:
         return list(good)
@@ -231,7 +231,7 @@ def _best(
     good: Mapping[str, Profile],
     times: Mapping[str, LatencyEstimate],
 ) -> str:
-    """With ``min_quality`` the fastest; else the best, and the fastest of equals."""
+    """With ``min_quality`` the fastest; else the best, and of equally good ones the fastest."""
     if query.min_quality is None:
         most = max(_quality(query, good[name], 0.0) for name in names)
         names = [n for n in names if _quality(query, good[n], 0.0) >= most - _QUALITY_TOLERANCE]

@@ -11,17 +11,17 @@ AUTO = "auto"
 
 @dataclass(frozen=True, slots=True)
 class RoutingQuery:
-    """What the router needs to know about a request.
+    """Properties of a request that the router uses.
 
     Attributes:
         variant: ``auto``, an alias, or the name of a variant, which is never replaced silently.
         max_latency_ms: the caller's latency bound.
         min_quality: lowest acceptable mean IoU, as measured for this kind of prompt.
-        kind: the measured quality that fits the request's prompts.
+        kind: kind of the request's prompts, which selects the measured quality.
         mixed: there are prompts of both kinds; the lower of the two qualities counts.
         prompts: number of masks to decode.
         images: number of images to embed: the request's image and its crops.
-        spent_ms: the part of ``max_latency_ms`` that has passed already.
+        spent_ms: the part of ``max_latency_ms`` that has already elapsed.
         filtered: masks are kept or dropped by score.  Scores of different models are not
             comparable, and the thresholds are those of the default variant.
     """
@@ -45,7 +45,7 @@ class RoutingQuery:
 
 @dataclass(frozen=True, slots=True)
 class VariantState:
-    """One variant at one moment, as seen by one request.
+    """Present state of a variant for one request.
 
     Attributes:
         encoders, decoders: running replicas; 0: scaled to zero.

@@ -1,4 +1,4 @@
-"""How many replicas each pool needs, from measured pass times and load.  Pure.
+"""Computes the replicas that each pool needs, from measured pass times and load.  Pure.
 
 An item is an image (encoder) or a prompt (decoder), as in `serve_app.scaling.types`.
 """
@@ -14,9 +14,9 @@ from serve_app.core.measurements import pass_ms
 from serve_app.core.settings import ScalingSettings
 from serve_app.scaling.types import Load, Pool
 
-ABSURD = 1e7
+MAX_PLAUSIBLE = 1e7
 """Upper bound of plausible figures; a larger one is an error of its source."""
-LATEST = 1e12
+MAX_TIME_S = 1e12
 """Upper bound of plausible times, in seconds."""
 
 LEVEL_S = 4.0
@@ -40,7 +40,7 @@ STRAIN = 1.2
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a pool needs.
+    """Required replicas of a pool.
 
     Numbers of replicas are triples: the lower bound, the number to choose when it changes, the
     upper bound.
@@ -62,7 +62,7 @@ class Demand:
     state: dict[str, Any]
 
 
-def measured(value: Any, most: float = ABSURD) -> float | None:
+def measured(value: Any, most: float = MAX_PLAUSIBLE) -> float | None:
     """A plausible measurement, or None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
@@ -84,7 +84,7 @@ def service(pool: Pool, goal_ms: float, fill: float | None = None) -> tuple[floa
     for items in sorted({1, most, *(n for n in pool.pass_ms if 1 < n < most)}):
         seconds = pass_ms(pool.pass_ms, items) / 1e3
         fits = items == 1 or 2e3 * seconds <= goal_ms
-        if 0 < seconds < ABSURD and fits and items / seconds > rate:
+        if 0 < seconds < MAX_PLAUSIBLE and fits and items / seconds > rate:
             rate, batch, duration = items / seconds, items, seconds
     return rate, batch, duration
 
@@ -98,13 +98,13 @@ def demand(
     settings: ScalingSettings,
     now: float,
 ) -> Demand | None:
-    """What ``pool`` needs now, or None if nothing usable was measured.
+    """Compute the present demand of ``pool``; None if nothing usable was measured.
 
     Args:
         own_ongoing: requests that wait for this pool itself; a decoder's own figure also counts
             those that wait for the encoder.
         coming: requests that will arrive as soon as the decoder accepts them.
-        before: ``Demand.state`` of the last call, or anything.
+        before: ``Demand.state`` of the last call; other values count as no state.
     """
     arrivals, running = measured(load.arrivals_per_s), measured(load.running) or 0.0
     rate, batch, seconds = service(pool, settings.goal_ms)
@@ -155,7 +155,7 @@ def demand(
 
 
 def _whole(replicas: float) -> int:
-    return math.ceil(min(replicas, ABSURD) - 0.05)
+    return math.ceil(min(replicas, MAX_PLAUSIBLE) - 0.05)
 
 
 def _smoothed(
@@ -165,7 +165,7 @@ def _smoothed(
 
     Requests queued at handles are not yet among a replica's arrivals: the queue's growth is added.
     """
-    t = measured(before.get("t"), LATEST)
+    t = measured(before.get("t"), MAX_TIME_S)
     level, queue = measured(before.get("level")), measured(before.get("queue"))
     marks = _marks(before.get("marks"), now)
     if t is None or level is None or queue is None or not now - 600.0 < t <= now:
@@ -190,7 +190,7 @@ def _marks(value: Any, now: float) -> list[list[float]]:
     for pair in value[-3:]:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             return []
-        t, level = measured(pair[0], LATEST), measured(pair[1])
+        t, level = measured(pair[0], MAX_TIME_S), measured(pair[1])
         if t is None or level is None or not (marks[-1][0] if marks else 0.0) < t <= now:
             return []
         marks.append([t, level])

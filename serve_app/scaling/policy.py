@@ -1,4 +1,4 @@
-"""One policy for all encoders and decoders: replicas for each, out of one budget.
+"""The scaling policy: replicas of all encoders and decoders within one budget.
 
 A pure function, called by Ray's controller about ten times a second through
 `serve_app.deployments.autoscaling` and by the simulator.  It never raises and never blocks, its
@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from serve_app.core.settings import ScalingSettings
-from serve_app.scaling.demand import LATEST, Demand, demand, measured
+from serve_app.scaling.demand import MAX_TIME_S, Demand, demand, measured
 from serve_app.scaling.sharing import ReplicaRequest, share
 from serve_app.scaling.types import Load, Pool, ScalingDecision
 
@@ -38,7 +38,7 @@ def decide(
     unit.
 
     Args:
-        pools: by any name; the decision uses the same names.
+        pools: by name; the decision uses the same names.
         loads: by the same names.  A pool without usable figures keeps its replicas.
         state: ``ScalingDecision.state`` of the last call; anything else counts as none.
         settings: the operator's settings.
@@ -67,7 +67,7 @@ def _decide(
         found[name] = own if isinstance(own, Mapping) else {}
         load = loads.get(name) if isinstance(loads, Mapping) else None
         usable[name] = load if isinstance(load, Load) else _NOTHING
-    time = measured(now, LATEST)
+    time = measured(now, MAX_TIME_S)
     targets = {
         name: _unchanged(pool, usable[name].target, found[name].get("replicas"))
         for name, pool in pools.items()
@@ -156,7 +156,7 @@ def _least_one(needed: tuple[int, int, int]) -> tuple[int, int, int]:
 
 
 def _as_is(pool: Pool, name: str, loads: Any) -> int:
-    """The number last requested from Serve, from arguments that may be anything."""
+    """The number last requested from Serve; the arguments may be malformed."""
     try:
         return _unchanged(pool, loads[name].target, None)
     except Exception:
@@ -184,7 +184,7 @@ def _peak(peak: Any, value: int, target: int, span_s: float, now: float) -> list
         two times ``span_s``.
     """
     if isinstance(peak, list | tuple) and len(peak) == 3:
-        start, before, most = measured(peak[0], LATEST), measured(peak[1]), measured(peak[2])
+        start, before, most = measured(peak[0], MAX_TIME_S), measured(peak[1]), measured(peak[2])
         if start is not None and before is not None and most is not None and start <= now:
             if now - start >= span_s:
                 return [now, most, float(value)]
@@ -198,7 +198,7 @@ def _whole(peak: list[float]) -> int:
 
 def _json(state: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part of the state that is kept while nothing is measured."""
-    kept = {k: measured(state.get(k), LATEST) for k in ("t", "level", "queue")}
+    kept = {k: measured(state.get(k), MAX_TIME_S) for k in ("t", "level", "queue")}
     return {k: v for k, v in kept.items() if v is not None}
 
 

@@ -1,8 +1,8 @@
 """A variant's measured profile in the reports of its replicas.
 
-Serve passes floats from replicas to the scaling policy and nothing else, so a table of pass times
-becomes one figure for each batch size.  The policy reads no files: whatever host it runs on, it
-works with the profile that the builder resolved.  Pure.
+Serve passes only floats from replicas to the scaling policy, so a table of pass times becomes one
+figure for each batch size.  The policy reads no files: on any host it uses the profile that the
+builder resolved.  Pure.
 """
 
 from __future__ import annotations

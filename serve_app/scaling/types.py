@@ -11,13 +11,13 @@ Role = Literal["encoder", "decoder"]
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """The replicas of one deployment: what does not change while it runs.
+    """The replicas of one deployment: its fixed properties.
 
     Attributes:
         name: the deployment's name.
         variant: the variant it is a component of.
         role: ``encoder``: an item is an image; ``decoder``: an item is a prompt.  A fused variant
-            is one pool of the role ``decoder`` whose ``pass_ms`` includes the encoder's.
+            is one ``decoder`` pool; its ``pass_ms`` includes the encoder's.
         cost: units of the budget that a replica takes (GPUs in fractions, or CPU slots).
         min_replicas, max_replicas: the operator's bounds.
         max_batch: maximum batch size.
@@ -38,7 +38,7 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """One pool at one moment.  Any field may be missing (None) or absurd: see `decide`.
+    """One pool at one moment.  Any field may be missing (None) or implausible: see `decide`.
 
     Attributes:
         running: replicas that are ready.
@@ -47,7 +47,7 @@ class Load:
         oldest_s: age of the oldest queued item, of the slowest replica.
         arrivals_per_s: arriving items, of all replicas together.
         batch_fill: mean share of ``max_batch`` in the passes of the last seconds (0-1).
-        hit_rate: share of looked-up images whose embedding was cached (0-1; decoders).
+        hit_rate: share of image look-ups that found a cached embedding (0-1; decoders).
     """
 
     running: float | None = None
@@ -66,7 +66,7 @@ class ScalingDecision:
     Attributes:
         replicas: desired number, by pool.
         state: input of the next call; JSON values only.
-        reasons: for the log, by pool whose number changes.
+        reasons: for the log, by pool; only of pools that change.
     """
 
     replicas: Mapping[str, int]

@@ -146,7 +146,7 @@ REDIS_OPERATIONS = Counter(
 REDIS_BREAKER_OPEN = Gauge("sam_redis_breaker_open", "1 while the circuit to Redis is open, else 0")
 ESCALATIONS = Counter(
     "sam_escalations_total",
-    "Images for which a second variant was used or wanted (answered, no_time, failed)",
+    "Images escalated to a second variant, by outcome (`answered`, `no_time`, `failed`)",
     labels=("outcome",),
 )
 RETRIES = Counter(

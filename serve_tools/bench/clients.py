@@ -46,11 +46,11 @@ class OurClient:
         self._ids: dict[str, str] = {}
 
     async def introduce(self, photo: Photo) -> None:
-        answer = await post(
+        body = await post(
             self._http, "/v1/embed", files={"file": photo.jpeg}, data={"variant": self._variant}
         )
         if self._by_id:
-            self._ids[photo.name] = str(answer["image_id"])
+            self._ids[photo.name] = str(body["image_id"])
 
     async def send(self, photo: Photo, click: Click) -> Mapping[str, float]:
         prompt = {"point_coords": [click], "point_labels": [1]}
@@ -59,23 +59,23 @@ class OurClient:
         if image_id is not None:
             content = orjson.dumps({"image_id": image_id, **fields})
             headers = {"content-type": "application/json"}
-            answer = await post(self._http, "/v1/segment", content=content, headers=headers)
+            body = await post(self._http, "/v1/segment", content=content, headers=headers)
         else:
             data = {"request": orjson.dumps(fields).decode()}
             files = {"file": photo.jpeg}
-            answer = await post(self._http, "/v1/segment", files=files, data=data)
-        _check(len(answer["results"][0]["masks"]))
-        return {k: v for k, v in answer["timings_ms"].items() if k != "total"}
+            body = await post(self._http, "/v1/segment", files=files, data=data)
+        _check(len(body["results"][0]["masks"]))
+        return {k: v for k, v in body["timings_ms"].items() if k != "total"}
 
 
 class OurEmbedClient(OurClient):
     """This service, embedding images only."""
 
     async def send(self, photo: Photo, click: Click) -> Mapping[str, float]:
-        answer = await post(
+        body = await post(
             self._http, "/v1/embed", files={"file": photo.jpeg}, data={"variant": self._variant}
         )
-        return {k: v for k, v in answer["timings_ms"].items() if k != "total"}
+        return {k: v for k, v in body["timings_ms"].items() if k != "total"}
 
 
 class PlainClient:
@@ -89,9 +89,9 @@ class PlainClient:
 
     async def send(self, photo: Photo, click: Click) -> Mapping[str, float]:
         data = {"point_coords": orjson.dumps([click]).decode(), "point_labels": "[1]"}
-        answer = await post(self._http, "/segment", files={"file": photo.jpeg}, data=data)
-        _check(len(answer["masks"]))
-        stages: Mapping[str, float] = answer["timings_ms"]
+        body = await post(self._http, "/segment", files={"file": photo.jpeg}, data=data)
+        _check(len(body["masks"]))
+        stages: Mapping[str, float] = body["timings_ms"]
         return stages
 
 
@@ -127,8 +127,8 @@ def _check(masks: int) -> None:
 async def post(http: httpx.AsyncClient, path: str, **content: Any) -> dict[str, Any]:
     """The JSON of a successful response; raises `RequestFailed` for any other."""
     response = await _send(http, path, **content)
-    answer: dict[str, Any] = orjson.loads(response.content)
-    return answer
+    body: dict[str, Any] = orjson.loads(response.content)
+    return body
 
 
 async def _send(http: httpx.AsyncClient, path: str, **content: Any) -> httpx.Response:

@@ -25,8 +25,8 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
+from serve_app.core.inference import Embedding
 from serve_app.core.settings import Compute
-from serve_app.core.types import Embedding
 from serve_app.engines.sam.decoder import SamDecoder
 from serve_app.engines.sam.encoder import compiled_pass
 from serve_app.engines.sam.model import IMAGE_SIZE, build_sam
@@ -53,7 +53,7 @@ class GpuPlan:
     """What is measured.
 
     Attributes:
-        product: side of the matrices whose product gives the measured peak.
+        product: side of the matrices in the product that measures the peak.
         dtype: of ours and of the second eager row; CPUs without matrix units take seconds in bf16.
     """
 

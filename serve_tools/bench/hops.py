@@ -118,7 +118,8 @@ def parts_of(whole_ms: float, stages: Mapping[str, float]) -> dict[str, float]:
 def bare_decoder(photo: Photo, click: Click | None, config: Path | None, variant: str) -> Decode:
     """The engine of a configuration's variant, loaded here, with the photo's embedding."""
     from serve_app.cli.configuration import load_settings
-    from serve_app.core.types import DecodeJob, DecodeOptions, Prompt
+    from serve_app.core.inference import DecodeJob, DecodeOptions
+    from serve_app.core.types import Prompt
     from serve_app.models.factory import ModelSource
     from serve_app.profiles.variants import encoder_compute
 
@@ -139,15 +140,15 @@ def bare_decoder(photo: Photo, click: Click | None, config: Path | None, variant
 
 
 def _known(url: str, photo: Photo, variant: str) -> str:
-    answer = httpx.post(
+    response = httpx.post(
         f"{url}/v1/embed",
         files={"file": photo.jpeg},
         data={"variant": variant},
         timeout=_TIMEOUT_S,
         trust_env=False,
     )
-    answer.raise_for_status()
-    return str(answer.json()["image_id"])
+    response.raise_for_status()
+    return str(response.json()["image_id"])
 
 
 def _bare(decode: Decode, prompts: int, calls: int) -> list[float]:

@@ -25,18 +25,18 @@ _PROC = Path("/proc")
 async def text(http: httpx.AsyncClient, photos: Photos, variant: str, rounds: int) -> list[Row]:
     """Seconds from a word to masks, on known and on new photos, one request after the other."""
     known = photos.known[0]
-    answer = await _segment(http, known, {"text": ["cup"], "variant": variant})
-    image_id = str(answer["image_id"])
+    body = await _segment(http, known, {"text": ["cup"], "variant": variant})
+    image_id = str(body["image_id"])
     times: dict[str, list[float]] = {"known image": [], "new image": []}
     stages: dict[str, list[Mapping[str, float]]] = {name: [] for name in times}
     photos.prepare(rounds)
     for _ in range(rounds):
         for case, image in (("known image", image_id), ("new image", photos.new())):
             begin = time.perf_counter()
-            answer = await _segment(http, image, {"text": ["cup"], "variant": variant})
+            body = await _segment(http, image, {"text": ["cup"], "variant": variant})
             times[case].append(time.perf_counter() - begin)
-            stages[case].append(answer["timings_ms"])
-    engine = str(answer["text_engine"])
+            stages[case].append(body["timings_ms"])
+    engine = str(body["text_engine"])
     return [
         Row(
             case=case, system=f"{OURS} ({engine})", ours=True, unit="s a request",
@@ -56,7 +56,7 @@ async def boxes(
     floor_s: float | None = None,
 ) -> list[Row]:
     """Seconds for many boxes on one known image in one call, one mask each."""
-    answer = await post(http, "/v1/embed", files={"file": photo.jpeg}, data={"variant": variant})
+    body = await post(http, "/v1/embed", files={"file": photo.jpeg}, data={"variant": variant})
     rng = np.random.default_rng(0)
     corners = rng.uniform(0.0, 0.8, (count, 2))
     spans = rng.uniform(0.05, 0.2, (count, 2))
@@ -68,7 +68,7 @@ async def boxes(
     times, stages = [], []
     for number in range(rounds + 1):
         begin = time.perf_counter()
-        done = await _segment(http, str(answer["image_id"]), fields)
+        done = await _segment(http, str(body["image_id"]), fields)
         if len(done["results"]) != count:
             raise RequestFailed(f"{len(done['results'])} results instead of {count}")
         if number > 0:  # the first is for warming up

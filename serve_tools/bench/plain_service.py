@@ -1,8 +1,8 @@
-"""The peer that a team would write first: FastAPI around one `SamPredictor`.
+"""The baseline that a team would write first: FastAPI around one `SamPredictor`.
 
-A queue of 100, batches of up to 8 within 100 ms, whose images are then processed one by one; the
-last image's embedding is kept.  As fast as that design can be: an image that is still in the
-predictor is not decoded again, passes run outside of the event loop, PNGs are written by OpenCV.
+A queue of 100, batches of up to 8 within 100 ms; the images of a batch are processed one by one,
+and the last image's embedding is kept.  It is optimised within that design: an image that is still
+in the predictor is not decoded again, passes run outside of the event loop, and OpenCV writes PNGs.
 
     uvicorn --factory serve_tools.bench.plain_service:create_app
 """
@@ -45,7 +45,7 @@ class _Item:
     image: bytes
     points: NDArray[np.float32]
     labels: NDArray[np.int32]
-    answer: asyncio.Future[dict[str, Any]]
+    result: asyncio.Future[dict[str, Any]]
     queued: float
 
 
@@ -56,7 +56,7 @@ class _Segmenter:
         self._predictor = predictor
         self._last: bytes | None = None
 
-    def answer(self, item: _Item) -> dict[str, Any]:
+    def segment(self, item: _Item) -> dict[str, Any]:
         begin = time.perf_counter()
         key = hashlib.sha256(item.image).digest()
         if key != self._last:
@@ -68,7 +68,7 @@ class _Segmenter:
         encoded = time.perf_counter()
         masks, scores, _ = self._predictor.predict(item.points, item.labels, multimask_output=True)
         decoded = time.perf_counter()
-        answer = {"masks": [_png(mask) for mask in masks], "scores": scores.tolist()}
+        body = {"masks": [_png(mask) for mask in masks], "scores": scores.tolist()}
         done = time.perf_counter()
         stages = {
             "queue": begin - item.queued,
@@ -76,7 +76,7 @@ class _Segmenter:
             "decode": decoded - encoded,
             "png": done - decoded,
         }
-        return {**answer, "timings_ms": {name: 1e3 * s for name, s in stages.items()}}
+        return {**body, "timings_ms": {name: 1e3 * s for name, s in stages.items()}}
 
 
 def _png(mask: NDArray[np.bool_]) -> str:
@@ -93,11 +93,11 @@ async def _work(queue: asyncio.Queue[_Item], segmenter: _Segmenter) -> None:
                     batch.append(await queue.get())
         for item in batch:
             try:
-                answer = await asyncio.to_thread(segmenter.answer, item)
+                body = await asyncio.to_thread(segmenter.segment, item)
             except Exception as exc:
-                answer = {"error": type(exc).__name__}
-            if not item.answer.done():
-                item.answer.set_result(answer)
+                body = {"error": type(exc).__name__}
+            if not item.result.done():
+                item.result.set_result(body)
 
 
 def create_app() -> FastAPI:
@@ -133,10 +133,10 @@ def create_app() -> FastAPI:
             queue.put_nowait(item)
         except asyncio.QueueFull as exc:
             raise HTTPException(503, "the queue is full") from exc
-        answer = await item.answer
-        if "error" in answer:
+        body = await item.result
+        if "error" in body:
             raise HTTPException(400, "the image or the prompt cannot be used")
-        return Response(orjson.dumps(answer), media_type="application/json")
+        return Response(orjson.dumps(body), media_type="application/json")
 
     return app
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import httpx
 
+from serve_app.core.inference import Embedding
 from serve_app.core.settings import GraphSettings
-from serve_app.core.types import Embedding
 from serve_app.models.factory import ModelSource
 from serve_app.profiles.variants import encoder_compute
 from serve_tools.bench import decoder, encoder, http, own_service
@@ -270,8 +270,10 @@ class Suite:
         if self.settings.text is None:
             return [], ["Text is switched off in this configuration."]
         rounds = 2 if self.quick else 8
-        asked = partial(own_service.text, photos=self.photos, variant=self.variant, rounds=rounds)
-        return own_service.with_client(url, asked), []
+        measurement = partial(
+            own_service.text, photos=self.photos, variant=self.variant, rounds=rounds
+        )
+        return own_service.with_client(url, measurement), []
 
     def _h(self) -> Found:
         import torch
@@ -286,19 +288,19 @@ class Suite:
     def _i(self) -> Found:
         floor_s = 100 * DECODER_REWRITTEN / self._peak()
         url = self._started()
-        asked = partial(
+        measurement = partial(
             own_service.boxes, photo=self.photos.known[0], variant=self.variant,
             rounds=2 if self.quick else 5, floor_s=floor_s,
         )  # fmt: skip
-        return own_service.with_client(url, asked), []
+        return own_service.with_client(url, measurement), []
 
     def _j(self) -> Found:
         url = self._started()
-        asked = partial(
+        measurement = partial(
             own_service.memory, photos=self.photos, variant=self.variant,
             requests=200 if self.quick else 2000, held=own_service.replica_bytes,
         )  # fmt: skip
-        return own_service.with_client(url, asked), []
+        return own_service.with_client(url, measurement), []
 
     def _serve(self) -> AbstractContextManager[str]:
         """Our server alone for a block, or the one that runs already."""

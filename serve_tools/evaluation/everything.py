@@ -77,10 +77,10 @@ def score_everything(
         first = place % len(names)
         for name in names[first:] + names[:first]:
             begun = time.perf_counter()
-            answer = generators[name](image.pixels)
+            generated = generators[name](image.pixels)
             seconds[name].append(time.perf_counter() - begun)
-            masks[name] += len(answer)
-            ious[name] += _ious(answer, image.objects)
+            masks[name] += len(generated)
+            ious[name] += _ious(generated, image.objects)
     return {
         name: EverythingScore(
             objects=len(ious[name]),
@@ -109,8 +109,8 @@ def service_generator(settings: GraphSettings, task: Everything) -> Generator:
     runner = asyncio.Runner()
 
     def generate(pixels: RgbArray, task: Everything = task) -> list[Rle]:
-        answer = runner.run(service.segment(SegmentRequest(image=pixels, task=task)))
-        return [mask.rle for mask in answer.results[0].masks]
+        result = runner.run(service.segment(SegmentRequest(image=pixels, task=task)))
+        return [mask.rle for mask in result.results[0].masks]
 
     generate(np.zeros((64, 64, 3), np.uint8), Everything(points_per_side=1))
     return generate

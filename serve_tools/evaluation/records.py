@@ -76,7 +76,7 @@ class Timing:
 
     Attributes:
         escalated: prompts that were escalated to a second variant.
-        replaced: prompts whose masks are the second variant's.
+        replaced: prompts with masks of the second variant in the result.
     """
 
     variant: str

@@ -16,10 +16,11 @@ from functools import partial
 import numpy as np
 
 from serve_app.core.errors import SamServeError
+from serve_app.core.inference import DecodeJob, DecodeOptions, Embedding
 from serve_app.core.measurements import Data
 from serve_app.core.ports import DecoderEngine, EncoderEngine
 from serve_app.core.settings import GraphSettings
-from serve_app.core.types import DecodeJob, DecodeOptions, Embedding, Prompt, RgbArray
+from serve_app.core.types import Prompt, RgbArray
 from serve_app.models.factory import ModelSource
 from serve_app.profiles.variants import encoder_compute
 from serve_tools.profiling.engines import import_libraries, load_variant
@@ -72,7 +73,7 @@ def probe(request: ProbeRequest, emit: Emit, source: ModelSource | None = None) 
     emit(ProbeEvent(kind="first", load_s=load_s))
     if request.effort is not None:
         bench = _Bench(request.settings, request.variant, request.effort, source, encoder, decoder)
-        emit(ProbeEvent(kind="answer", answer=bench.answer(emit)))
+        emit(ProbeEvent(kind="result", result=bench.measure(emit)))
 
 
 def _photo(seed: int) -> RgbArray:
@@ -100,13 +101,13 @@ class _Bench:
     encoder: EncoderEngine
     decoder: DecoderEngine
 
-    def answer(self, emit: Emit) -> ProbeResult:
+    def measure(self, emit: Emit) -> ProbeResult:
         # Before anything else is loaded or tried.
         memory = (held_bytes(), peak_bytes(), self._gpu_bytes())
         emit(ProbeEvent(kind="progress", text="timing passes"))
         encode_ms, decode_ms, embedding_bytes = self._times()
         emit(ProbeEvent(kind="progress", text="quality"))
-        data, records, answers = self._quality()
+        data, records, predictions = self._quality()
         emit(ProbeEvent(kind="progress", text="parity with the reference"))
         from serve_tools.profiling.parity import parity
         from serve_tools.profiling.reference_models import load_reference
@@ -121,7 +122,7 @@ class _Bench:
             decode_ms=decode_ms,
             data=data,
             records=records,
-            agreement=parity(answers, reference, self.effort.seed),
+            agreement=parity(predictions, reference, self.effort.seed),
         )
 
     def _gpu_bytes(self) -> int | None:
@@ -172,10 +173,10 @@ class _Bench:
         records: list[QualityRecord] = []
         kept: list[Prediction] = []
         for sample in samples:
-            answered = predict_sample(self.encoder, self.decoder, sample, self.effort.forms)
-            records += records_of(self.variant, answered)
+            predicted = predict_sample(self.encoder, self.decoder, sample, self.effort.forms)
+            records += records_of(self.variant, predicted)
             if len(kept) < self.effort.parity_images:
-                kept.append(answered)
+                kept.append(predicted)
         if not records:
             raise MeasureError("none of the annotated images can be used")
         data = Data(

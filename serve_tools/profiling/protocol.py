@@ -87,7 +87,7 @@ class ProbeEvent(Strict):
         load_s: with ``first``: reading, verifying and loading the weights.
     """
 
-    kind: Literal["first", "progress", "answer", "failed"]
+    kind: Literal["first", "progress", "result", "failed"]
     text: str = ""
     load_s: float | None = None
-    answer: ProbeResult | None = None
+    result: ProbeResult | None = None

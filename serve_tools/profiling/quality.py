@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from serve_app.core.inference import DecodeJob, DecodeOptions, Embedding
 from serve_app.core.measurements import PromptType, QualityKind, Share
 from serve_app.core.ports import DecoderEngine, EncoderEngine
 from serve_app.core.rle import Rle, decode_rle
-from serve_app.core.types import DecodeJob, DecodeOptions, Embedding, Mask, Prompt, RgbArray
+from serve_app.core.types import Mask, Prompt, RgbArray
 from serve_app.routing.confidence import best_mask, features
 
 if TYPE_CHECKING:
@@ -83,20 +84,20 @@ def predict_sample(
     ]
     jobs = [DecodeJob(embedding, prompt, DecodeOptions()) for prompt in prompts]
     masks = [
-        answer
+        masks_of_prompt
         for start in range(0, len(jobs), _IN_A_PASS)
-        for answer in decoder.decode_batch(jobs[start : start + _IN_A_PASS])
+        for masks_of_prompt in decoder.decode_batch(jobs[start : start + _IN_A_PASS])
     ]
     return Prediction(sample, tuple(forms), prompts, embedding, masks)
 
 
-def records_of(variant: str, answered: Prediction) -> list[QualityRecord]:
+def records_of(variant: str, predicted: Prediction) -> list[QualityRecord]:
     """One record for each prompt of an image."""
-    objects = answered.sample.objects
+    objects = predicted.sample.objects
     records = []
-    for place, (prompt, masks) in enumerate(zip(answered.prompts, answered.masks, strict=True)):
-        form, (number, rle) = answered.forms[place // len(objects)], objects[place % len(objects)]
-        records.append(_record(variant, form, answered.sample.index, number, rle, prompt, masks))
+    for place, (prompt, masks) in enumerate(zip(predicted.prompts, predicted.masks, strict=True)):
+        form, (number, rle) = predicted.forms[place // len(objects)], objects[place % len(objects)]
+        records.append(_record(variant, form, predicted.sample.index, number, rle, prompt, masks))
     return records
 
 

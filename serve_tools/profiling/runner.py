@@ -71,14 +71,14 @@ def measure(
     for name in names:
         started = time.monotonic()
         try:
-            entry, answer = _measure_one(settings, registry, name, effort, say)
+            entry, result = _measure_one(settings, registry, name, effort, say)
         except ProbeFailed as exc:
             failures[name] = str(exc)
             say(f"{name}: failed: {exc}")
             continue
         entries[name] = entry
-        records += answer.records
-        data = data or answer.data
+        records += result.records
+        data = data or result.data
         say(f"{name}: measured in {time.monotonic() - started:.0f} s")
     if data is None:
         return Measured(None, (), failures)
@@ -114,15 +114,15 @@ def _measure_one(
 ) -> tuple[VariantMeasurements, ProbeResult]:
     cold: list[float] = []
     loads: list[float] = []
-    answer: ProbeResult | None = None
+    result: ProbeResult | None = None
     for turn in range(effort.cold_starts):
         last = turn == effort.cold_starts - 1
         request = ProbeRequest(settings=settings, variant=name, effort=effort if last else None)
         seen = run_probe(request, lambda text: say(f"{name}: {text}"))
         cold.append(seen.cold_start_s)
         loads.append(seen.load_s)
-        answer = seen.answer
-    if answer is None:
+        result = seen.result
+    if result is None:
         raise ProbeFailed("its process ended without a result")
     variant = settings.variants[name]
     compute, spec = encoder_compute(variant), registry.get(variant.model)
@@ -136,23 +136,23 @@ def _measure_one(
         threads=compute.threads,
         cold_start_s=duration(cold, effort.seed),
         load_s=duration(loads, effort.seed),
-        memory_bytes=answer.memory_bytes,
-        peak_memory_bytes=answer.peak_memory_bytes,
-        gpu_memory_bytes=answer.gpu_memory_bytes,
-        embedding_bytes=answer.embedding_bytes,
-        encode_ms={n: duration(ms, effort.seed) for n, ms in answer.encode_ms.items()},
-        decode_ms={n: duration(ms, effort.seed) for n, ms in answer.decode_ms.items()},
-        quality=mean_iou(answer.records, effort.seed),
-        agreement=answer.agreement,
+        memory_bytes=result.memory_bytes,
+        peak_memory_bytes=result.peak_memory_bytes,
+        gpu_memory_bytes=result.gpu_memory_bytes,
+        embedding_bytes=result.embedding_bytes,
+        encode_ms={n: duration(ms, effort.seed) for n, ms in result.encode_ms.items()},
+        decode_ms={n: duration(ms, effort.seed) for n, ms in result.decode_ms.items()},
+        quality=mean_iou(result.records, effort.seed),
+        agreement=result.agreement,
     )
-    return entry, answer
+    return entry, result
 
 
 @dataclass(slots=True)
 class _Seen:
     cold_start_s: float = 0.0
     load_s: float = 0.0
-    answer: ProbeResult | None = None
+    result: ProbeResult | None = None
 
 
 def run_probe(request: ProbeRequest, say: Say) -> _Seen:
@@ -175,8 +175,8 @@ def run_probe(request: ProbeRequest, say: Say) -> _Seen:
                 if event.kind == "first":
                     seen = _Seen(time.monotonic() - started, event.load_s or 0.0)
                     say(f"first masks {seen.cold_start_s:.1f} s after the start of a process")
-                elif event.kind == "answer" and seen is not None:
-                    seen.answer = event.answer
+                elif event.kind == "result" and seen is not None:
+                    seen.result = event.result
                 else:
                     say(event.text)
             if process.wait() != 0 or seen is None:

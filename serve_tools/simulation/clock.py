@@ -37,7 +37,7 @@ class Clock:
 
 
 class Device:
-    """One device that all passes share evenly, like replicas whose threads use all cores."""
+    """One device that all passes share evenly, like replicas with as many threads as cores."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

@@ -81,8 +81,8 @@ def simulate(scale: Scale, trace: Trace, policy: str, options: Options) -> tuple
 
 def summarise(run: Run, scale: Scale, trace: Trace, policy: str) -> RunSummary:
     """A run's row of the table."""
-    answered = run.latency_s[~np.isnan(run.latency_s)]
-    p50, p99 = np.quantile(answered, (0.5, 0.99)) if len(answered) else (np.nan, np.nan)
+    completed = run.latency_s[~np.isnan(run.latency_s)]
+    p50, p99 = np.quantile(completed, (0.5, 0.99)) if len(completed) else (np.nan, np.nan)
     n = max(1, len(run.t))
 
     def share(flags: Any) -> float:
@@ -97,7 +97,7 @@ def summarise(run: Run, scale: Scale, trace: Trace, policy: str) -> RunSummary:
         p50_ms=round(1e3 * float(p50), 1),
         p99_ms=round(1e3 * float(p99), 1),
         missed=share(run.missed),
-        refused=share(run.outcome != OUTCOMES.index("answered")),
+        refused=share(run.outcome != OUTCOMES.index("completed")),
         unit_hours=round(run.unit_hours, 3),
         changes=run.starts + run.stops,
         decisions=run.decisions,

@@ -22,7 +22,7 @@ from serve_tools.simulation.traces import Trace, arrivals, requests_per_s
 KINDS = ("plain", "strict_quality", "bounded")
 """No hint; ``min_quality`` that only the accurate variant reaches; the best within a time."""
 
-OUTCOMES = ("answered", "refused", "timeout", "lost")
+OUTCOMES = ("completed", "refused", "timeout", "lost")
 """``refused``: a full queue, or no variant meets a hint; ``timeout``: it waited too long; ``lost``:
 its replica died."""
 
@@ -321,7 +321,7 @@ class Simulation:
             decoder.push(each, each.weight * each.prompts)
 
     def _decoded(self, request: SimulatedRequest) -> None:
-        self._finish(request, "answered")
+        self._finish(request, "completed")
         self._decoders[request.variant].leave(request)
 
     def _gave_up(self, request: SimulatedRequest, why: str) -> None:
@@ -343,7 +343,7 @@ class Simulation:
             raise AssertionError("a request ended twice")
         self._outcome[row] = OUTCOMES.index(outcome)
         self._accurate[row] = request.variant == ACCURATE
-        if outcome == "answered":
+        if outcome == "completed":
             self._latency[row] = self._clock.now - request.t
 
     def _all_asks(self) -> dict[tuple[int, int], RoutingQuery]:

@@ -35,7 +35,7 @@ def predict(
         minutes: simulated.
 
     Returns:
-        ``p50_ms``, ``p90_ms``, ``p99_ms`` of all responses, ``answered_share``.
+        ``p50_ms``, ``p90_ms``, ``p99_ms`` of all responses, ``completed_share``.
     """
     single = {
         name: replace(d, pool=replace(d.pool, min_replicas=1, max_replicas=1, cost=0.01))
@@ -49,13 +49,13 @@ def predict(
         replace(scale, deployments=single), trace, Fixed(), Options(seed=seed, shared_device=True)
     )
     run = simulation.run()
-    answered = run.latency_s[~np.isnan(run.latency_s)]
-    if not len(answered):
-        return {"answered_share": 0.0}
-    p50, p90, p99 = (1e3 * float(q) for q in np.quantile(answered, (0.5, 0.9, 0.99)))
+    completed = run.latency_s[~np.isnan(run.latency_s)]
+    if not len(completed):
+        return {"completed_share": 0.0}
+    p50, p90, p99 = (1e3 * float(q) for q in np.quantile(completed, (0.5, 0.9, 0.99)))
     return {
         "p50_ms": p50,
         "p90_ms": p90,
         "p99_ms": p99,
-        "answered_share": len(answered) / len(run.latency_s),
+        "completed_share": len(completed) / len(run.latency_s),
     }

@@ -44,7 +44,7 @@ def draw_cells(seed: int, width: int = 384, height: int = 320) -> CellScene:
     rng = np.random.default_rng([seed, 4711])
     radius = float(rng.uniform(7, 26))
     contrast = float(rng.choice([-1, 1]) * rng.uniform(0.06, 0.45))
-    # Later cells cover earlier ones, whose masks shrink.
+    # Later cells cover earlier ones and shrink their masks.
     owner = np.full((height, width), -1, np.int32)
     light = np.zeros((height, width))
     for index, (x, y) in enumerate(_centres(rng, radius, width, height)):

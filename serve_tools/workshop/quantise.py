@@ -200,25 +200,25 @@ def _compare(
     """Both encoders before the original's decoder, on the same images."""
     decoder = source.load_decoder(original, compute)
     samples = load_samples(effort, Limits())
-    answers: tuple[list[Prediction], list[Prediction]] = ([], [])
+    predictions: tuple[list[Prediction], list[Prediction]] = ([], [])
     for sample in samples:
         if sample.objects:
-            for encoder, answered in zip(encoders, answers, strict=True):
-                answered.append(predict_sample(encoder, decoder, sample, effort.forms))
-    if not answers[0]:
+            for encoder, predicted in zip(encoders, predictions, strict=True):
+                predicted.append(predict_sample(encoder, decoder, sample, effort.forms))
+    if not predictions[0]:
         raise QuantiseError("none of the annotated images can be used")
     cosines, overlaps = [], []
-    for first, second in zip(*answers, strict=True):
+    for first, second in zip(*predictions, strict=True):
         cosines.append(least_cosine(first.embedding.tensors, second.embedding.tensors) or 0.0)
         for masks, others in zip(first.masks, second.masks, strict=True):
             pair = [mask.array for mask in masks], [mask.array for mask in others]
             overlaps.append(mean_overlap(*pair))
     quality = [
-        mean_iou([r for one in answered for r in records_of("", one)], effort.seed)
-        for answered in answers
+        mean_iou([r for one in predicted for r in records_of("", one)], effort.seed)
+        for predicted in predictions
     ]
     means = [float(np.mean([share.value for share in kinds.values()])) for kinds in quality]
-    photo = answers[0][0].pixels
+    photo = predictions[0][0].pixels
     times = interleaved(
         {i: partial(encoder.encode_batch, [photo]) for i, encoder in enumerate(encoders)},
         repeats=effort.repeats, budget_s=effort.budget_s, seed=effort.seed,
@@ -233,6 +233,6 @@ def _compare(
         original_encode_ms=float(np.median(times[0])),
         speedup=float(np.median(ratios)),
         images=len(cosines),
-        objects=sum(len(one.sample.objects) for one in answers[0]),
+        objects=sum(len(one.sample.objects) for one in predictions[0]),
         data=samples.name,
     )

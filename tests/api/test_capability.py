@@ -181,10 +181,10 @@ def test_two_capabilities_cannot_share_a_member() -> None:
         flat = True
         text: str
 
-    with pytest.raises(ValueError, match="other: text has the member text"):
+    with pytest.raises(ValueError, match="other and text share the member text"):
         load_capabilities([]).register(Capability(task=Other, run=toy_capability.run))
 
 
 def test_a_service_without_the_capability_says_so() -> None:
     with pytest.raises(InvalidRequest, match="no capability brightness"):
-        load_capabilities([]).of(Brightness())
+        load_capabilities([])[Brightness]

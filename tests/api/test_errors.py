@@ -14,7 +14,7 @@ import pytest
 
 from serve_app.core import errors
 from serve_app.core.limits import Limits
-from serve_app.http.parsing import load_json
+from serve_app.http.body import load_json
 
 SECRET = "xyzzy-s3cret-marker"  # a part of the request that must never come back
 IMAGE = base64.b64encode(b"image").decode()

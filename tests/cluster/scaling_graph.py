@@ -14,9 +14,10 @@ import numpy as np
 from ray.serve import Application
 
 from graphs.nodes import deployed
+from serve_app.core.inference import DecodeOptions
 from serve_app.core.measurements import Profile
 from serve_app.core.settings import GraphSettings
-from serve_app.core.types import DecodeOptions, Prompt
+from serve_app.core.types import Prompt
 from serve_app.deployments.calls import RemotePredictor
 from serve_app.deployments.decoder import DecoderReplica
 from serve_app.deployments.encoder import EncoderReplica

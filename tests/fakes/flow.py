@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from serve_app.capabilities import CAPABILITIES
 from serve_app.core.capability import Capabilities
+from serve_app.core.inference import VariantInfo
 from serve_app.core.limits import Limits
 from serve_app.core.measurements import Measurements
 from serve_app.core.settings import RouterSettings
-from serve_app.core.types import VariantInfo
 from serve_app.flow.flow import SegmentationFlow
 from serve_app.images.store import ImageStore
 from serve_app.routing.dispatcher import Dispatcher

@@ -9,19 +9,15 @@ import numpy as np
 
 from serve_app.core.deadline import time_left_s
 from serve_app.core.errors import Overloaded
-from serve_app.core.types import (
-    CacheTier,
+from serve_app.core.inference import (
     Candidate,
     DecodeOptions,
-    Mask,
     Prediction,
-    Prompt,
     Proposal,
-    ProposalSource,
-    RgbArray,
     ScorerInfo,
     TextScores,
 )
+from serve_app.core.types import CacheTier, Mask, Prompt, ProposalSource, RgbArray
 
 from .masks import rectangle_mask
 

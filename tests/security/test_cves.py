@@ -24,8 +24,8 @@ from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartParser
 
 from serve_app.core.errors import ImageTooLarge, InvalidImage, WeightsUnavailable
-from serve_app.core.image_id import image_id
 from serve_app.core.limits import Limits
+from serve_app.core.request import image_id
 from serve_app.core.settings import Compute
 from serve_app.deployments.compat.environment import ray_environment
 from serve_app.embeddings.keys import embedding_key

@@ -14,7 +14,7 @@ from PIL import Image
 
 from serve_app import client
 from serve_app.capabilities import Everything, Prompts, SegmentRequest, TextQuery
-from serve_app.client import HttpService, UnexpectedAnswer, Unreachable
+from serve_app.client import HttpService, UnexpectedResponse, Unreachable
 from serve_app.core.errors import InternalError, Overloaded, SamServeError, UnknownImage
 from serve_app.core.limits import Limits
 from serve_app.core.rle import encode_rle
@@ -229,7 +229,7 @@ async def test_an_unknown_error_code_is_an_internal_error() -> None:
 )
 async def test_other_services_are_told_apart(response: httpx.Response) -> None:
     async with over(lambda _: response) as sam:
-        with pytest.raises(UnexpectedAnswer):
+        with pytest.raises(UnexpectedResponse):
             await sam.segment(SegmentRequest(image="x", task=Everything()))
 
 
@@ -242,7 +242,7 @@ async def test_masks_that_do_not_fit_the_image_are_refused(segmentation: dict[st
     body |= {"cache": "miss", "timings_ms": {}}
     body |= {"results": [{"masks": [mask | {"bbox": [0, 0, 1, 1], "area": 1}]}]}
     async with over(lambda _: httpx.Response(200, json=body)) as sam:
-        with pytest.raises(UnexpectedAnswer) as caught:
+        with pytest.raises(UnexpectedResponse) as caught:
             await sam.segment(SegmentRequest(image="x", task=Everything()))
     assert re.search("do not add up|not of the image's size", str(caught.value.__cause__))
 

@@ -58,7 +58,7 @@ async def test_the_type_and_number_of_prompts(
     image: ImageRef, task: Any, kind: str, prompts: int, images: int
 ) -> None:
     task = SegmentRequest(image="x", task=task).task
-    cost = await CAPABILITIES.of(task).cost(task, image, None)
+    cost = await CAPABILITIES[type(task)].cost(task, image, None)
     assert cost.prompt_type == kind
     assert (sum(cost.prompts), len(cost.prompts)) == (prompts, images)
     assert cost.filtered == isinstance(task, Everything)
@@ -71,7 +71,7 @@ async def test_prompts_of_both_types_are_mixed(
     image: ImageRef, prompts: list[Prompt], mixed: bool
 ) -> None:
     task = SegmentRequest(image="x", task=prompts).task
-    assert (await CAPABILITIES.of(task).cost(task, image, None)).mixed is mixed
+    assert (await CAPABILITIES[type(task)].cost(task, image, None)).mixed is mixed
 
 
 def test_a_cost_is_no_work_unless_it_is_said() -> None:

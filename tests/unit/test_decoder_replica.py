@@ -11,12 +11,9 @@ import pytest
 
 import serve_app.deployments.decoder
 from serve_app.core.errors import DeadlineExceeded
+from serve_app.core.inference import DecodeOptions
 from serve_app.core.settings import CacheSettings, EncoderSettings, VariantSettings
-from serve_app.core.types import (
-    DecodeOptions,
-    Prompt,
-    RgbArray,
-)
+from serve_app.core.types import Prompt, RgbArray
 from serve_app.deployments.calls import ImageObjectRef
 from serve_app.deployments.decoder import DecoderReplica
 from serve_app.deployments.encoder import EncoderReplica

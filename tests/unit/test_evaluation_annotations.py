@@ -72,12 +72,12 @@ class TestAnnotations:
             ({"size": [5, 5], "counts": [25]}, "size"),
             ({"size": [SIDE, SIDE], "counts": [1, 2]}, "add up"),
             ({"size": [SIDE, SIDE], "counts": [-1, SIDE * SIDE + 1]}, "negative"),
-            ({"size": [SIDE, SIDE], "counts": [1.5]}, "whole"),
+            ({"size": [SIDE, SIDE], "counts": [1.5]}, "non-negative"),
             ({"size": [SIDE, SIDE], "counts": "0"}, "add up"),
             ({"size": [SIDE, SIDE], "counts": "ü"}, "add up"),
-            ({"size": [SIDE, SIDE], "counts": "zz\x07"}, "no meaning"),
+            ({"size": [SIDE, SIDE], "counts": "zz\x07"}, "invalid character"),
             ({"size": [SIDE, SIDE], "counts": "P"}, "within a number"),
-            ({"size": [SIDE, SIDE], "counts": "P" * 99}, "no meaning"),
+            ({"size": [SIDE, SIDE], "counts": "P" * 99}, "invalid character"),
         ],
     )
     def test_bad_segmentations_say_why(self, segmentation: Any, reason: str) -> None:

@@ -25,19 +25,12 @@ from serve_app.core.errors import (
     UnknownVariant,
     WeightsUnavailable,
 )
-from serve_app.core.image_id import image_id
+from serve_app.core.inference import Prediction
 from serve_app.core.limits import Limits
 from serve_app.core.measurements import Additive, Escalation, Measurements, Point, Profile, Steps
-from serve_app.core.request import Task
+from serve_app.core.request import Task, image_id
 from serve_app.core.settings import RouterSettings
-from serve_app.core.types import (
-    CacheTier,
-    Mask,
-    Prediction,
-    Prompt,
-    ProposalSource,
-    RgbArray,
-)
+from serve_app.core.types import CacheTier, Mask, Prompt, ProposalSource, RgbArray
 from serve_app.flow.flow import _minus_network_margin, _respond_by
 
 from ..clocks import VirtualTime

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from serve_app.core.errors import UnknownImage
-from serve_app.core.image_id import image_id, parse_image_id
+from serve_app.core.request import image_id, parse_image_id
 
 
 def test_the_shape_is_part_of_the_name() -> None:

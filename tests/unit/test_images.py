@@ -345,7 +345,7 @@ def test_caller_arrays_have_limits_too() -> None:
 
 def test_the_ingress_gets_no_torch_from_these_modules() -> None:
     code = (
-        "import sys, serve_app.images.decode, serve_app.masks.operations, serve_app.core.image_id;"
+        "import sys, serve_app.images.decode, serve_app.masks.operations, serve_app.core.request;"
         "sys.exit(any(m in sys.modules for m in ('torch', 'ray', 'fastapi')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -16,10 +16,11 @@ import yaml
 from PIL import Image
 
 from serve_app.__main__ import main
+from serve_app.core.inference import DecodeJob
 from serve_app.core.measurements import Agreement, MeasurementsFile, Share
 from serve_app.core.rle import encode_rle
 from serve_app.core.settings import Compute, GraphSettings
-from serve_app.core.types import BoolArray, DecodeJob, Mask, Prompt, RgbArray
+from serve_app.core.types import BoolArray, Mask, Prompt, RgbArray
 from serve_app.engines.family import ReferenceModel
 from serve_tools.profiling import probe as probing
 from serve_tools.profiling import runner
@@ -111,7 +112,7 @@ def test_a_probe_of_a_cold_start_ends_after_its_first_masks(
 def test_a_probe_measures_all_that_was_asked(source: Source) -> None:
     *others, last = probed(TINY, source)
     assert [event.kind for event in others] == ["first", "progress", "progress", "progress"]
-    answer = last.answer
+    answer = last.result
     assert answer is not None
     assert {n: len(ms) for n, ms in answer.encode_ms.items()} == {1: 2, 2: 2}
     assert {n: len(ms) for n, ms in answer.decode_ms.items()} == {1: 2, 3: 2}
@@ -224,7 +225,7 @@ def test_annotated_images_that_do_not_fit_are_left_out(
     effort = TINY.model_copy(
         update={"images_dir": str(tmp_path), "annotations": str(annotate(tmp_path)), "images": 9}
     )
-    answer = probed(effort, source)[-1].answer
+    answer = probed(effort, source)[-1].result
     assert answer is not None
     assert (answer.data.name, answer.data.images, answer.data.objects) == ("instances.json", 2, 4)
     assert answer.data.sha256 is not None
@@ -301,7 +302,7 @@ GOOD = (
     "import json; asked = json.loads(asked)\n"
     f"print({FIRST!r})\n"
     "if asked['effort']: "
-    f"print({ProbeEvent(kind='answer', answer=ANSWER).model_dump_json()!r})"
+    f"print({ProbeEvent(kind='result', result=ANSWER).model_dump_json()!r})"
 )
 BROKEN_ACCURATE = GOOD.replace(
     "\nprint", "\nif asked['variant'] == 'accurate': sys.exit(1)\nprint", 1

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from serve_app.core.errors import ImageTooLarge, InvalidImage, UnknownImage
-from serve_app.core.image_id import image_id
 from serve_app.core.limits import Limits
+from serve_app.core.request import image_id
 from serve_app.core.types import RgbArray
 from serve_app.images import store as images
 from serve_app.images.decode import DecodedImage

@@ -5,17 +5,19 @@ from __future__ import annotations
 from serve_app.capabilities.prompts.wire import Prompts
 from serve_app.core.capability import Capability, Context, Cost, Image, Outcome
 from serve_app.core.errors import InvalidPrompt
+from serve_app.core.inference import DecodeOptions
 from serve_app.core.ports import TextScorer
-from serve_app.core.types import DecodeOptions, PromptResult
+from serve_app.core.types import PromptResult
 
 
 async def cost(task: Prompts, image: Image, scorer: TextScorer | None) -> Cost:
     """As many prompts as there are; the type is that of most of them."""
+    count = len(task.prompts)
     boxes = sum(prompt.box is not None for prompt in task.prompts)
     return Cost(
-        prompts=(task.size,),
-        prompt_type="box" if boxes * 2 >= task.size else "point",
-        mixed=0 < boxes < task.size,
+        prompts=(count,),
+        prompt_type="box" if boxes * 2 >= count else "point",
+        mixed=0 < boxes < count,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from pydantic.fields import FieldInfo
 
 from serve_app.core.errors import InvalidPrompt, InvalidRequest, TooManyPrompts
@@ -16,10 +16,21 @@ from serve_app.core.wire import AtMost, as_tuple, fault
 _SINGLE = ("point_coords", "point_labels", "box", "mask_input")
 
 
-def _not_empty(prompts: tuple[Prompt, ...]) -> tuple[Prompt, ...]:
+def _checked(prompts: tuple[Prompt, ...], info: ValidationInfo) -> tuple[Prompt, ...]:
     if not prompts:
         raise fault(InvalidPrompt.code, "prompts must hold at least one prompt")
+    if isinstance(info.context, Limits) and (message := _too_many_points(prompts, info.context)):
+        raise fault(TooManyPrompts.code, message)
     return prompts
+
+
+def _too_many_points(prompts: tuple[Prompt, ...], limits: Limits) -> str | None:
+    points = 0
+    for prompt in prompts:
+        points += 0 if prompt.point_coords is None else len(prompt.point_coords)
+    if points > limits.max_total_points:
+        return f"{points} points, but the limit is {limits.max_total_points}"
+    return None
 
 
 class Prompts(Task):
@@ -28,10 +39,11 @@ class Prompts(Task):
     name = "prompts"
     flat = True
     error = InvalidPrompt
+    requested_by = frozenset({"prompts", *_SINGLE})
 
     prompts: Annotated[
         tuple[Prompt, ...],
-        AfterValidator(_not_empty),
+        AfterValidator(_checked),
         AtMost("max_prompts", "prompts"),
         BeforeValidator(as_tuple),
     ] = Field(description="objects to segment; each has its own result")
@@ -50,10 +62,6 @@ class Prompts(Task):
         return {**super().members(), **single, "multimask_output": (bool | None, default)}
 
     @classmethod
-    def requested_by(cls, members: Members) -> bool:
-        return any(name in members for name in ("prompts", *_SINGLE))
-
-    @classmethod
     def from_members(cls, members: Members, limits: Limits) -> Self:
         multimask = members.get("multimask_output")
         if multimask is not None and not isinstance(multimask, bool):
@@ -61,7 +69,7 @@ class Prompts(Task):
         given = [name for name in _SINGLE if name in members]
         if "prompts" not in members:
             single = {"multimask_output": multimask, **{name: members[name] for name in given}}
-            return cls(prompts=(Prompt.parse(single, limits),))
+            return cls.parse({"prompts": (Prompt.parse(single, limits),)}, limits)
         if given:
             raise InvalidRequest("give either prompts or a single prompt's members")
         items = members["prompts"]
@@ -97,13 +105,9 @@ class Prompts(Task):
         return super().coerce(value)
 
     def within(self, limits: Limits) -> Self:
-        within = super().within(limits)
-        points = sum(len(p.point_coords) for p in self.prompts if p.point_coords is not None)
-        if points > limits.max_total_points:
-            raise TooManyPrompts(
-                f"{points} points, but the limit is {limits.max_total_points}", "prompts"
-            )
-        return within
+        if message := _too_many_points(self.prompts, limits):
+            raise TooManyPrompts(message, "prompts")
+        return super().within(limits)
 
 
 def _with_default(prompt: Any, multimask: bool) -> Any:

@@ -119,7 +119,7 @@ class VariantSettings(Strict):
     )
     reference: str | None = Field(
         None,
-        description="a variant whose embeddings and masks this one should reproduce, such as its "
+        description="the variant with the embeddings and masks to reproduce, such as its "
         "full-precision original, which also serves its requests where it is unavailable; null: "
         "the model's own library",
     )

@@ -70,8 +70,8 @@ class MeasurementsSettings(Strict):
     )
     trust_host: bool = Field(
         False,
-        description="use measurements of another host: for a cluster whose replicas run on nodes "
-        "of another kind than the one that builds the graph",
+        description="use measurements of another host: for a cluster with replicas on nodes of "
+        "another kind than the one that builds the graph",
     )
 
 

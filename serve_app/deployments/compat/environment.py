@@ -1,4 +1,4 @@
-"""Ray's environment variables for a service on one machine, and its HAProxy made safe for that.
+"""Ray's environment variables for a service on one machine, and corrections to its HAProxy.
 
 docs/deploy.md explains each variable and says which to take over for a cluster.
 """
@@ -88,8 +88,8 @@ _ID_RULE = (
 def whole_environment(folder: Path) -> dict[str, str]:
     """This process' environment with `ray_environment` and the user's own token.
 
-    Variables that are set already are kept, except for another HAProxy: that is run by the
-    program that corrects its configuration.
+    Variables that are already set are kept, except for another HAProxy: it is run by the wrapper
+    that corrects its configuration.
     """
     switches = ray_environment(folder)
     if token := users_token():
@@ -102,8 +102,8 @@ def whole_environment(folder: Path) -> dict[str, str]:
 def users_token() -> dict[str, str]:
     """The variable for Ray's token of this user, a file that is created if it is missing.
 
-    It is the file where Ray itself looks, so only the user who runs the service can call it from
-    Python.  Empty if the environment sets a token.
+    Ray reads the same file, so only the user of the service's processes can call it from Python.
+    Empty if the environment sets a token.
     """
     if os.environ.keys() & set(_TOKENS):
         return {}
@@ -140,7 +140,7 @@ def ray_environment(folder: Path) -> dict[str, str]:
         "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
         "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**30),
     }
-    if sys.platform == "linux":  # Ray brings HAProxy for Linux alone
+    if sys.platform == "linux":  # Ray includes HAProxy for Linux only
         switches |= {
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_HAPROXY_NBTHREAD": "1",

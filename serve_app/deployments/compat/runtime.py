@@ -22,7 +22,7 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.deployments.compat import inventory
 
 _GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-"""Status of a call over gRPC whose replica dies or closes its server."""
+"""Status of a gRPC call if its replica dies or closes its server."""
 
 
 def serve_logger() -> logging.Logger:
@@ -41,7 +41,7 @@ def is_request_span(name: str) -> bool:
 
 
 def by_reference(handle: DeploymentHandle[Any], method_name: str) -> DeploymentHandle[Any]:
-    """A handle whose calls are actor calls even if Serve uses gRPC between replicas.
+    """A handle that makes actor calls even if Serve uses gRPC between replicas.
 
     Messages over gRPC are limited in size, and object references inside them would never be
     released.

@@ -7,15 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from serve_app.core.inference import Candidate
 from serve_app.core.rle import decode_rle
-from serve_app.core.types import Candidate, RgbArray
+from serve_app.core.types import RgbArray
 
 CONTEXT = 0.1
-"""Added on each side of the box, in shares of its longer side."""
+"""Margin on each side of the box, as a share of its longer side."""
 
 
 def mean_colour(mean: Sequence[float]) -> tuple[int, int, int]:
-    """The RGB colour that a model with preprocessing mean ``mean`` (0-1) sees as zero."""
+    """The RGB colour that preprocessing with this ``mean`` (0-1) maps to zero."""
     r, g, b = (round(255 * v) for v in mean)
     return r, g, b
 
@@ -23,15 +24,15 @@ def mean_colour(mean: Sequence[float]) -> tuple[int, int, int]:
 def masked_crop(
     pixels: RgbArray, candidate: Candidate, side: int, fill: tuple[int, int, int]
 ) -> RgbArray:
-    """A candidate alone on an even ground, as a ``(side, side, 3) uint8`` RGB square.
+    """Crop a candidate on a uniform background: a ``(side, side, 3) uint8`` RGB square.
 
     The square is centred on the candidate's box and wider than its longer side by twice
-    `CONTEXT`, so the aspect ratio is preserved.  All outside the mask or the image is
-    ``fill``; without a mask the surroundings stay visible.
+    `CONTEXT`, so the aspect ratio is preserved.  Pixels outside the mask or the image
+    are ``fill``; without a mask the surroundings stay visible.
 
     Args:
         pixels: ``(H, W, 3) uint8``, the upright image.
-        candidate: its box, and its mask of the image's full size where known.
+        candidate: its box, and its mask at the image's full size, if known.
         side: of the result in pixels.
         fill: RGB, best the model's `mean_colour`.
     """

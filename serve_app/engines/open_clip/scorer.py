@@ -1,4 +1,4 @@
-"""The ``open_clip`` engine: crops of the candidates against texts, by an OpenCLIP model.
+"""The ``open_clip`` engine: compares crops of the candidates with texts by an OpenCLIP model.
 
 Sources: Radford et al., "Learning Transferable Visual Models From Natural Language
 Supervision", 2021, for templates and the softmax over texts; the ``open-clip-torch`` library.
@@ -16,14 +16,9 @@ import torch
 from torch import Tensor
 
 from serve_app.core.errors import WeightsUnavailable
+from serve_app.core.inference import Candidate, ScorerInfo, TextScores
 from serve_app.core.settings import Compute, OpenClipSettings
-from serve_app.core.types import (
-    Candidate,
-    Float32Array,
-    RgbArray,
-    ScorerInfo,
-    TextScores,
-)
+from serve_app.core.types import Float32Array, RgbArray
 from serve_app.engines.devices import apply_compute, torch_dtype, use_threads
 from serve_app.engines.open_clip.crops import masked_crop, mean_colour
 from serve_app.engines.open_clip.weights import find_weights
@@ -34,14 +29,13 @@ _EMPTY_WORDS = frozenset({"a", "an", "the"})
 
 
 class OpenClipScorer:
-    """Scores the look of candidates against texts.
+    """Scores the appearance of candidates against texts.
 
     A candidate's crop (`masked_crop`) and each text, as the mean over the templates, are
     embedded; the score is the text's share in the softmax, at the model's own temperature, over
-    the text and the negatives: the probability that the text names the crop, were one of them
-    to.  It does not depend on the other texts of a request.  At the documented threshold of
-    0.5 the text must outweigh all negatives together.  A negative that is the text itself, or a
-    kind of it (all its words and more), is not counted.
+    the text and the negatives.  It does not depend on the other texts of a request.  At the default
+    threshold of 0.5 the text must outweigh all negatives together.  A negative that contains all
+    words of the text is ignored.
 
     Args:
         settings: the model, templates, negatives and threshold.
@@ -49,8 +43,8 @@ class OpenClipScorer:
         offline: use only the local cache of the hub.
 
     Raises:
-        WeightsUnavailable: the architecture is unknown, or weights are not found, not
-            safetensors, of another hash than configured, or do not fit.
+        WeightsUnavailable: the architecture is unknown, or weights are missing, not
+            safetensors, have another hash than configured, or do not fit the architecture.
     """
 
     def __init__(self, settings: OpenClipSettings, compute: Compute, offline: bool = False) -> None:
@@ -163,7 +157,7 @@ def _load(settings: OpenClipSettings, compute: Compute, offline: bool) -> tuple[
             weights_only=True,
         )
         tokenizer = open_clip.get_tokenizer(architecture)
-    # Libraries beneath raise what they like where a file does not fit its architecture.
+    # The libraries raise exceptions of many types if a file does not fit its architecture.
     except Exception as exc:
         raise WeightsUnavailable("the OpenCLIP weights do not load into that architecture") from exc
     return model.eval(), tokenizer

@@ -1,4 +1,4 @@
-"""Where an OpenCLIP model's weights are: a local safetensors file, or a tag's on the hub.
+"""Finds an OpenCLIP model's weights: a local safetensors file, or a tag's on the hub.
 
 Only safetensors files are loaded: they hold tensors and nothing that could run.
 """
@@ -70,7 +70,7 @@ def _from_hub(tag: dict[str, Any], offline: bool) -> Path:
     name = _probe(repository, names)
     try:
         return Path(hf_hub_download(repository, name))
-    # The client's errors differ by its version and by what failed beneath it.
+    # The client's exception types differ by its version and by the cause.
     except Exception as exc:
         raise WeightsUnavailable("the OpenCLIP weights could not be fetched from the hub") from exc
 

@@ -10,11 +10,11 @@ from typing import Any, cast
 
 @contextmanager
 def telemetry_hidden() -> Iterator[None]:
-    """Hide the package ``openvino_telemetry`` from what is imported inside.
+    """Hide the package ``openvino_telemetry`` from imports inside the block.
 
-    OpenVINO and NNCF report their use to their makers when they find that package, which is
-    installed with OpenVINO; when they do not, they use a stub.  They decide at import.  A process
-    that has already imported the package keeps it.
+    OpenVINO and NNCF send usage reports if they can import that package, which is installed with
+    OpenVINO; otherwise they use a stub.  They decide at import.  Has no effect in a process that
+    has already imported the package.
     """
     name = "openvino_telemetry"
     modules = cast(dict[str, Any], sys.modules)

@@ -1,4 +1,4 @@
-"""Networks on a CPU by OpenVINO: one core per process, graphs compiled one way and saved."""
+"""Runs networks on a CPU with OpenVINO; compiles graphs and saves them on disk."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def cpu_options(threads: int, dtype: Literal["float32", "bfloat16"] = "float32")
 
     Args:
         threads: CPU threads of a pass.
-        dtype: precision of the arithmetic of what is not quantized.
+        dtype: precision of the layers that are not quantized.
     """
     return {
         "PERFORMANCE_HINT": "LATENCY",
@@ -55,8 +55,8 @@ def load_or_build_graph(folder: Path, build: Callable[[], ov.Model]) -> ov.Model
     A folder that cannot be written is logged, and the built graph is returned.
 
     Args:
-        folder: named by a hash of all that the graph depends on (`graph_name`).
-        build: makes the graph.
+        folder: named by a hash of the graph's inputs (`graph_name`).
+        build: builds the graph.
     """
     try:
         return _read(folder)
@@ -74,12 +74,12 @@ def load_or_build_graph(folder: Path, build: Callable[[], ov.Model]) -> ov.Model
 
 
 def graph_name(parts: Sequence[str], code: Path, packages: Sequence[str]) -> str:
-    """A hash of what a graph depends on, as a folder name.
+    """A hash of everything that a graph depends on, as a folder name.
 
     Args:
         parts: such as the hash of its weights.
         code: the source file that builds it.
-        packages: installed packages whose version matters, apart from openvino.
+        packages: installed packages that it depends on, besides openvino.
     """
     lines = [*parts, hashlib.sha256(code.read_bytes()).hexdigest()]
     lines += [f"{package}=={version(package)}" for package in ("openvino", *packages)]
@@ -90,7 +90,7 @@ def _read(folder: Path) -> ov.Model:
     """Read a saved graph.
 
     Raises:
-        OSError, ValueError, RuntimeError: its files are missing or not those that were written.
+        OSError, ValueError, RuntimeError: its files are missing or damaged.
     """
     if (folder / _SUM).read_text("ascii") != _checksum(folder):
         raise ValueError("a saved graph is damaged")
@@ -122,14 +122,14 @@ def _save(model: ov.Model, folder: Path) -> None:
 
 
 class Network:
-    """A compiled network: blocking; several threads may call it at once.
+    """A compiled network: blocking and thread-safe.
 
     Each thread has its own inference requests, since a request owns the memory of its outputs.
 
     Args:
         model: a graph, or the path of a saved one (``.xml`` beside its ``.bin``).
         threads: CPU threads of a pass.
-        dtype: precision of the arithmetic of what is not quantized.
+        dtype: precision of the layers that are not quantized.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class Network:
     def specialize(self, shapes: Sequence[tuple[int, ...]]) -> None:
         """Also compile for exactly these shapes of the inputs: such passes are faster.
 
-        Before the first call, and only for a network that was made of a graph, not of a path.
+        Call it before the first pass, and only for a network made from a graph, not from a path.
         """
         model = self._model.clone()
         model.reshape({i: list(shape) for i, shape in enumerate(shapes)})

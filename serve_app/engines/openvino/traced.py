@@ -41,13 +41,13 @@ class Graphs:
         shapes: Sequence[Shape],
         free: Sequence[Shape],
     ) -> openvino.Model:
-        """A module as a graph; traced if there is no saved one.
+        """Convert a module to a graph, or read the saved one.
 
         Args:
-            kind: the module's class, whose source file holds all of its code.
-            build: makes the module, whose inputs are float32 tensors.
+            kind: the module's class; its source file must contain all of its code.
+            build: builds the module; its inputs are float32 tensors.
             shapes: example shapes of the inputs.
-            free: the axes of each input whose length varies.
+            free: the axes of variable length, for each input.
         """
         if self._folder is None:
             return _trace(build(), shapes, free)

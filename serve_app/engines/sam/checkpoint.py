@@ -1,7 +1,7 @@
 """Reading verified checkpoints, under the parameter names of `serve_app.engines.sam.model`.
 
-A module of its own, since a process that runs a saved or hand-written graph needs neither
-`segment_anything` nor timm, whose imports take seconds.
+A separate module, because a process that runs a saved or hand-written graph needs neither
+`segment_anything` nor timm, and importing them takes seconds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ENCODER_PREFIX = "image_encoder."
 
 
 def read_checkpoint(architecture: str, checkpoint: Path) -> Mapping[str, Tensor]:
-    """The tensors of a checkpoint, which the caller has verified by its hash.
+    """The tensors of a checkpoint; the caller has verified its hash.
 
     The file is mapped into memory: unused tensors are never read.
     """
@@ -38,7 +38,7 @@ _RENAMES = (
 
 
 def _rename_mobile_sam(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """MobileSAM's parameter names as timm's: timm counts a downsampling to the next stage."""
+    """Rename MobileSAM's parameters as in timm, which puts a downsampling into the next stage."""
     renamed = {}
     for key, value in state.items():
         if key.startswith(("image_encoder.head.", "image_encoder.norm_head.")):

@@ -12,8 +12,9 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
+from serve_app.core.inference import DecodeJob, Embedding
 from serve_app.core.settings import Compute
-from serve_app.core.types import DecodeJob, Embedding, Mask
+from serve_app.core.types import Mask
 from serve_app.engines.devices import as_tensor, torch_dtype, use_threads
 from serve_app.engines.sam.frame import Frame
 from serve_app.engines.sam.postprocess import choose, postprocess_masks
@@ -25,10 +26,10 @@ from serve_app.engines.sam.two_way import ImageSide
 _SINGLE, _MULTI = (0,), (1, 2, 3)
 
 _MAX_PENDING = 32
-"""Prompts of a batch whose logits may wait for postprocessing, 0.75 MB each."""
+"""Maximum prompts of a batch with logits queued for postprocessing, 0.75 MB each."""
 
 _SIDES = 4
-"""Images whose first layer is cached, 10 MB each in single precision."""
+"""Images with a cached first layer, 10 MB each in single precision."""
 
 
 class SamDecoder:
@@ -43,7 +44,7 @@ class SamDecoder:
             sam: with or without its encoder.
             compute: device, dtype and threads.
             graphs: the folder where traced graphs are saved; None: not saved.
-            weights: the weights' hash, under which they are saved.
+            weights: hash of the weights, the key of the saved graphs.
         """
         self._device = torch.device(compute.device)
         self._dtype = torch_dtype(compute.dtype)
@@ -54,7 +55,7 @@ class SamDecoder:
         self._no_mask = self._prompts.no_mask_embed.weight[0][:, None, None].to(self._dtype)
         self._stages: Stages
         if self._device.type == "cpu" and self._dtype is torch.float32:
-            # A machine with GPUs alone needs no OpenVINO.
+            # Imported here: GPU engines do not need OpenVINO.
             from serve_app.engines.openvino.traced import Graphs
             from serve_app.engines.sam.stages_openvino import OpenVinoStages
 
@@ -71,7 +72,7 @@ class SamDecoder:
 
     @torch.inference_mode()
     def decode_batch(self, jobs: Sequence[DecodeJob]) -> list[tuple[Mask, ...]]:
-        """Masks for each job at its image's full size; each as if decoded alone."""
+        """Masks for each job at its image's full size; independent of the batch's other jobs."""
         use_threads(self._torch_threads)
         done: dict[int, Future[tuple[Mask, ...]]] = {}
         pending: deque[Future[tuple[Mask, ...]]] = deque()
@@ -107,7 +108,7 @@ class SamDecoder:
         return ImageSide(*(torch.cat(parts) for parts in zip(*sides, strict=True)))
 
     def _image_side(self, job: DecodeJob) -> ImageSide:
-        """The first layer's image side, cached for the images used last."""
+        """The first layer's image side, cached for the most recently used images."""
         mask_input = job.prompt.mask_input
         if mask_input is not None:
             mask = as_tensor(mask_input)[None, None].to(self._device)

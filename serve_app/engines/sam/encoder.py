@@ -12,8 +12,9 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
+from serve_app.core.inference import Embedding
 from serve_app.core.settings import Compute
-from serve_app.core.types import Embedding, RgbArray
+from serve_app.core.types import RgbArray
 from serve_app.engines.devices import torch_dtype, use_threads
 from serve_app.engines.sam.frame import Frame, as_input
 
@@ -27,9 +28,9 @@ class SamEncoder:
     a GPU in half precision (bfloat16 has no numpy type).
 
     Args:
-        sam: whose encoder is taken.
+        sam: the model that contains the encoder.
         compute: device, dtype, threads.
-        compiled: by ``torch.compile``, which needs a C++ compiler (on GPUs Triton): the first
+        compiled: use ``torch.compile``, which needs a C++ compiler (on GPUs Triton); the first
             pass of each of `batch_sizes` takes up to minutes.  On GPUs each becomes a CUDA graph.
     """
 
@@ -38,7 +39,7 @@ class SamEncoder:
         self._dtype = torch_dtype(compute.dtype)
         self._threads = compute.threads
         self._compiled = compiled
-        # Channels last is what the convolutions of both CPU and GPU kernels want.
+        # Convolutions are fastest in channels-last format, on CPUs and GPUs.
         encoder = sam.image_encoder.to(self._device, self._dtype, memory_format=torch.channels_last)
         self._run: Run = compiled_pass(encoder, self._device) if compiled else encoder
         self._mean = sam.pixel_mean.flatten().cpu().numpy()
@@ -51,7 +52,7 @@ class SamEncoder:
         frames = [Frame.of(image.shape[0], image.shape[1], "pad").resize(image) for image in images]
         inputs = torch.from_numpy(np.stack([as_input(f, self._mean, self._std) for f in frames]))
         if self._compiled:
-            # To the next size that is compiled; what is computed for nothing is cut off below.
+            # Pad to the next compiled batch size; the padding is removed below.
             padded = inputs.new_zeros((batch_sizes(len(images))[-1], *inputs.shape[1:]))
             padded[: len(images)] = inputs
             inputs = padded
@@ -67,16 +68,16 @@ class SamEncoder:
 
 
 def batch_sizes(most: int) -> tuple[int, ...]:
-    """The sizes that a compiled encoder knows for batches of up to ``most``: powers of two."""
+    """The batch sizes that are compiled for batches of up to ``most``: powers of two."""
     return tuple(2**n for n in range((most - 1).bit_length() + 1))
 
 
 def compiled_pass(encoder: torch.nn.Module, device: torch.device) -> Run:
-    """The encoder by `torch.compile`; on GPUs as a CUDA graph for each size of a batch."""
+    """Compile the encoder with `torch.compile`; on GPUs with a CUDA graph per batch size."""
     if device.type == "cpu":
         return torch.compile(encoder, dynamic=False, options={"freezing": True})
-    # Ours instead of torch's own graphs: those may only be replayed by the thread that made them,
-    # and a replica warms up in another one than it works in.
+    # Not torch's own graphs: only the thread that captured them may replay them, and a replica
+    # warms up in another thread than the one that runs its passes.
     tuned = torch.compile(encoder, dynamic=False, mode="max-autotune-no-cudagraphs")
     return _Graphs(tuned)
 
@@ -97,7 +98,7 @@ class _Graphs:
         self._lock = threading.Lock()
 
     def __call__(self, x: Tensor) -> Tensor:
-        # A graph's inputs and outputs lie where they lay: one call at a time.
+        # A graph has fixed input and output buffers: one call at a time.
         with self._lock:
             if len(x) not in self._captured:
                 self._captured[len(x)] = self._capture(x)
@@ -111,7 +112,7 @@ class _Graphs:
         side: Any = torch.cuda.Stream(x.device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(x.device))
         with torch.cuda.stream(side):
-            for _ in range(3):  # compiles and chooses kernels, none of which may be captured
+            for _ in range(3):  # compiles and tunes kernels, which must not be captured
                 self._module(inputs)
         torch.cuda.current_stream(x.device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()

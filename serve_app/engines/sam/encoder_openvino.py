@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import openvino as ov
 
+from serve_app.core.inference import Embedding
 from serve_app.core.settings import Compute
-from serve_app.core.types import Embedding, Float32Array, RgbArray
+from serve_app.core.types import Float32Array, RgbArray
 from serve_app.engines.openvino.runtime import Network, graph_name, load_or_build_graph
 from serve_app.engines.sam import tiny_vit_openvino
 from serve_app.engines.sam.frame import Frame, as_input
@@ -44,7 +45,7 @@ class OpenVinoEncoder:
 
 
 def model_input(image: RgbArray) -> Float32Array:
-    """An upright ``(H, W, 3) uint8`` image as the encoder takes it: ``(1, 3, 1024, 1024)``."""
+    """An upright ``(H, W, 3) uint8`` image as the encoder's input: ``(1, 3, 1024, 1024)``."""
     resized = Frame.of(image.shape[0], image.shape[1], "pad").resize(image)
     return as_input(resized, _MEAN, _STD)[None]
 

@@ -1,7 +1,6 @@
 """Mapping between an image's pixels and a model's square input of 1024 x 1024.
 
-`Frame` knows both resize modes (`serve_app.core.geometry.ResizeMode`), so that prompts and masks
-are mapped in one place.
+`Frame` implements both resize modes (`serve_app.core.geometry.ResizeMode`) for prompts and masks.
 """
 
 from __future__ import annotations
@@ -78,7 +77,7 @@ class Frame:
         return rows, columns
 
     def _side_weights(self, pixels: int, inputs: int) -> Tensor:
-        # Only decoders need torch, whose import takes seconds.
+        # Importing torch takes seconds, and only decoders need it.
         import torch
         from torch.nn import functional as F
 

@@ -1,8 +1,8 @@
 """Building SAM's modules and loading verified checkpoints into them.
 
 ``vit_b``, ``vit_l`` and ``vit_h`` are `segment_anything`'s own.  ``vit_t`` (MobileSAM, Zhang et
-al. 2023) is the same prompt encoder and mask decoder behind a TinyViT-5M, which timm carries;
-no code of the MobileSAM repository is needed.
+al. 2023) has the same prompt encoder and mask decoder, with timm's TinyViT-5M as image
+encoder; no code of the MobileSAM repository is needed.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ IMAGE_SIZE = 1024
 
 
 class ChannelNorm(nn.LayerNorm):
-    """The neck's norm over channels, that also works in half precision.
+    """The neck's norm over channels, usable in half precision.
 
-    `segment_anything`'s own ``LayerNorm2d`` squares its input, and MobileSAM's neck has
-    values above 256, whose squares overflow float16.  Torch's LayerNorm sums in float32.
+    `segment_anything`'s own ``LayerNorm2d`` squares its input.  MobileSAM's neck has values
+    above 256; their squares overflow float16.  Torch's LayerNorm sums in float32.
 
     `forward` takes and returns ``(B, C, H, W)``.
     """
@@ -41,14 +41,14 @@ class ChannelNorm(nn.LayerNorm):
 class TinyVitEncoder(nn.Module):
     """MobileSAM's image encoder: TinyViT-5M at stride 16, and SAM's neck.
 
-    Args of `forward`: ``(B, 3, 1024, 1024)`` normalised RGB; answers ``(B, 256, 64, 64)``.
+    Args of `forward`: ``(B, 3, 1024, 1024)`` normalised RGB; returns ``(B, 256, 64, 64)``.
     """
 
     img_size = IMAGE_SIZE
 
     def __init__(self) -> None:
         super().__init__()
-        # Only the encoder's process needs timm, whose import takes seconds.
+        # Importing timm takes seconds, and only the encoder's process needs it.
         import timm
 
         backbone: Any = timm.create_model("tiny_vit_5m_224", pretrained=False, num_classes=0)
@@ -96,7 +96,7 @@ def build_sam(architecture: str, with_encoder: bool = True) -> Sam:
 
 
 def load_sam(architecture: str, checkpoint: Path, with_encoder: bool = True) -> Sam:
-    """A SAM with the weights of a checkpoint, which the caller has verified by its hash.
+    """A SAM with the weights of a checkpoint; the caller has verified its hash.
 
     The file is mapped into memory: without the encoder its weights are never read.
     """

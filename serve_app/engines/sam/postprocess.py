@@ -1,4 +1,4 @@
-"""From low-resolution logits to the masks that are returned; shared by SAM and SAM 2."""
+"""Converts low-resolution logits to full-size masks; shared by SAM and SAM 2."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
+from serve_app.core.inference import DecodeJob, DecodeOptions
 from serve_app.core.rle import encode_part
-from serve_app.core.types import DecodeJob, DecodeOptions, Mask
+from serve_app.core.types import Mask
 from serve_app.engines.sam.frame import Frame
 from serve_app.engines.sam.threshold import threshold_mask
 
@@ -50,8 +51,8 @@ def postprocess_masks(
     results = []
     for low_res, score in zip(logits.cpu().numpy(), scores.tolist(), strict=True):
         part = threshold_mask(low_res, frame, options.stability_score_offset)
-        # IoU of the masks at both thresholds, one of which contains the other.  0 if both are
-        # empty: so stability_score_thresh drops an empty mask, as it drops segment_anything's NaN.
+        # IoU of the nested masks at both thresholds.  0 if both are empty, so that
+        # stability_score_thresh drops an empty mask; segment_anything drops it as a NaN.
         stability = part.inner / max(part.outer, 1)
         threshold = options.stability_score_thresh
         if threshold is not None and stability < threshold:

@@ -16,7 +16,7 @@ Attended = tuple[Tensor, Tensor, Tensor]
 """Predicted IoU, mask weights and image positions, as `TwoWay` returns them."""
 
 MASKS = 3
-"""Masks upscaled of each prompt: three cost hardly more than one, and one shape is compiled."""
+"""Masks upscaled per prompt, always three: it costs little more, and one shape is compiled."""
 
 
 class Stages(Protocol):
@@ -39,15 +39,15 @@ class Stages(Protocol):
         ...
 
     def upscale(self, keys: Tensor, weights: Tensor) -> Tensor:
-        """As `Upscale`, of `MASKS` masks each; valid as long as the result of `attend`."""
+        """As `Upscale`, of `MASKS` masks each; valid until the same thread's next call."""
         ...
 
 
 class TorchStages:
     """Eager torch.
 
-    On a GPU many prompts fill the device, whatever their images; on a CPU a second prompt's
-    activations (4 MiB each) would only push the first one's out of the cache.
+    On a GPU a chunk has many prompts, of any images.  On a CPU it has one: a second prompt's
+    activations (4 MiB each) would evict the first one's from the CPU cache.
     """
 
     def __init__(self, decoder: MaskDecoder, image_pe: Tensor) -> None:

@@ -1,11 +1,11 @@
 """Full-size masks from low-resolution logits, at a cost proportional to the mask's own extent.
 
-Every pixel of the full-size logits is a weighted mean of a few low-resolution cells.  So pixels
-whose cells are all below the lowest threshold are outside the mask, and are never computed: most
-masks are far smaller than their image.
+Every pixel of the full-size logits is a weighted mean of a few low-resolution cells.  If all these
+cells are below the lowest threshold, the pixel is outside the mask and is not computed.  Most masks
+are far smaller than their image.
 
 A block of neighbouring pixels depends on few cells, so it is a small matrix product: too small for
-BLAS to use threads of its own, which would spin on the cores that the decoder's next pass needs.
+BLAS to start threads, which would compete with the decoder's next pass for the cores.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from serve_app.core.types import BoolArray, Float32Array
 from serve_app.engines.sam.frame import Frame
 
 _PRODUCT = 1 << 18
-"""Multiplications of one matrix product: OpenBLAS runs it in the calling thread, without others."""
+"""Maximum multiplications of one matrix product that OpenBLAS runs in the calling thread only."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,7 +41,7 @@ class _Axis:
 
     @classmethod
     def of(cls, weights: Float32Array) -> _Axis:
-        """From ``(pixels, 256)`` weights, of which a few neighbours in each row are not zero."""
+        """From ``(pixels, 256)`` weights, with a few neighbouring non-zero values in each row."""
         seen = weights != 0
         first = seen.argmax(axis=1)
         last = seen.shape[1] - 1 - seen[:, ::-1].argmax(axis=1)
@@ -62,7 +62,7 @@ class _Axis:
         return slice(int(self.first[pixels.start]), int(self.last[pixels.stop - 1]) + 1)
 
     def blocks(self, pixels: slice, values: int) -> Iterator[slice]:
-        """Pixels in parts whose product with ``values`` columns is at most `_PRODUCT`."""
+        """Split pixels so that each product with ``values`` columns is at most `_PRODUCT`."""
         cells = self.cells(pixels)
         density = (cells.stop - cells.start) / (pixels.stop - pixels.start)
         # n pixels depend on some n * density + 2 cells: solved for n.

@@ -1,19 +1,18 @@
 """MobileSAM's image encoder as an OpenVINO graph, built from its weights.
 
 TinyViT-5M (Wu et al. 2022) at stride 16 with SAM's neck, as `TinyVitEncoder` in
-`serve_app.engines.sam.model`.  The graph is written down node by node rather than converted from
-PyTorch: conversion takes a minute and keeps the original's detours.  What differs is exact up to
-rounding:
+`serve_app.engines.sam.model`.  The graph is built node by node, not converted from PyTorch:
+conversion takes a minute and keeps redundant operations.  These changes are exact up to rounding:
 
 - Batch norms are folded into the convolutions, LayerNorms' scales and shifts and the attention's
   scale into the linear layer behind them.
-- Windows that reach over the border are padded after the projection to queries, keys and values,
+- Windows that extend beyond the border are padded after the projection to queries, keys and values,
   not before, and cropped before the output projection: a fifth of that work was on padding.  In
   the original a padded token is zero before its LayerNorm, so its key and value are the layer's
-  constant part.  A constant in all keys changes no softmax; one in all values comes out as it
-  is, since attention weights sum to one: the first is dropped, the second added to the output's
-  bias, and a padded token's key and value are then zero.
-- One transposition cuts windows and heads, one puts them back.
+  constant part.  A constant in all keys changes no softmax; one in all values is added
+  to the output unchanged, since attention weights sum to one.  So the first is dropped, the second
+  is added to the output's bias, and a padded token's key and value are then zero.
+- One transposition splits windows and heads, and one merges them.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from openvino import opset13 as op
 
 from serve_app.core.types import Float32Array
 
-Node = Any  # openvino's nodes and outputs have no types of their own
+Node = Any  # openvino has no type annotations for nodes and outputs
 Weights = Mapping[str, Float32Array]
 
 _SIDE = 1024

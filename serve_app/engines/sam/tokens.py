@@ -15,10 +15,10 @@ from serve_app.engines.sam.frame import Frame
 def prompt_tokens(
     encoder: PromptEncoder, prompts: Sequence[Prompt], frames: Sequence[Frame]
 ) -> list[Tensor]:
-    """Each prompt's sparse tokens, ``(n, 256)`` with its own ``n``, as SAM alone makes them.
+    """Each prompt's sparse tokens, ``(n, 256)`` with its own ``n``, equal to SAM's.
 
     Points come first; without a box SAM adds one "not a point" token; a box adds its corners.
-    A prompt of a mask alone has no token.
+    A prompt with only a mask has no token.
     """
     coords: list[Tensor] = []
     labels: list[int] = []

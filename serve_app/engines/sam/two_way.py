@@ -4,7 +4,7 @@ The arithmetic is that of `segment_anything`'s ``MaskDecoder`` and ``TwoWayTrans
 (Kirillov et al. 2023), regrouped without approximation:
 
 * Before the first image-to-token attention the image side does not depend on the prompt: its
-  projections are computed once an image (`ProjectImage`).
+  projections are computed once per image (`ProjectImage`).
 * A prompt has about eight tokens and the image 4,096 positions, so token vectors are projected
   through the image-side weights rather than positions: ``q (K W)^T = (q W^T) K^T``.  A bias of
   ``k`` shifts all scores of a row alike and cancels in the softmax; a bias of ``v`` passes
@@ -37,7 +37,7 @@ GRID = 64
 
 
 class ImageSide(NamedTuple):
-    """What the first layer needs of images, independent of the prompt.
+    """Inputs of the first layer that depend on the image only, not on the prompt.
 
     Attributes:
         keys: ``(I, N, C)``, the embedding plus the dense prompt.
@@ -130,7 +130,7 @@ class _Cross(nn.Module):
 
 
 def _fold(x: Tensor, images: int) -> Tensor:
-    """``(B, H, T, D)``, equally many prompts an image, to ``(I, H, B / I * T, D)``."""
+    """``(B, H, T, D)``, equally many prompts per image, to ``(I, H, B / I * T, D)``."""
     batch, heads, length, dim = x.shape
     x = x.view(images, batch // images, heads, length, dim).transpose(1, 2)
     return x.reshape(images, heads, batch // images * length, dim)
@@ -144,7 +144,7 @@ def _unfold(x: Tensor, like: Tensor) -> Tensor:
 
 
 def _self_attend(block: TwoWayAttentionBlock, x: Tensor, v: Tensor, padding: Tensor) -> Tensor:
-    """Attention among ``(B, T, C)`` tokens, padding left out."""
+    """Attention among ``(B, T, C)`` tokens, without padding."""
     module = block.self_attn
     batch, length, _ = x.shape
     q, k, value = (
@@ -157,7 +157,7 @@ def _self_attend(block: TwoWayAttentionBlock, x: Tensor, v: Tensor, padding: Ten
 
 
 class ProjectImage(nn.Module):
-    """``(I, C, 64, 64)`` embedding plus dense prompt to an `ImageSide`; once an image."""
+    """``(I, C, 64, 64)`` embedding plus dense prompt to an `ImageSide`; once per image."""
 
     pe: Tensor
 
@@ -277,8 +277,8 @@ class Upscale(nn.Module):
     def forward(self, keys: Tensor, weights: Tensor) -> Tensor:
         """Upscale and weigh.
 
-        A transposed convolution of kernel and stride 2 gives each position four outputs, its own
-        2 x 2 pixels: a product.
+        A transposed convolution with kernel and stride 2 gives each position its own 2 x 2 outputs,
+        so it is a matrix product.
 
         Args:
             keys: ``(B, N, C)`` from `TwoWay`.

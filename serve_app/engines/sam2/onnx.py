@@ -21,16 +21,9 @@ import torch
 from torch import Tensor
 
 from serve_app.core.geometry import box_iou
+from serve_app.core.inference import DecodeJob, Embedding
 from serve_app.core.settings import Compute
-from serve_app.core.types import (
-    LOW_RES,
-    DecodeJob,
-    Embedding,
-    Float32Array,
-    Mask,
-    Prompt,
-    RgbArray,
-)
+from serve_app.core.types import LOW_RES, Float32Array, Mask, Prompt, RgbArray
 from serve_app.engines.devices import use_threads
 from serve_app.engines.sam.frame import IMAGE_SIZE, Frame, as_input
 from serve_app.engines.sam.postprocess import choose, postprocess_masks
@@ -80,7 +73,7 @@ class Sam2OnnxEncoder:
 class Sam2OnnxDecoder:
     """SAM 2's prompt encoder and mask decoder.
 
-    A prompt takes about 40 MB while it is decoded; a group goes through in chunks.
+    A prompt takes about 40 MB while it is decoded, so groups are split into chunks.
     """
 
     def __init__(self, model: Path, compute: Compute) -> None:
@@ -88,7 +81,7 @@ class Sam2OnnxDecoder:
         self._chunk = _CPU_CHUNK if compute.device == "cpu" else _GPU_CHUNK
 
     def decode_batch(self, jobs: Sequence[DecodeJob]) -> list[tuple[Mask, ...]]:
-        """Masks for each job at its image's full size; each as if decoded alone."""
+        """Masks for each job at its image's full size; independent of the batch's other jobs."""
         groups: defaultdict[tuple[int, int, bool], list[int]] = defaultdict(list)
         points = [_points(job) for job in jobs]
         for i, job in enumerate(jobs):
@@ -155,7 +148,7 @@ def _box_overlap(logits: Tensor, frame: Frame, box: Float32Array) -> Float32Arra
 
 
 def _points(job: DecodeJob) -> tuple[Float32Array, Float32Array]:
-    """A prompt as SAM 2 takes it: ``(N, 2)`` in the 1024 square and ``(N,)`` labels.
+    """A prompt as SAM 2's input: ``(N, 2)`` in the 1024 square and ``(N,)`` labels.
 
     A box is its two corners, labelled 2 and 3, before the points; a mask alone needs one padding
     point (label -1).

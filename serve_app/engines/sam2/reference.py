@@ -1,4 +1,4 @@
-"""SAM 2 in plain onnxruntime sessions, with which variants of this family are compared."""
+"""SAM 2 in plain onnxruntime sessions: the reference for variants of this family."""
 
 from __future__ import annotations
 

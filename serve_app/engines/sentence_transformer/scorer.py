@@ -15,15 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve_app.core.errors import WeightsUnavailable
+from serve_app.core.inference import Candidate, ScorerInfo, TextScores
 from serve_app.core.settings import LabelsSettings
-from serve_app.core.types import (
-    Candidate,
-    Float32Array,
-    ProposalSource,
-    RgbArray,
-    ScorerInfo,
-    TextScores,
-)
+from serve_app.core.types import Float32Array, ProposalSource, RgbArray
 from serve_app.engines.devices import use_threads
 from serve_app.engines.sentence_transformer.vocabulary import COCO_NAMES, OTHER_THINGS, names_of
 from serve_app.engines.text_embeddings import EmbeddingLru
@@ -64,7 +58,7 @@ model are more often right than wrong from a score of about 0.3 on.  Chosen, not
 
 
 class LabelsScorer:
-    """Scores candidates by their labels; it never looks at pixels.
+    """Scores candidates by their labels; pixels are not used.
 
     A score is P(label matches text) times a factor of the candidate's objectness, each 0-1; a
     candidate without a label scores 0.  From the documented threshold of 0.5 on, both must
@@ -159,7 +153,7 @@ class LabelsScorer:
 
 
 def normalize(text: str) -> str:
-    """The thing a phrase names: lower case, without articles and requests.
+    """The noun phrase of a query: lower case, without articles and requests.
 
     ``"Find the red car!"`` becomes ``"red car"``.
     """
@@ -168,7 +162,7 @@ def normalize(text: str) -> str:
 
 
 def objectness_factor(objectness: float) -> float:
-    """How far a detector's score of ``objectness`` is to be believed, 0-1."""
+    """Probability that a detection with this score is correct, 0-1."""
     return float(sigmoid(np.array(OBJECTNESS_SLOPE * (objectness - OBJECTNESS_MIDPOINT))))
 
 

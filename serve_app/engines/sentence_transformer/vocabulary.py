@@ -1,4 +1,4 @@
-"""What the labels of COCO are also called, and words for things that are not among them.
+"""Synonyms of COCO's labels, and words for objects that are not COCO labels.
 
 `LabelsScorer` compares a text with the names of a label and, for contrast, with those of all
 other labels and with `OTHER_THINGS`: sentence embeddings alone put "dog" as near to the label
@@ -91,7 +91,7 @@ COCO_NAMES: Mapping[str, tuple[str, ...]] = {
     "hair drier": ("hair dryer",),
     "toothbrush": (),
 }
-"""Other names of each COCO label."""
+"""Synonyms of each COCO label."""
 
 COCO_GROUPS: Mapping[str, tuple[str, ...]] = {
     "animal": (
@@ -118,7 +118,7 @@ COCO_GROUPS: Mapping[str, tuple[str, ...]] = {
     "kitchen appliance": ("microwave", "oven", "toaster", "refrigerator"),
     "electronic device": ("tv", "laptop", "mouse", "remote", "keyboard", "cell phone"),
 }  # fmt: skip
-"""Names that hold for several labels."""
+"""Names that apply to several labels."""
 
 OTHER_THINGS: tuple[str, ...] = (
     "submarine", "rocket", "helicopter", "tank", "tractor", "crane", "balloon", "satellite",
@@ -146,7 +146,7 @@ OTHER_THINGS: tuple[str, ...] = (
     "syringe", "pill", "cell nucleus", "scratch", "crack", "hole", "rust", "stain",
     "background", "texture", "shadow", "text",
 )  # fmt: skip
-"""Things that are none of COCO's labels."""
+"""Objects that are not COCO labels."""
 
 
 def names_of(label: str) -> tuple[str, ...]:
