@@ -286,7 +286,7 @@ import asyncio, sys
 from serve_app.cache.redis import RedisTier
 from serve_app.embeddings.tiers import TieredEmbeddingCache
 from serve_app.core.settings import CacheSettings
-from serve_app.core.types import Embedding
+from serve_app.core.inference import Embedding
 import numpy as np
 
 async def main():
