@@ -23,7 +23,7 @@ from PIL import Image
 from serve_app.core.limits import Limits
 from serve_app.http.app import create_app
 
-from .api.standins import standin_flow
+from .fakes.flow import FakeGraph
 
 ROOT = Path(__file__).resolve().parents[1] / "serve_app"
 
@@ -35,7 +35,7 @@ async def trace_click() -> list[str]:
         return b""
 
     limits = Limits()
-    app = create_app(standin_flow(limits), limits, metrics=metrics, version="0")
+    app = create_app(FakeGraph(limits=limits).flow, limits, metrics=metrics, version="0")
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://trace") as client:
         png = io.BytesIO()

@@ -137,5 +137,5 @@ async def _send(http: httpx.AsyncClient, path: str, **content: Any) -> httpx.Res
     except httpx.HTTPError as exc:
         raise RequestFailed(type(exc).__name__) from exc
     if not response.is_success:
-        raise RequestFailed(f"status {response.status_code}")
+        raise RequestFailed(f"status {response.status_code}", response.status_code)
     return response

@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 
 from serve_tools.bench.clients import Client
-from serve_tools.bench.load import Window, drive
+from serve_tools.bench.load import Window, closed_loop, recorded
 from serve_tools.bench.photos import Photo, Photos
 from serve_tools.bench.rows import Row
 
@@ -149,8 +149,10 @@ async def drive_mix(
         return await client.send(photo, (round(float(x), 1), round(float(y), 1)))
 
     if mix in (REPEATED, THREE):
-        await drive(send, concurrency, effort.warm_s)
-    return await drive(send, concurrency, effort.seconds, least=max(effort.least, concurrency))
+        await closed_loop(recorded(send), concurrency, effort.warm_s)
+    return await closed_loop(
+        recorded(send), concurrency, effort.seconds, least=max(effort.least, concurrency)
+    )
 
 
 def photo_of(mix: str, number: int, photos: Photos) -> Photo:

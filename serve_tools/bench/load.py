@@ -1,40 +1,116 @@
-"""A closed-loop load: concurrent callers, each sending its next request after the last response."""
+"""The load generator: closed and open loop, with the outcome of every request.
+
+Closed loop: concurrent callers, each sending its next request after the last response.  Open loop:
+requests are sent when they are due, whatever is in flight; latency counts from the due time.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-Send = Callable[[int], Awaitable[Mapping[str, float]]]
-"""Sends request number n; returns the milliseconds by stage that the service reported."""
+_FAILURE_PAUSE_S = 0.05
+"""A service that rejects immediately must not be called in a tight loop."""
+
+Clock = Callable[[], float]
 
 
 class RequestFailed(Exception):
-    """A service responded with an error or an unexpected result, or not at all."""
+    """A service responded with an error or an unexpected result, or not at all.
+
+    Attributes:
+        status: of the response; 0 without one.
+    """
+
+    def __init__(self, reason: str, status: int = 0) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The outcome of one request.
+
+    Attributes:
+        kind: names the request in reports.
+        key: requests of one key must have the same response.
+        due_s, sent_s, done_s: readings of the generator's clock.
+        status: of the response; 0 without one.
+        code: why it failed.
+        digest: of what must not differ between responses; empty unless successful.
+        stages_ms: milliseconds by stage that the service reported.
+    """
+
+    request_id: str
+    kind: str
+    key: str
+    due_s: float
+    sent_s: float
+    done_s: float
+    status: int
+    code: str = ""
+    retry_after: str | None = None
+    digest: str = ""
+    stages_ms: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        return self.status == 200
+
+    @property
+    def took_ms(self) -> float:
+        """Latency from the due time."""
+        return (self.done_s - self.due_s) * 1e3
+
+    @property
+    def lag_ms(self) -> float:
+        """How late the generator was."""
+        return (self.sent_s - self.due_s) * 1e3
 
 
 @dataclass
 class Window:
-    """Results of one load window.
+    """Results of one load.
 
     Attributes:
-        seconds: from the first request to the last response.
-        latencies_ms: of successful requests.
-        stages_ms: sums by stage over all responses, as the services reported them.
-        failures: number of failed requests by reason.
+        outcomes: in the order in which the requests finished.
+        seconds: from the start to the last response.
     """
 
+    outcomes: Sequence[Outcome] = ()
     seconds: float = 0.0
-    latencies_ms: list[float] = field(default_factory=list)
-    stages_ms: dict[str, float] = field(default_factory=dict)
-    failures: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def latencies_ms(self) -> list[float]:
+        """Of successful requests."""
+        return [outcome.took_ms for outcome in self.outcomes if outcome.ok]
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """Number of failed requests by reason."""
+        counts: dict[str, int] = {}
+        for outcome in self.outcomes:
+            if not outcome.ok:
+                counts[outcome.code] = counts.get(outcome.code, 0) + 1
+        return counts
+
+    @property
+    def stages_ms(self) -> dict[str, float]:
+        """Sums by stage over all responses."""
+        sums: dict[str, float] = {}
+        for outcome in self.outcomes:
+            for name, ms in outcome.stages_ms.items():
+                sums[name] = sums.get(name, 0.0) + ms
+        return sums
 
     @property
     def requests_per_s(self) -> float:
+        """Successful requests."""
         return len(self.latencies_ms) / self.seconds if self.seconds else 0.0
 
     def quantile_ms(self, share: float) -> float:
@@ -49,23 +125,47 @@ class Window:
         )
 
 
-async def drive(
+Stages = Callable[[int], Awaitable[Mapping[str, float]]]
+"""Sends request number n and returns milliseconds by stage, or raises `RequestFailed`."""
+
+Send = Callable[[int, float], Awaitable[Outcome]]
+"""Sends request number n, due at a time of the clock."""
+
+
+def recorded(send: Stages, clock: Clock = time.perf_counter) -> Send:
+    """Record the outcomes of a function that returns stages."""
+
+    async def one(number: int, due_s: float) -> Outcome:
+        request_id, sent_s = uuid.uuid4().hex, clock()
+        status, code, stages_ms = 200, "", {}
+        try:
+            stages_ms = dict(await send(number))
+        except RequestFailed as exc:
+            status, code = exc.status, str(exc)
+        return Outcome(
+            request_id, "", "", due_s, sent_s, clock(), status, code, stages_ms=stages_ms
+        )
+
+    return one
+
+
+async def closed_loop(
     send: Send,
-    concurrency: int,
+    callers: int,
     seconds: float,
     *,
     least: int = 1,
     most: int | None = None,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Clock = time.perf_counter,
 ) -> Window:
     """Send for some seconds, then wait for requests in flight.
 
     Args:
-        send: raises `RequestFailed` for a failed request.
         least: minimum number of requests, however long they take.
         most: maximum number of requests.
+        clock: the one that ``send`` records with.
     """
-    window = Window()
+    outcomes: list[Outcome] = []
     started = clock()
     sent = 0
 
@@ -73,18 +173,60 @@ async def drive(
         nonlocal sent
         while (most is None or sent < most) and (sent < least or clock() - started < seconds):
             number, sent = sent, sent + 1
-            begin = clock()
-            try:
-                stages = await send(number)
-            except RequestFailed as exc:
-                window.failures[str(exc)] = window.failures.get(str(exc), 0) + 1
-                # A service that rejects immediately must not be called in a tight loop.
-                await asyncio.sleep(0.05)
-                continue
-            window.latencies_ms.append((clock() - begin) * 1e3)
-            for name, ms in stages.items():
-                window.stages_ms[name] = window.stages_ms.get(name, 0.0) + ms
+            outcome = await send(number, clock())
+            outcomes.append(outcome)
+            if not outcome.ok:
+                await asyncio.sleep(_FAILURE_PAUSE_S)
 
-    await asyncio.gather(*(caller() for _ in range(concurrency)))
-    window.seconds = clock() - started
-    return window
+    await asyncio.gather(*(caller() for _ in range(callers)))
+    return Window(outcomes, clock() - started)
+
+
+async def open_loop(
+    send: Send,
+    due_s: Iterable[float],
+    *,
+    grace_s: float | None = None,
+    clock: Clock = time.perf_counter,
+) -> Window:
+    """Send each request when it is due, then wait for those in flight.
+
+    Args:
+        due_s: seconds after the start, ascending; each is drawn once the one before was sent.
+        grace_s: requests that take longer after the last one was sent are cancelled and have
+            no outcome; None waits for all.
+        clock: the one that ``send`` records with.
+    """
+    outcomes: list[Outcome] = []
+    started = clock()
+
+    async def one(number: int, due: float) -> None:
+        outcomes.append(await send(number, due))
+
+    in_flight: set[asyncio.Task[None]] = set()
+    failed: list[BaseException] = []
+
+    def finished(task: asyncio.Task[None]) -> None:
+        in_flight.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            failed.append(error)
+
+    try:
+        for number, after in enumerate(due_s):
+            await asyncio.sleep(max(0.0, started + after - clock()))
+            task = asyncio.create_task(one(number, started + after))
+            in_flight.add(task)
+            task.add_done_callback(finished)
+        if in_flight:
+            await asyncio.wait(in_flight, timeout=grace_s)
+    finally:
+        for task in list(in_flight):
+            task.cancel()
+    if failed:
+        raise failed[0]
+    return Window(outcomes, clock() - started)
+
+
+def evenly(rate: float, seconds: float) -> list[float]:
+    """Due times of ``rate`` requests a second."""
+    return [number / rate for number in range(int(rate * seconds))]

@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 
 from serve_tools.bench.clients import OurClient, post
-from serve_tools.bench.load import RequestFailed, drive
+from serve_tools.bench.load import RequestFailed, closed_loop, recorded
 from serve_tools.bench.photos import Photo, Photos
 from serve_tools.bench.rows import Row
 
@@ -109,10 +109,11 @@ async def memory(
 
     # The first tenth fills arenas and, of the caches, a part.
     first = max(1, requests // 10)
-    await drive(send, 8, 0.0, least=first, most=first)
+    await closed_loop(recorded(send), 8, 0.0, least=first, most=first)
     name = f":{variant}-"
     before = held(name)
-    window = await drive(send, 8, 0.0, least=requests - first, most=requests - first)
+    rest = requests - first
+    window = await closed_loop(recorded(send), 8, 0.0, least=rest, most=rest)
     after = held(name)
     if window.failures:
         raise RequestFailed(f"{sum(window.failures.values())} requests failed")
@@ -125,7 +126,7 @@ async def memory(
                 "growth": (bytes_ - before.get(process, 0)) / _MIB,
             },
             dominates=f"{(bytes_ - before.get(process, 0)) / _MIB:+.0f} MiB over "
-            f"{requests - first} requests, one in {new_every} with a new image",
+            f"{rest} requests, one in {new_every} with a new image",
         )
         for process, bytes_ in sorted(after.items())
     ]  # fmt: skip

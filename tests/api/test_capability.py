@@ -25,10 +25,11 @@ from serve_app.core.request import Task
 from serve_app.http.app import create_app
 
 from .. import toy_capability
+from ..fakes.flow import FakeGraph
+from ..fakes.ports import FakeScorer
 from ..toy_capability import Brightness, BrightnessResult
 from .asgi import Exchange
 from .schema import documented
-from .standins import standin_flow
 
 LIMITS = Limits(max_points_per_side=8, linger_seconds=0)
 PIXELS = np.zeros((4, 6, 3), np.uint8)
@@ -51,7 +52,7 @@ def app(capabilities: Capabilities) -> FastAPI:
     async def metrics() -> bytes:
         return b""
 
-    flow = standin_flow(LIMITS, capabilities)
+    flow = FakeGraph(FakeScorer(), LIMITS, 60.0, capabilities=capabilities).flow
     return create_app(flow, LIMITS, capabilities=capabilities, metrics=metrics, version="1")
 
 

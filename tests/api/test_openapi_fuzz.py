@@ -43,8 +43,9 @@ from serve_app.connectors.article import article_router
 from serve_app.core.limits import Limits
 from serve_app.http.app import create_app
 
-from .conftest import FakeService
-from .standins import standin_flow
+from ..fakes.flow import FakeGraph
+from ..fakes.ports import FakeScorer
+from ..fakes.service import FakeService
 
 pytestmark = pytest.mark.slow
 
@@ -200,7 +201,7 @@ async def _no_metrics() -> bytes:
 @pytest.fixture(scope="module", params=["interface alone", "with the flow"])
 def interface(request: pytest.FixtureRequest) -> Iterator[Interface]:
     flow = request.param == "with the flow"
-    service: Any = standin_flow(LIMITS) if flow else FakeService()
+    service: Any = FakeGraph(FakeScorer(), LIMITS, 60.0).flow if flow else FakeService()
     app = create_app(service, LIMITS, metrics=_no_metrics, version="1", connectors=[article_router])
     with asyncio.Runner() as runner:
         yield Interface(app, runner)

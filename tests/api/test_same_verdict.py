@@ -17,7 +17,7 @@ from serve_app.core.errors import SamServeError
 from serve_app.core.limits import Limits
 from serve_app.http.app import create_app
 
-from .conftest import FakeService
+from ..fakes.service import FakeService
 
 LIMITS = Limits(
     max_prompts=3, max_points=2, max_texts=2, max_text_chars=8, max_points_per_side=8,

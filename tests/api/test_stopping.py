@@ -14,7 +14,7 @@ from serve_app.core.limits import Limits
 from serve_app.http.app import create_app
 from serve_app.http.gate import InFlightTracker
 
-from .conftest import FakeService
+from ..fakes.service import FakeService
 
 BODY = {"image_id": "32x24-abc", "box": [1, 1, 9, 9]}
 

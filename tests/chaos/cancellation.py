@@ -3,7 +3,7 @@
 Each wave has those who leave, some in each phase, and as many neighbours who ask for the same
 kinds of things in the same moment and stay.  When the wave is over the replicas must be empty.
 
-Those of a phase have images of a size of their own, by which the stand-ins count what was done for
+Those of a phase have images of a size of their own, by which the fakes count what was done for
 them.  Nobody leaves before the phase: a client that had its answer, or none of its lines, is told.
 """
 
@@ -17,8 +17,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from ..faults.standins import graph
-from .load import Client, Ledger
+from ..fakes.graph import graph
+from .client import Client, Ledger
 from .questions import POINT, Ask, batch, bmp, form, new_image, new_number
 from .report import Report
 from .service import Service, serving
@@ -178,7 +178,7 @@ async def _before_an_answer(reader: asyncio.StreamReader, one: Leaver) -> str:
 
 def run(report: Report, quick: bool) -> None:
     """Waves of ten who leave, two in each phase."""
-    args = graph(standins=TIMES)
+    args = graph(fakes=TIMES)
     with serving(args) as service, service.cluster.driver():
         asyncio.run(_run(report, service, 2 if quick else 10))
 

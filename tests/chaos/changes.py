@@ -10,11 +10,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from serve_tools.bench.load import Outcome
+
 from ..cluster.ray_cluster import wait_until
+from ..fakes.graph import graph
 from ..faults.redis_server import RedisServer
-from ..faults.standins import graph
+from .client import Client, Ledger
 from .kills import TIMES, half_load, note_causes
-from .load import Client, Ledger, Outcome
 from .processes import pss_bytes
 from .questions import Mix
 from .report import Report
@@ -97,7 +99,7 @@ def run(report: Report, quick: bool) -> None:
         tempfile.TemporaryDirectory() as folder,
         RedisServer(Path(folder)) as redis,
         serving(
-            graph(ingresses=2, standins=TIMES, cache={"redis_url": redis.url}),
+            graph(ingresses=2, fakes=TIMES, cache={"redis_url": redis.url}),
             deployments=beside_args(),
         ) as service,
     ):

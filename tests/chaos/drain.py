@@ -15,9 +15,9 @@ from typing import Any
 
 import yaml
 
-from ..faults.standins import ROOT, application, graph
+from ..fakes.graph import ROOT, application, graph
 from ..ports import free_ports
-from .load import Client, Ledger
+from .client import Client, Ledger
 from .questions import new_image
 from .report import Report
 from .service import wait_until_ready
@@ -31,9 +31,9 @@ TIMES = {"encode_ms": 600.0, "decode_ms": 10.0}
 def run(report: Report, quick: bool) -> None:
     """Start the command an operator would, fill it, and end it."""
     (port,) = free_ports(1)
-    args = graph()  # without "standins": the command knows the product's settings alone
+    args = graph()  # without "fakes": the command knows the product's settings alone
     app: dict[str, Any] = application("drained", args, "/")
-    app["runtime_env"]["env_vars"]["SAM_SERVE_STANDINS"] = json.dumps(TIMES)
+    app["runtime_env"]["env_vars"]["SAM_SERVE_FAKES"] = json.dumps(TIMES)
     http = {"host": "127.0.0.1", "port": port, "request_timeout_s": 60}
     config = {"proxy_location": "HeadOnly", "http_options": http, "applications": [app]}
     with tempfile.TemporaryDirectory() as folder:

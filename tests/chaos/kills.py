@@ -17,10 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from serve_tools.bench.load import Outcome
+
 from ..cluster.ray_cluster import wait_until
+from ..fakes.graph import graph
 from ..faults.redis_server import RedisServer
-from ..faults.standins import graph
-from .load import Client, Ledger, Outcome
+from .client import Client, Ledger
 from .questions import Ask, Mix
 from .report import Report
 from .service import Service, all_running, kill_and_wait, serving
@@ -72,7 +74,7 @@ def run(report: Report, quick: bool) -> None:
 
 def settings(redis_url: str) -> dict[str, Any]:
     """Two of everything."""
-    found: dict[str, Any] = graph(ingresses=2, standins=TIMES, cache={"redis_url": redis_url})
+    found: dict[str, Any] = graph(ingresses=2, fakes=TIMES, cache={"redis_url": redis_url})
     return found
 
 

@@ -10,8 +10,10 @@ import asyncio
 import threading
 import time
 
-from ..faults.standins import graph
-from .load import Client, Outcome, median, quantile
+from serve_tools.bench.load import Outcome
+
+from ..fakes.graph import graph
+from .client import Client, median, quantile
 from .processes import MIB, pss_bytes
 from .questions import LARGE, new_image
 from .report import Report
@@ -66,7 +68,7 @@ def run(report: Report, quick: bool) -> None:
     """Measure the capacity, overload, and see it recover."""
     times = {"encode_ms": ENCODE_MS, "decode_ms": DECODE_MS}
     limits = {"max_concurrent_requests": ADMITTED}
-    args = graph(encoder_batch=1, standins=times, cache=CACHE, limits=limits)
+    args = graph(encoder_batch=1, fakes=times, cache=CACHE, limits=limits)
     with serving(args) as service:
         asyncio.run(_run(report, service, quick))
 

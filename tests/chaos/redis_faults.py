@@ -11,10 +11,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from serve_tools.bench.load import Outcome
+
 from ..cluster.ray_cluster import wait_until
+from ..fakes.graph import application, graph
 from ..faults.redis_server import RedisServer
-from ..faults.standins import application, graph
-from .load import Client, Ledger, Outcome, median, quantile
+from .client import Client, Ledger, median, quantile
 from .questions import Mix
 from .report import Report
 from .service import READY_S, Service, serving, wait_until_ready
@@ -30,7 +32,7 @@ def run(report: Report, quick: bool) -> None:
     seconds = 8.0 if quick else 20.0
     with tempfile.TemporaryDirectory() as folder:
         redis = RedisServer(Path(folder))
-        args = graph(standins=TIMES, cache={"redis_url": redis.url})
+        args = graph(fakes=TIMES, cache={"redis_url": redis.url})
         try:
             with serving(args) as service:
                 _add_plain(service)
@@ -41,7 +43,7 @@ def run(report: Report, quick: bool) -> None:
 
 def _add_plain(service: Service) -> None:
     """A second application beside the first, without Redis."""
-    plain = application("plain", graph(standins=TIMES))
+    plain = application("plain", graph(fakes=TIMES))
     config = {**service.config, "applications": [*service.config["applications"], plain]}
     service.redeploy(config)
     wait_until_ready(f"{service.url}/plain")

@@ -1,4 +1,4 @@
-"""The stand-in application on a Ray of its own, and a look into its replicas."""
+"""The application of fakes on a Ray of its own, and a look into its replicas."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from ..cluster.ray_cluster import RayCluster, session_members, wait_until
-from ..faults.standins import application
+from ..fakes.graph import application
 from ..ports import free_ports
 from .processes import processes_named, pss_bytes
 
@@ -24,7 +24,7 @@ APP = "faults"
 
 @dataclass
 class Service:
-    """A deployed stand-in application; callable as ``/v1/...`` below ``url``."""
+    """A deployed application of fakes; callable as ``/v1/...`` below ``url``."""
 
     cluster: RayCluster
     config: dict[str, Any]
@@ -108,7 +108,7 @@ class Service:
         return dict(zip((who for who, _ in replicas), ray.get(calls, timeout=10), strict=True))
 
     def held(self) -> dict[str, dict[str, int]]:
-        """What the stand-ins hold in batchers and threads; needs `RayCluster.driver`."""
+        """What the fakes hold in batchers and threads; needs `RayCluster.driver`."""
         from ray import serve
 
         found = {}
@@ -155,7 +155,7 @@ def wait_until_ready(url: str, timeout_s: float = READY_S) -> None:
 
 
 def serve_config(args: dict[str, Any], port: int, **more: Any) -> dict[str, Any]:
-    """A Serve config with the stand-in application at ``/``."""
+    """A Serve config with the application of fakes at ``/``."""
     http = {"host": "127.0.0.1", "port": port, "request_timeout_s": 60}
     logs = {"log_level": "INFO"}
     apps = [application(APP, args, "/", **more)]
@@ -181,7 +181,7 @@ def all_running(service: Service, counts: dict[str, int]) -> Callable[[], bool]:
 
 @contextmanager
 def serving(args: dict[str, Any], **more: Any) -> Iterator[Service]:
-    """Start Ray, deploy the stand-ins, and end everything afterwards."""
+    """Start Ray, deploy the fakes, and end everything afterwards."""
     with serving_config(serve_config(args, 0, **more), APP) as service:
         yield service
 

@@ -18,8 +18,10 @@ from typing import Any
 
 import yaml
 
-from ..faults.standins import graph
-from .load import Client, Outcome, median
+from serve_tools.bench.load import Outcome
+
+from ..fakes.graph import graph
+from .client import Client, median
 from .processes import MIB, open_files, pss_bytes, slope_per_min
 from .questions import POINT, SMALL, Ask, bmp, form, new_number
 from .report import Report
@@ -30,7 +32,7 @@ WARM_UP_SHARE, LEAST_WARM_UP_S = 0.2, 60.0
 SLOPE_MIB, FILES = 1.0, 5
 EVERY_S = 2.0
 CACHES = {"embedding_bytes": 8 * 2**20, "image_bytes": 2 * 2**20}
-"""With stand-ins some hundred images fill them: in the first minute."""
+"""With fakes some hundred images fill them: in the first minute."""
 LEAK = {"leak_bytes_per_s": 2 * MIB // 60, "leak_files_per_min": 8.0}
 
 
@@ -116,7 +118,7 @@ def minutes(usual: float) -> float:
 
 
 def run(report: Report, quick: bool) -> None:
-    """Stand-ins, without a leak."""
+    """Fakes, without a leak."""
     long = minutes(5.0 if quick else 30.0)
     judge_steady(report, ITEM, _soak(report, ITEM, long, {}), warm_up_s(long))
 
@@ -145,7 +147,7 @@ def run_real(report: Report, quick: bool) -> None:
 
 
 def _soak(report: Report, item: str, long: float, leak: dict[str, Any]) -> Watch:
-    args = graph(standins={"encode_ms": 40.0, **leak}, cache=CACHES)
+    args = graph(fakes={"encode_ms": 40.0, **leak}, cache=CACHES)
     with serving(args) as service:
         return asyncio.run(_run(report, item, service, long, 1000, SMALL, 12))
 

@@ -9,7 +9,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 
-from ..faults.standins import ROOT
+from ..fakes.graph import ROOT
 from .report import Report
 
 _PATIENCE_S = 1500.0

@@ -26,7 +26,7 @@ from segment_anything import sam_model_registry
 
 from tests.tiny_clip import tiny_clip_settings
 
-from ..chaos.load import Client, quantile
+from ..chaos.client import Client, quantile
 from ..chaos.questions import Ask, form, new_number
 from ..chaos.service import Service, serving_config
 from ..golden.cases import photo

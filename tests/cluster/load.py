@@ -1,18 +1,22 @@
-"""An open-loop load on the stand-ins, and what replicas did meanwhile."""
+"""Phases of open-loop load on a graph of fakes, and what its replicas did meanwhile."""
 
 from __future__ import annotations
 
+import asyncio
 import statistics
 import threading
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from ray import serve
 
+from serve_tools.bench.load import Outcome, RequestFailed, open_loop, recorded
+
 from .ray_cluster import RayCluster
 
+_TIMEOUT_S = 300.0
 WATCH_S = 0.5
 WINDOW_S = 2.0
 
@@ -101,44 +105,52 @@ class Phase:
 
 
 def drive(cluster: RayCluster, app: str, phases: list[Phase], grace_s: float = 30.0) -> Record:
-    """Send what is due when it is due, whatever has been answered; watch the replicas."""
-    handle = serve.get_app_handle(app)
+    """Send each request when it is due, whatever is in flight; watch the replicas meanwhile."""
     record = Record()
     stop = threading.Event()
     watcher = threading.Thread(target=_watch, args=(cluster, app, record, stop.wait), daemon=True)
     watcher.start()
-    pool = ThreadPoolExecutor(max_workers=256, thread_name_prefix="caller")
-
-    def ask(at: float, variant: str) -> None:
-        took = None
-        try:
-            handle.ask.remote(variant).result(timeout_s=300)
-            took = time.monotonic() - record.started - at
-        except Exception:  # noqa: S110 - a request that failed is one without a time
-            pass
-        record.requests.append((at, variant, took))
-
     try:
-        waiting = []
+        asyncio.run(_send_all(serve.get_app_handle(app), phases, record, grace_s))
+    finally:
+        stop.set()
+        watcher.join(10.0)
+    return record
+
+
+async def _send_all(handle: Any, phases: list[Phase], record: Record, grace_s: float) -> None:
+    variants: list[str] = []
+
+    def due() -> Iterator[float]:
         begin = 0.0
         for phase in phases:
             record.began.append(begin)
             for after, variant in phase.due():
                 if phase.until is not None and phase.until(record):
                     break
-                stop.wait(max(0.0, record.started + begin + after - time.monotonic()))
-                waiting.append(pool.submit(ask, begin + after, variant))
+                variants.append(variant)
+                yield begin + after
             if phase.until is None:
                 begin += phase.seconds
-                stop.wait(max(0.0, record.started + begin - time.monotonic()))
             else:
                 begin = time.monotonic() - record.started
-        wait(waiting, grace_s)
-    finally:
-        stop.set()
-        watcher.join(10.0)
-        pool.shutdown(wait=False, cancel_futures=True)
-    return record
+
+    async def send(number: int) -> Mapping[str, float]:
+        try:
+            await asyncio.wait_for(handle.ask.remote(variants[number]), _TIMEOUT_S)
+        except Exception as exc:
+            raise RequestFailed(type(exc).__name__) from exc
+        return {}
+
+    one = recorded(send, time.monotonic)
+
+    async def noted(number: int, due_s: float) -> Outcome:
+        outcome = await one(number, due_s)
+        took_s = outcome.took_ms / 1e3 if outcome.ok else None
+        record.requests.append((due_s - record.started, variants[number], took_s))
+        return outcome
+
+    await open_loop(noted, due(), grace_s=grace_s, clock=time.monotonic)
 
 
 def _watch(

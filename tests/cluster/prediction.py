@@ -12,7 +12,7 @@ import argparse
 import asyncio
 import json
 import os
-import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import httpx
@@ -22,6 +22,7 @@ import yaml
 from serve_app.core.measurements import Profile
 from serve_app.core.settings import GraphSettings
 from serve_app.models.registry import load_registry
+from serve_tools.bench.load import open_loop, recorded
 from serve_tools.profiling.protocol import QUICK
 from serve_tools.profiling.runner import measure
 from serve_tools.simulation.live import predict
@@ -56,17 +57,23 @@ async def median_ms(url: str, load: Load, seconds: float, seed: int) -> float:
     async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False) as client:
         answer = await client.post("/v1/embed", files={"file": png(photo("chelsea"))})
         known = answer.raise_for_status().json()["image_id"]
-        calls, began = [], time.monotonic()
-        due = 0.0
-        while (due := due + rng.exponential(1 / load.rate)) < seconds:
-            image = png(new_photo()) if rng.random() < load.new else None
-            await asyncio.sleep(max(0.0, began + due - time.monotonic()))
-            calls.append(asyncio.create_task(_ask(client, image, known)))
-        return 1e3 * float(np.median(await asyncio.gather(*calls)))
+        images: list[bytes | None] = []
+
+        def due() -> Iterator[float]:
+            after = 0.0
+            while (after := after + rng.exponential(1 / load.rate)) < seconds:
+                images.append(png(new_photo()) if rng.random() < load.new else None)
+                yield after
+
+        async def send(number: int) -> Mapping[str, float]:
+            await _segment(client, images[number], known)
+            return {}
+
+        window = await open_loop(recorded(send), due())
+        return window.quantile_ms(0.5)
 
 
-async def _ask(client: httpx.AsyncClient, image: bytes | None, known: str | None) -> float:
-    began = time.monotonic()
+async def _segment(client: httpx.AsyncClient, image: bytes | None, known: str | None) -> None:
     request = {"prompts": [POINT], "variant": "fast"}
     if image is None:
         answer = await client.post("/v1/segment", json={**request, "image_id": known})
@@ -74,7 +81,6 @@ async def _ask(client: httpx.AsyncClient, image: bytes | None, known: str | None
         form = {"request": json.dumps(request)}
         answer = await client.post("/v1/segment", files={"file": image}, data=form)
     answer.raise_for_status()
-    return time.monotonic() - began
 
 
 def profile_of(settings: GraphSettings) -> Profile:

@@ -14,18 +14,18 @@ import time
 from typing import Any
 
 from ..ports import free_ports
-from . import standins
+from . import scaling_graph
 from .load import Phase, Record, drive
 from .ray_cluster import RayCluster, wait_until
 
 GOAL_S = 2.0
-BUDGET = 6 * standins.SLOT
+BUDGET = 6 * scaling_graph.SLOT
 SCALING = {"budget": BUDGET, "goal_ms": GOAL_S * 1e3, "hold_s": 20.0}
 RATE = 8.0
 """Images a second: one encoder embeds five."""
 
 POLICIES: dict[str, tuple[dict[str, Any], bool]] = {
-    "one budget (this project)": (standins.QUICK, True),
+    "one budget (this project)": (scaling_graph.QUICK, True),
     "Ray's, its default delays": ({}, False),
     "Ray's, tuned": (
         {
@@ -54,12 +54,12 @@ def measure(cluster: RayCluster, port: int, index: int, warm_s: float, then_s: f
     """One policy: *fast* alone for ``warm_s``, and *accurate* alone from then on."""
     autoscaling, ours = list(POLICIES.values())[index]
     name = f"run{index}"
-    settings = standins.graph(SCALING, autoscaling)
+    settings = scaling_graph.graph(SCALING, autoscaling)
     # Whatever the node has beyond the budget, so that nobody gets more than it.
     settings["ingress"]["ray_actor_options"]["num_cpus"] = 2 - BUDGET
     config = {
         "http_options": {"host": "127.0.0.1", "port": port},
-        "applications": [standins.application(name, settings, ours)],
+        "applications": [scaling_graph.application(name, settings, ours)],
     }
     deploy(cluster, config, name)
     return drive(cluster, name, [Phase(warm_s, {"fast": RATE}), Phase(then_s, {"accurate": RATE})])
@@ -124,7 +124,7 @@ def main() -> None:
         cluster.stop()
     print(
         f"\n{RATE:g} images/s move from *fast* to *accurate*, which sleeps; goal {GOAL_S:g} s; "
-        f"at most {round(BUDGET / standins.SLOT)} encoders and decoders together.\n\n{HEAD}"
+        f"at most {round(BUDGET / scaling_graph.SLOT)} encoders and decoders together.\n\n{HEAD}"
     )
     print("\n".join(rows))
 

@@ -1,6 +1,6 @@
 """Load moves from *fast* to *accurate* on real Ray processes, and replicas follow.
 
-Stand-in models take a fixed time, so that two cores are enough; see `standins`.
+Fake models take a fixed time, so that two cores are enough; see `scaling_graph`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from math import inf
 
 import pytest
 
-from . import standins
+from . import scaling_graph
 from .conftest import READY_TIMEOUT_S, Served
 from .load import Phase, Record, Sample, drive
 from .ray_cluster import wait_until
@@ -71,19 +71,19 @@ def total(sample: Sample) -> int:
 
 @pytest.fixture(scope="module")
 def ran(served: Served, driver: None) -> Iterator[Ran]:
-    settings = standins.graph(SCALING, standins.QUICK, SLOT)
+    settings = scaling_graph.graph(SCALING, scaling_graph.QUICK, SLOT)
     more = [
-        standins.application("standins", settings, policy=True),
-        standins.application("garbage", settings, policy=True, garbage=True),
+        scaling_graph.application("fakes", settings, policy=True),
+        scaling_graph.application("garbage", settings, policy=True, garbage=True),
     ]
     cluster = served.cluster
     cluster.deploy({**served.config, "applications": [*served.config["applications"], *more]})
     wait_until(
         lambda: (
-            {cluster.applications().get(n, {}).get("status") for n in ("standins", "garbage")}
+            {cluster.applications().get(n, {}).get("status") for n in ("fakes", "garbage")}
             == {"RUNNING"}
         ),
-        "the stand-ins run",
+        "the fakes run",
         READY_TIMEOUT_S,
     )
     over = threading.Event()
@@ -94,7 +94,7 @@ def ran(served: Served, driver: None) -> Iterator[Ran]:
     try:
         record = drive(
             cluster,
-            "standins",
+            "fakes",
             [
                 Phase(PATIENCE_S, {"fast": RATE}, followed),
                 Phase(PATIENCE_S, {"accurate": RATE}, moved),

@@ -1,6 +1,6 @@
 """What is survived, end to end over HTTP, in little: `tests.chaos` has the long form.
 
-The stand-in application (`tests.faults.standins`) beside the local one: two replicas of each role,
+The application of fakes (`tests.fakes.graph`) beside the local one: two replicas of each role,
 the ingress too, and a real Redis between them.  Models are sleeps; all else is the product's.
 """
 
@@ -15,14 +15,16 @@ from pathlib import Path
 
 import pytest
 
+from serve_tools.bench.load import Outcome
+
 from ..chaos.cancellation import PHASES, after_a_line, leaver, make_known, send
 from ..chaos.changes import changed, refused
+from ..chaos.client import Client
 from ..chaos.kills import CHILDREN, TIMES, ask_until_answered, killing, strays, under_calls
-from ..chaos.load import Client, Outcome
 from ..chaos.questions import Mix, new_image
 from ..chaos.service import Service, wait_until_ready
+from ..fakes.graph import application, graph
 from ..faults.redis_server import RedisServer
-from ..faults.standins import application, graph
 from .conftest import READY_TIMEOUT_S, Served
 from .ray_cluster import wait_until
 
@@ -35,7 +37,7 @@ PATIENCE_S = 120.0
 
 @pytest.fixture(scope="module")
 def gate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of files that hold up passes of the stand-ins."""
+    """A folder of files that hold up passes of the fakes."""
     return tmp_path_factory.mktemp("gate")
 
 
@@ -45,7 +47,7 @@ def service(
 ) -> Iterator[Service]:
     with RedisServer(tmp_path_factory.mktemp("redis")) as redis:
         args = graph(
-            ingresses=2, standins={**TIMES, "gate": str(gate)}, cache={"redis_url": redis.url}
+            ingresses=2, fakes={**TIMES, "gate": str(gate)}, cache={"redis_url": redis.url}
         )
         apps = [*served.config["applications"], application(APP, args)]
         config = {**served.config, "applications": apps}
@@ -65,7 +67,7 @@ class Leaving:
     """When a client leaves: once a role has begun, or after the first line of the answer.
 
     Attributes:
-        gate: the file that holds up the role's passes; see `tests.faults.models.hold_up`.
+        gate: the file that holds up the role's passes; see `tests.fakes.engines.hold`.
         let_through: items of each replica before.
         most: images embedded and prompts decoded at most, all the same: what was in a pass.
     """

@@ -18,7 +18,7 @@ from serve_app.engines.sam.model import load_sam
 from serve_tools.synthetic.scenes import all_captions, draw_scene
 from tests.tiny_clip import captions
 
-from ..chaos.load import Client
+from ..chaos.client import Client
 from ..chaos.service import Service, kill_and_wait
 from ..golden.cases import cases_of, iou, photo, reference_answers
 from .gpu import BOX, gpu_service, known

@@ -11,7 +11,7 @@ from serve_app.connectors.article import article_router
 from serve_app.core.limits import Limits
 from serve_app.http.app import create_app
 
-from ..api.conftest import FakeService
+from ..fakes.service import FakeService
 from .running import LONG_TIMEOUTS, Backend, RunningEdge, is_ready, wait_until
 
 MAX_BODY_BYTES = 2**20

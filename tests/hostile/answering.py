@@ -12,25 +12,17 @@ import json
 import struct
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 import httpx
-import numpy as np
 from fastapi import FastAPI
 
 from serve_app.connectors.article import article_router
-from serve_app.core.inference import DecodeOptions, Prediction, Proposal, VariantInfo
 from serve_app.core.limits import Limits
-from serve_app.core.measurements import Measurements
-from serve_app.core.rle import encode_rle
-from serve_app.core.settings import RouterSettings
-from serve_app.core.types import CacheTier, Mask, Prompt, ProposalSource, RgbArray
-from serve_app.flow.flow import SegmentationFlow
 from serve_app.http.app import create_app
-from serve_app.images.store import ImageStore
-from serve_app.routing.dispatcher import Dispatcher
-from serve_app.routing.load_tracker import Capacity
+
+from ..fakes.flow import FakeGraph
+from ..fakes.ports import FakeProposer
 
 KEPT_BYTES = 16 * 2**20
 _HEAD = struct.Struct(">II")
@@ -43,67 +35,20 @@ def send(pipe: BinaryIO, path: str, content_type: str, body: bytes) -> None:
     pipe.flush()
 
 
-class StandIn:
-    """A predictor that looks at the pixels and finds one pixel in each image."""
-
-    async def predict(
-        self,
-        image_id: str,
-        pixels: RgbArray | None,
-        prompts: Sequence[Prompt],
-        options: DecodeOptions,
-    ) -> Prediction | None:
-        if pixels is None:
-            return None
-        height, width = pixels.shape[:2]
-        pixels.max()
-        found = np.zeros((height, width), np.bool_)
-        found[0, 0] = True
-        mask = Mask(
-            rle=encode_rle(found),
-            score=0.5,
-            stability_score=1.0,
-            bbox=(0, 0, 1, 1),
-            area=1,
-        )
-        return Prediction(masks=((mask,),) * len(prompts), cache=CacheTier.MISS, timings_ms={})
-
-    async def scale_from_zero(self) -> None:
-        """Is always awake."""
-
-    async def propose(
-        self,
-        pixels: RgbArray | None,
-        size: tuple[int, int],
-        source: ProposalSource,
-        points_per_side: int,
-    ) -> tuple[Proposal, ...]:
-        return ()
-
-
 def application() -> FastAPI:
-    """The application as an ingress replica has it, with the stand-in for models."""
-    standin, limits = StandIn(), Limits()
-    info = VariantInfo(name="fast", model="m", family="sam", description="")
-    flow = SegmentationFlow(
-        images=ImageStore(limits, KEPT_BYTES),
-        variants={"fast": info},
-        predictors={"fast": standin},
-        proposer=standin,
-        scorer=None,
-        dispatcher=Dispatcher(
-            RouterSettings(),
-            {"fast": Capacity()},
-            Measurements(),
-            {"fast": standin.scale_from_zero},
-        ),
+    """The application as an ingress replica has it, over fakes without any memory of images."""
+    limits = Limits()
+    graph = FakeGraph(
         limits=limits,
+        proposer=FakeProposer(boxes=(), points=()),
+        remembers=False,
+        image_bytes=KEPT_BYTES,
     )
 
     async def metrics() -> bytes:
         return b""
 
-    return create_app(flow, limits, metrics=metrics, version="0", connectors=[article_router])
+    return create_app(graph.flow, limits, metrics=metrics, version="0", connectors=[article_router])
 
 
 def peak_bytes() -> int:

@@ -17,7 +17,6 @@ from serve_app.core.types import (
     BoolArray,
     CacheTier,
     EmbedResult,
-    Mask,
     Prompt,
     PromptResult,
     RgbArray,
@@ -29,6 +28,9 @@ from serve_tools.evaluation.annotations import (
 )
 from serve_tools.evaluation.kinds import PromptKind
 from serve_tools.evaluation.records import EvaluationPlan
+
+from ..fakes.masks import mask_of
+from ..fakes.service import FakeService
 
 SIDE = 120
 
@@ -46,10 +48,6 @@ def left_half(mask: BoolArray) -> BoolArray:
     return half
 
 
-def as_mask(array: BoolArray, score: float = 0.9) -> Mask:
-    return Mask(rle=encode_rle(array), score=score, stability_score=1.0, bbox=(0, 0, 1, 1), area=1)
-
-
 def coco_rle(mask: BoolArray) -> dict[str, Any]:
     rle = encode_rle(mask)
     return {"size": list(rle.size), "counts": rle.counts.decode()}
@@ -58,7 +56,7 @@ def coco_rle(mask: BoolArray) -> dict[str, Any]:
 Answer = Callable[[str, BoolArray], Sequence[tuple[BoolArray, float]]]
 
 
-class FakeService:
+class SceneService(FakeService):
     """Knows the objects of each file and answers what it is told to make of them.
 
     An image file here holds its own name; it is known by id once it was sent.
@@ -70,18 +68,16 @@ class FakeService:
         answer: Answer = lambda variant, mask: [(mask, 0.9)],
         text: Callable[[str, str], PromptResult] | None = None,
     ) -> None:
+        super().__init__()
         self.objects = objects
         self.answer = answer
         self.text = text
         self.known: set[str] = set()
-        self.requests: list[SegmentRequest] = []
         self.fails: dict[str, Exception] = {}
         self.size = (SIDE, SIDE)
         self.forgets = False
-        self.is_ready = True
 
-    async def segment(self, request: SegmentRequest) -> SegmentResult:
-        self.requests.append(request)
+    def respond(self, request: SegmentRequest) -> SegmentResult:
         if isinstance(request.image, str):
             if self.forgets or request.image not in self.known:
                 raise UnknownImage("not known")
@@ -122,7 +118,7 @@ class FakeService:
             if meant:
                 answers = self.answer(variant, mask)
                 keep = answers if prompt.multimask_output else answers[:1]
-                return PromptResult(masks=tuple(as_mask(m, s) for m, s in keep))
+                return PromptResult(masks=tuple(mask_of(m, s) for m, s in keep))
         raise AssertionError("a prompt for no object")
 
     async def embed(self, image: bytes | RgbArray | str, variant: str) -> EmbedResult:
@@ -130,9 +126,6 @@ class FakeService:
 
     async def models(self) -> Mapping[str, Any]:
         return {"variants": {"fast": {"weights_hash": "abc"}, "other": {}}}
-
-    async def ready(self) -> bool:
-        return self.is_ready
 
 
 def write_dataset(

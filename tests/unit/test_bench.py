@@ -21,12 +21,14 @@ from serve_tools.bench import http as over_http
 from serve_tools.bench import own_service
 from serve_tools.bench.clients import IsatClient, OurClient, OurEmbedClient, PlainClient
 from serve_tools.bench.generators import META, score
-from serve_tools.bench.load import RequestFailed, drive
+from serve_tools.bench.load import Outcome, RequestFailed, closed_loop, evenly, open_loop, recorded
 from serve_tools.bench.photos import Photo, Photos, load_photos, photo
 from serve_tools.bench.report import markdown, plot
 from serve_tools.bench.rows import Machine, Report, Row, Section, compared, ratio
 from serve_tools.bench.suite import TITLES, key_of
 from serve_tools.evaluation.everything import KnownImage
+
+from ..clocks import VirtualTime
 
 MACHINE = Machine(cpu="a chip", cores=2, threads=2, memory_gib=24.0, versions={"torch": "2"})
 
@@ -105,7 +107,7 @@ async def test_the_load_is_closed_and_counts_what_was_answered() -> None:
             raise RequestFailed("status 503")
         return {"decode": 2.0, "queue": 1.0}
 
-    window = await drive(send, 3, 0.0, least=9, most=9)
+    window = await closed_loop(recorded(send), 3, 0.0, least=9, most=9)
     assert most == 3
     assert sorted(numbers) == list(range(9))
     assert len(window.latencies_ms) == 8
@@ -122,9 +124,49 @@ async def test_sending_ends_with_the_time_but_not_before_the_least() -> None:
         now += 1.0
         return {}
 
-    assert len((await drive(send, 1, 3.0, clock=lambda: now)).latencies_ms) == 3
+    def clock() -> float:
+        return now
+
+    sender = recorded(send, clock)
+    assert len((await closed_loop(sender, 1, 3.0, clock=clock)).latencies_ms) == 3
     now = 0.0
-    assert len((await drive(send, 1, 3.0, least=5, clock=lambda: now)).latencies_ms) == 5
+    assert len((await closed_loop(sender, 1, 3.0, least=5, clock=clock)).latencies_ms) == 5
+
+
+async def test_an_open_loop_waits_for_no_response(virtual_time: VirtualTime) -> None:
+    async def send(number: int) -> Mapping[str, float]:
+        await asyncio.sleep(5.0 if number == 0 else 0.5)
+        if number == 1:
+            raise RequestFailed("status 503", 503)
+        return {}
+
+    begin = virtual_time()
+    window = await open_loop(recorded(send, virtual_time), evenly(2.0, 2.0), clock=virtual_time)
+    assert [o.sent_s - begin for o in window.outcomes] == pytest.approx([0.5, 1.0, 1.5, 0.0])
+    assert [o.status for o in window.outcomes] == [503, 200, 200, 200]
+    assert window.latencies_ms == pytest.approx([500.0, 500.0, 5000.0])
+    assert len({outcome.request_id for outcome in window.outcomes}) == 4
+    assert window.failures == {"status 503": 1}
+
+
+async def test_an_open_loop_ends_after_its_grace_time(virtual_time: VirtualTime) -> None:
+    async def send(number: int) -> Mapping[str, float]:
+        await asyncio.sleep(1.0 + 9.0 * number)
+        return {}
+
+    window = await open_loop(
+        recorded(send, virtual_time), [0.0, 0.1], grace_s=2.0, clock=virtual_time
+    )
+    assert [outcome.status for outcome in window.outcomes] == [200]
+    assert window.seconds == pytest.approx(2.1)
+
+
+async def test_an_error_of_the_sender_is_no_outcome() -> None:
+    async def send(number: int, due_s: float) -> Outcome:
+        raise ValueError("a fault of the test")
+
+    with pytest.raises(ValueError, match="a fault"):
+        await open_loop(send, [0.0])
 
 
 # -- photos -----------------------------------------------------------------------------------

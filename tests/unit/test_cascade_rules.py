@@ -11,7 +11,7 @@ from serve_app.core.measurements import Additive, Escalation, Point, Steps
 from serve_app.core.types import Mask, Prompt
 from serve_app.routing.cascade import select_for_escalation, should_replace
 
-from .answers import mask
+from ..fakes.masks import rectangle_mask as mask
 
 BOX = Prompt(box=[10, 10, 30, 20], multimask_output=False)
 POINT = Prompt(point_coords=[[5, 5]], point_labels=[1])

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from serve_tools.bench.load import Outcome
+
 from ..chaos import cancellation, slow_clients
 from ..chaos.cancellation import PHASES, Done
 from ..chaos.changes import in_effect
+from ..chaos.client import Client, Ledger, answer_digest, quantile
 from ..chaos.kills import Kill, judge_ingress, strays
-from ..chaos.load import Client, Ledger, Outcome, answer_digest, quantile
 from ..chaos.processes import open_files, pss_bytes, slope_per_min
 from ..chaos.questions import Mix, batch, bmp, new_image
 from ..chaos.report import Report

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
@@ -21,17 +20,16 @@ from serve_app.core.limits import Limits
 from serve_app.core.rle import encode_rle
 from serve_app.core.types import (
     CacheTier,
-    EmbedResult,
     Mask,
     Prompt,
     PromptResult,
     ProposalSource,
-    RgbArray,
     SegmentResult,
 )
 from serve_app.http.app import create_app
 
 from ..clocks import Clock
+from ..fakes.service import IMAGE_ID, FakeService
 
 SHAPE = np.tri(7, 9, dtype=np.bool_)
 LOGITS = np.linspace(-9, 9, 256 * 256, dtype=np.float16).reshape(256, 256)
@@ -49,33 +47,18 @@ MASK = Mask(
 )
 
 
-@dataclass
-class Recorder:
-    """Answers everything alike and keeps what it was asked."""
+class Recorder(FakeService):
+    """Responds to everything with one mask that has all members."""
 
-    requests: list[SegmentRequest] = field(default_factory=list)
-    error: Exception | None = None
-    is_ready: bool = True
-    more: dict[str, Any] = field(default_factory=dict)
-    answered_by: str | None = None
-
-    async def segment(self, request: SegmentRequest) -> SegmentResult:
-        self.requests.append(request)
-        if self.error is not None:
-            raise self.error
+    def respond(self, request: SegmentRequest) -> SegmentResult:
+        result = PromptResult(
+            masks=(MASK,), text="dog", present=True, best_score=0.25, variant=self.answered_by
+        )
         return SegmentResult(
             image_id="9-7-abc",
             width=9,
             height=7,
-            results=(
-                PromptResult(
-                    masks=(MASK,),
-                    text="dog",
-                    present=True,
-                    best_score=0.25,
-                    variant=self.answered_by,
-                ),
-            ),
+            results=(result,),
             variant="fast",
             model="vit_t",
             reason="asked for",
@@ -85,24 +68,6 @@ class Recorder:
             threshold=0.125,
             **self.more,
         )
-
-    async def embed(self, image: bytes | RgbArray | str, variant: str) -> EmbedResult:
-        assert (image, variant) == (b"file", "slow")
-        return EmbedResult(
-            image_id="9-7-abc",
-            width=9,
-            height=7,
-            variant="slow",
-            model="vit_h",
-            cache=CacheTier.MISS,
-            timings_ms={"embed": 2.5},
-        )
-
-    async def models(self) -> Mapping[str, Any]:
-        return {"variants": [{"name": "fast"}]}
-
-    async def ready(self) -> bool:
-        return self.is_ready
 
 
 @pytest.fixture
@@ -225,8 +190,10 @@ async def test_what_the_router_did_comes_back(sam: HttpService, recorder: Record
 
 async def test_embed_models_and_ready(sam: HttpService, recorder: Recorder) -> None:
     known = await sam.embed(b"file", "slow")
-    assert (known.image_id, known.model, known.cache) == ("9-7-abc", "vit_h", CacheTier.MISS)
-    assert (await sam.models())["variants"] == [{"name": "fast"}]
+    assert recorder.embedded == [(b"file", "slow")]
+    assert (known.image_id, known.variant, known.model) == (IMAGE_ID, "slow", "vit_t")
+    assert (known.cache, known.timings_ms["embed"]) == (CacheTier.MEMORY, 3.0)
+    assert (await sam.models())["variants"]["fast"] == {"model": "vit_t", "sources": ["local"]}
     assert await sam.ready()
     recorder.is_ready = False
     assert not await sam.ready()
@@ -236,7 +203,7 @@ async def test_embed_models_and_ready(sam: HttpService, recorder: Recorder) -> N
 async def test_errors_keep_their_type(
     sam: HttpService, recorder: Recorder, error: SamServeError
 ) -> None:
-    recorder.error = error
+    recorder.failure = error
     with pytest.raises(type(error)) as caught:
         await sam.segment(SegmentRequest(image="x", task=Everything()))
     assert (caught.value.message, caught.value.field) == (error.message, error.field)

@@ -10,7 +10,7 @@ import pytest
 from serve_app.core.types import Prompt
 from serve_app.routing.confidence import FEATURES, best_mask, features, prompt_type
 
-from .answers import mask
+from ..fakes.masks import rectangle_mask as mask
 
 POINT = Prompt(point_coords=[[5, 5]], point_labels=[1])
 BOX = Prompt(box=[10, 10, 30, 20], multimask_output=False)

@@ -23,11 +23,11 @@ from serve_tools.evaluation.report import markdown
 from serve_tools.evaluation.runner import evaluate
 from serve_tools.evaluation.summary import summarise
 
+from ..fakes.masks import mask_of
 from .evaluation_scenes import (
     SCENE,
     SIDE,
-    FakeService,
-    as_mask,
+    SceneService,
     coco_rle,
     left_half,
     load,
@@ -45,7 +45,7 @@ def iou_row(summary: Mapping[str, Any], **which: str) -> dict[str, Any]:
 
 
 async def summary_of(
-    service: FakeService, dataset: Dataset, plan: EvaluationPlan
+    service: SceneService, dataset: Dataset, plan: EvaluationPlan
 ) -> tuple[Evaluation, dict[str, Any]]:
     evaluation = await evaluate(service, dataset, plan)
     return evaluation, summarise(evaluation, await service.models(), in_process=True)
@@ -58,7 +58,7 @@ class TestEvaluation:
             return [(good, 0.8)]
 
         both = plan(PromptKind.BOX, PromptKind.POINT, variants=("fast", "accurate"))
-        _, summary = await summary_of(FakeService(SCENE, answer), load(tmp_path, SCENE), both)
+        _, summary = await summary_of(SceneService(SCENE, answer), load(tmp_path, SCENE), both)
         for prompt in ("box", "point"):
             for variant, expected in (("fast", 0.5), ("accurate", 1.0)):
                 row = iou_row(summary, prompt=prompt, variant=variant)
@@ -79,7 +79,7 @@ class TestEvaluation:
         rng = np.random.default_rng(0)
         scenes = {f"{i}.png": [rectangle(10, 10, 110, 110)] for i in range(30)}
         widths = {name: int(w) for name, w in zip(scenes, rng.integers(20, 90, 30), strict=True)}
-        service = FakeService(scenes)
+        service = SceneService(scenes)
 
         def answer(variant: str, mask: BoolArray) -> list[tuple[BoolArray, float]]:
             asked = service.requests[-1].image
@@ -109,7 +109,7 @@ class TestEvaluation:
         self, tmp_path: Path, multimask: Multimask | None, counted: float, oracle: float | None
     ) -> None:
         nothing = np.zeros((SIDE, SIDE), np.bool_)
-        service = FakeService(
+        service = SceneService(
             SCENE, lambda _, mask: [(nothing, 0.2), (left_half(mask), 0.9), (mask, 0.8)]
         )
         asked = plan(PromptKind.POINT, multimask=multimask)
@@ -119,7 +119,7 @@ class TestEvaluation:
         assert (row["oracle_iou"] and row["oracle_iou"]["mean"]) == oracle
 
     async def test_box_asks_for_one_mask_and_point_for_three(self, tmp_path: Path) -> None:
-        service = FakeService(SCENE)
+        service = SceneService(SCENE)
         await evaluate(
             service, load(tmp_path, SCENE), plan(PromptKind.BOX, PromptKind.POINT)
         )  # fmt: skip
@@ -134,10 +134,10 @@ class TestEvaluation:
     async def test_image_is_sent_once_and_again_if_forgotten(self, tmp_path: Path) -> None:
         scene = {"a.png": [rectangle(i, i, i + 9, i + 9) for i in range(5)]}
         dataset, small = load(tmp_path, scene), plan(chunk=2)
-        service = FakeService(scene)
+        service = SceneService(scene)
         await evaluate(service, dataset, small)
         assert [r.image for r in service.requests] == [b"a.png", "a.png", "a.png"]
-        forgetful = FakeService(scene)
+        forgetful = SceneService(scene)
         forgetful.forgets = True
         evaluation = await evaluate(forgetful, dataset, small)
         assert [r.image for r in forgetful.requests] == [b"a.png", *["a.png", b"a.png"] * 2]
@@ -148,7 +148,7 @@ class TestEvaluation:
         drawn = plan(
             PromptKind.BOX, PromptKind.POINT, variants=("fast", "slow"), max_objects=7, seed=3
         )
-        service = FakeService(scene)
+        service = SceneService(scene)
         service.answer = lambda variant, mask: [(mask, 1.0)]
         evaluation = await evaluate(service, load(tmp_path, scene), drawn)
         by = {
@@ -164,7 +164,7 @@ class TestEvaluation:
         assert all(len(ids) == 7 for ids in by.values())
 
     async def test_a_failing_image_is_left_out_for_all_and_told(self, tmp_path: Path) -> None:
-        service = FakeService(SCENE)
+        service = SceneService(SCENE)
         service.fails["a.png"] = InvalidImage("the file is broken")
         both = plan(variants=("fast", "accurate"))
         evaluation, summary = await summary_of(service, load(tmp_path, SCENE), both)
@@ -173,47 +173,47 @@ class TestEvaluation:
         assert "- invalid_image (1): a.png: the file is broken" in markdown(summary)
 
     async def test_an_image_of_another_size_is_left_out(self, tmp_path: Path) -> None:
-        service = FakeService(SCENE)
+        service = SceneService(SCENE)
         service.size = (SIDE, SIDE + 1)
         evaluation = await evaluate(service, load(tmp_path, SCENE), plan())
         assert not evaluation.objects
         assert "120 x 121" in evaluation.failures[0].message
 
     async def test_masks_of_another_size_are_not_measured(self, tmp_path: Path) -> None:
-        service = FakeService(SCENE, lambda variant, mask: [(mask[:-1], 0.9)])
+        service = SceneService(SCENE, lambda variant, mask: [(mask[:-1], 0.9)])
         evaluation = await evaluate(service, load(tmp_path, SCENE), plan())
         assert [f.message for f in evaluation.failures] == ["a mask is not of the image's size"] * 2
 
     async def test_an_image_unknown_right_after_it_was_sent_fails_alone(
         self, tmp_path: Path
     ) -> None:
-        service = FakeService(SCENE)
+        service = SceneService(SCENE)
         service.fails["a.png"] = UnknownImage("gone")
         evaluation = await evaluate(service, load(tmp_path, SCENE), plan())
         assert [f.kind for f in evaluation.failures] == ["unknown_image"]
         assert len(evaluation.objects) == 1
 
     async def test_an_error_that_all_would_meet_stops(self, tmp_path: Path) -> None:
-        service = FakeService(SCENE)
+        service = SceneService(SCENE)
         service.fails["a.png"] = UnknownVariant("no such variant")
         with pytest.raises(UnknownVariant):
             await evaluate(service, load(tmp_path, SCENE), plan())
 
     async def test_no_mask_counts_as_zero(self, tmp_path: Path) -> None:
-        service = FakeService(SCENE, lambda variant, mask: [])
+        service = SceneService(SCENE, lambda variant, mask: [])
         _, summary = await summary_of(service, load(tmp_path, SCENE), plan())
         assert iou_row(summary)["iou"]["mean"] == 0
         assert summary["calibration"] == []
 
     async def test_times_are_per_image_and_per_prompt(self, tmp_path: Path) -> None:
         both = plan(PromptKind.POINT, PromptKind.BOX, chunk=1)
-        _, summary = await summary_of(FakeService(SCENE), load(tmp_path, SCENE), both)
+        _, summary = await summary_of(SceneService(SCENE), load(tmp_path, SCENE), both)
         assert len(summary["timing"]) == 2
         for timing in summary["timing"]:
             # The first request of an image alone embeds it: 100 ms, for three objects 10 each.
             assert timing["embed_ms_per_image"] == 100
             assert timing["decode_ms_per_prompt"] == 10
-        whole = await summary_of(FakeService(SCENE), load(tmp_path, SCENE), plan())
+        whole = await summary_of(SceneService(SCENE), load(tmp_path, SCENE), plan())
         assert whole[1]["timing"][0]["decode_ms_per_prompt"] == 10
 
 
@@ -235,10 +235,10 @@ class TestText:
             elif query == "owl":
                 masks = [stray]
             return PromptResult(
-                masks=tuple(map(as_mask, masks)), text=query, present=bool(masks), best_score=0.5
+                masks=tuple(map(mask_of, masks)), text=query, present=bool(masks), best_score=0.5
             )
 
-        service = FakeService(SCENE, text=text)
+        service = SceneService(SCENE, text=text)
         asked = plan(PromptKind.TEXT, absent_texts=10)
         evaluation, summary = await summary_of(service, self.dataset(tmp_path), asked)
         by_object = {(o.image, o.annotation_id): o.iou for o in evaluation.objects}
@@ -267,11 +267,11 @@ class TestText:
 
         def text(name: str, query: str) -> PromptResult:
             asked.append((name, query))
-            masks = (as_mask(rectangle(10, 95, 20, 110)),) if query == "dog" else ()
+            masks = (mask_of(rectangle(10, 95, 20, 110)),) if query == "dog" else ()
             return PromptResult(masks=masks, text=query, present=bool(masks))
 
         evaluation = await evaluate(
-            FakeService(SCENE, text=text), dataset, plan(PromptKind.TEXT, absent_texts=10)
+            SceneService(SCENE, text=text), dataset, plan(PromptKind.TEXT, absent_texts=10)
         )
         answers = {(a.image, a.text): a for a in evaluation.texts}
         assert (answers[0, "dog"].found, answers[0, "dog"].unmatched) == (0, 0)
@@ -280,7 +280,7 @@ class TestText:
 
     async def test_a_name_with_an_unreadable_object_is_not_asked(self, tmp_path: Path) -> None:
         broken = {"id": 80, "image_id": 0, "category_id": 0, "segmentation": [[1]]}
-        service = FakeService(SCENE, text=lambda _, query: PromptResult(masks=(), present=False))
+        service = SceneService(SCENE, text=lambda _, query: PromptResult(masks=(), present=False))
         evaluation = await evaluate(
             service, self.dataset(tmp_path, annotations=[broken]), plan(PromptKind.TEXT)
         )
@@ -289,7 +289,7 @@ class TestText:
 
     async def test_there_is_room_for_a_mask_of_every_object(self, tmp_path: Path) -> None:
         scene = {"a.png": [rectangle(i, i, i + 9, i + 9) for i in range(50)]}
-        service = FakeService(scene, text=lambda _, query: PromptResult(masks=(), present=False))
+        service = SceneService(scene, text=lambda _, query: PromptResult(masks=(), present=False))
         await evaluate(service, load(tmp_path, scene), plan(PromptKind.TEXT))
         assert all(isinstance(r.task, TextQuery) for r in service.requests)
         assert [r.task.max_masks for r in service.requests if isinstance(r.task, TextQuery)] > [50]
@@ -297,19 +297,19 @@ class TestText:
     async def test_texts_are_asked_in_groups(self, tmp_path: Path) -> None:
         names = tuple(f"kind {i}" for i in range(40))
         dataset = load(tmp_path, SCENE, names=names)
-        service = FakeService(SCENE, text=lambda _, query: PromptResult(masks=(), present=False))
+        service = SceneService(SCENE, text=lambda _, query: PromptResult(masks=(), present=False))
         await evaluate(service, dataset, plan(PromptKind.TEXT, absent_texts=39))
         sizes = [len(r.task.text) for r in service.requests if isinstance(r.task, TextQuery)]
         assert sizes == [16, 16, 8] * 2
 
 
 class TestCommand:
-    def run(self, monkeypatch: pytest.MonkeyPatch, service: FakeService, *argv: str) -> int:
+    def run(self, monkeypatch: pytest.MonkeyPatch, service: SceneService, *argv: str) -> int:
         class Connected:
             def __init__(self, url: str) -> None:
                 assert url == "http://sam"
 
-            async def __aenter__(self) -> FakeService:
+            async def __aenter__(self) -> SceneService:
                 return service
 
             async def __aexit__(self, *error: object) -> None:
@@ -329,7 +329,7 @@ class TestCommand:
     ) -> None:
         out = tmp_path / "figures.json"
         argv = [*self.paths(tmp_path), "--variant", "fast", "--variant", "slow", "--json", str(out)]
-        assert self.run(monkeypatch, FakeService(SCENE), *argv) == 0
+        assert self.run(monkeypatch, SceneService(SCENE), *argv) == 0
         printed = capsys.readouterr().out
         assert "| box | fast | all | 3 | 2 | 1.000 | 1.000 to 1.000 | – |" in printed
         assert "| point | slow − fast | all | 3 | 2 | +0.000 | +0.000 to +0.000 |" in printed
@@ -341,7 +341,7 @@ class TestCommand:
     def test_rows_have_as_many_cells_as_their_head(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        service = FakeService(SCENE, text=lambda _, q: PromptResult(masks=(), present=False))
+        service = SceneService(SCENE, text=lambda _, q: PromptResult(masks=(), present=False))
         prompts = [a for p in PromptKind for a in ("--prompt", p)]
         argv = [*self.paths(tmp_path), *prompts, "--variant", "fast", "--variant", "slow"]
         self.run(monkeypatch, service, *argv)
@@ -357,7 +357,7 @@ class TestCommand:
     def test_exit_status_tells_of_failures(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        service = FakeService(SCENE)
+        service = SceneService(SCENE)
         service.fails["a.png"] = InternalError("a fault")
         assert self.run(monkeypatch, service, *self.paths(tmp_path)) == 1
         service.fails["b.png"] = InternalError("a fault")
@@ -369,7 +369,7 @@ class TestCommand:
     def test_a_service_that_is_not_ready_is_not_asked(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        service = FakeService(SCENE)
+        service = SceneService(SCENE)
         service.is_ready = False
         assert self.run(monkeypatch, service, *self.paths(tmp_path)) == 2
         assert not service.requests
@@ -382,4 +382,4 @@ class TestCommand:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: list[str]
     ) -> None:
         with pytest.raises(SystemExit):
-            self.run(monkeypatch, FakeService(SCENE), *self.paths(tmp_path), *wrong)
+            self.run(monkeypatch, SceneService(SCENE), *self.paths(tmp_path), *wrong)

@@ -6,18 +6,17 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from serve_app.core.inference import Embedding
 from serve_app.core.settings import Compute, EngineName, VariantSettings
-from serve_app.core.types import Mask
 from serve_app.engines.family import Family, Segmentation, Weights
 from serve_app.models import families
 from serve_app.models.factory import ModelSource
 from serve_app.models.registry import ModelSpec, Registry, load_registry
 from serve_app.profiles.variants import variant_info
+
+from ..fakes.engines import FakeDecoder, FakeEncoder, no_masks
 
 ROOT = Path(__file__).parents[2]
 NAMES = "|".join(families.FAMILIES)
@@ -57,23 +56,10 @@ def test_a_model_that_does_not_segment_is_no_variant(model: str) -> None:
         ModelSource(offline=True).load_encoder(model, Compute())
 
 
-class ToyDecoder:
-    def __init__(self) -> None:
-        self.shapes: list[dict[str, tuple[int, ...]]] = []
-
-    def decode_batch(self, jobs: Any) -> list[tuple[Mask, ...]]:
-        self.shapes += [{n: t.shape for n, t in job.embedding.tensors.items()} for job in jobs]
-        return [() for _ in jobs]
-
-
-class ToyEncoder:
+class ToyEncoder(FakeEncoder):
     def __init__(self, *made_with: Any) -> None:
+        super().__init__()
         self.made_with = made_with
-
-    def encode_batch(self, images: Any) -> list[Embedding]:
-        return [
-            Embedding({"e": np.zeros((2, 3), np.float32)}, *image.shape[:2]) for image in images
-        ]
 
 
 def toy_engines(architecture: str | None, quantized: bool) -> tuple[EngineName, ...]:
@@ -92,7 +78,7 @@ TOY = Family(
         resize_mode="stretch",
         embedding_shapes={"e": (2, 3)},
         load_encoder=ToyEncoder,
-        load_decoder=lambda weights, compute: ToyDecoder(),
+        load_decoder=lambda weights, compute: FakeDecoder(masks_of=no_masks),
         load_reference=no_reference,
         dtypes=frozenset({"float32"}),
         memory_fraction=False,
@@ -127,8 +113,9 @@ def test_a_new_family_is_a_description_and_a_line(
     given, engine, _ = encoder.made_with
     assert (given.paths, engine) == ({"weights": weights}, "onnxruntime")
     decoder = source.load_decoder("toy", Compute())
-    assert isinstance(decoder, ToyDecoder)
-    assert decoder.shapes == [{"e": (2, 3)}]
+    assert isinstance(decoder, FakeDecoder)
+    (job,) = decoder.jobs
+    assert {name: tensor.shape for name, tensor in job.embedding.tensors.items()} == {"e": (2, 3)}
 
     assert variant_info("v", VariantSettings(model="toy"), registry).family == "toy"
     for compute, said in (({"dtype": "bfloat16"}, "float32"), ({"memory_fraction": 0.5}, "null")):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +11,6 @@ import pytest
 from PIL import Image
 
 from serve_app.capabilities import Everything, EverythingMode, SegmentRequest, TextQuery
-from serve_app.core.deadline import time_left_s
 from serve_app.core.errors import (
     DeadlineExceeded,
     HintsUnmet,
@@ -27,27 +25,18 @@ from serve_app.core.errors import (
     UnknownVariant,
     WeightsUnavailable,
 )
-from serve_app.core.inference import (
-    Candidate,
-    DecodeOptions,
-    Prediction,
-    Proposal,
-    ScorerInfo,
-    TextScores,
-    VariantInfo,
-)
+from serve_app.core.inference import Prediction
 from serve_app.core.limits import Limits
 from serve_app.core.measurements import Additive, Escalation, Measurements, Point, Profile, Steps
 from serve_app.core.request import Task, image_id
-from serve_app.core.rle import encode_rle
 from serve_app.core.settings import RouterSettings
 from serve_app.core.types import CacheTier, Mask, Prompt, ProposalSource, RgbArray
-from serve_app.flow.flow import SegmentationFlow, _minus_network_margin, _respond_by
-from serve_app.images.store import ImageStore
-from serve_app.routing.dispatcher import Dispatcher
-from serve_app.routing.load_tracker import Capacity
+from serve_app.flow.flow import _minus_network_margin, _respond_by
 
 from ..clocks import VirtualTime
+from ..fakes.flow import FakeGraph
+from ..fakes.masks import rectangle_mask
+from ..fakes.ports import FakePredictor, FakeScorer, prompted_masks
 
 # No figure here is this machine's: what takes time does so on the virtual clock.
 pytestmark = pytest.mark.usefixtures("virtual_time")
@@ -61,152 +50,6 @@ def _png() -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(PIXELS).save(buffer, format="PNG")
     return buffer.getvalue()
-
-
-def _mask(size: tuple[int, int], box: tuple[int, int, int, int], score: float = 0.9) -> Mask:
-    x, y, w, h = box
-    array = np.zeros(size, np.bool_)
-    array[y : y + h, x : x + w] = True
-    return Mask(rle=encode_rle(array), score=score, stability_score=1, bbox=box, area=w * h)
-
-
-class FakePredictor:
-    """Knows the images it has seen; answers a box prompt with its box, a point with a square."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[str, bool, int]] = []
-        self.options: list[DecodeOptions] = []
-        self.times_left: list[float | None] = []
-        self.known: set[str] = set()
-        self.forgets = False
-        self.sure = 0.9
-        self.failure: Exception | None = None
-        self.woken = 0
-
-    async def predict(
-        self,
-        image_id: str,
-        pixels: RgbArray | None,
-        prompts: Sequence[Prompt],
-        options: DecodeOptions,
-    ) -> Prediction | None:
-        self.calls.append((image_id, pixels is not None, len(prompts)))
-        self.options.append(options)
-        self.times_left.append(time_left_s())
-        if self.failure is not None:
-            raise self.failure
-        if self.forgets or (pixels is None and image_id not in self.known):
-            return None
-        tier = CacheTier.MEMORY if image_id in self.known else CacheTier.MISS
-        self.known.add(image_id)
-        width, height = map(int, image_id.split("-")[0].split("x"))
-        masks = tuple(self._answer(prompt, (height, width)) for prompt in prompts)
-        return Prediction(masks=masks, cache=tier, timings_ms={"decode_masks": 1.0})
-
-    async def scale_from_zero(self) -> None:
-        self.woken += 1
-
-    def _answer(self, prompt: Prompt, size: tuple[int, int]) -> tuple[Mask, ...]:
-        if prompt.box is not None:
-            x0, y0, x1, y1 = (int(v) for v in prompt.box.clip(0))
-            return (_mask(size, (x0, y0, x1 - x0, y1 - y0), self.sure),)
-        assert prompt.point_coords is not None
-        x, y = (int(v) for v in prompt.point_coords[0])
-        masks = [_mask(size, (x, y, 4, 4), 0.8), _mask(size, (x, y, 3, 3), 0.7)]
-        return tuple(masks if prompt.multimask_output else masks[:1])
-
-
-class FakeProposer:
-    """A cat, a dog, and a box that is nothing."""
-
-    BOXES = ((2, 3, 12, 13, "cat"), (20, 5, 40, 25, "dog"), (45, 20, 55, 35, None))
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[ProposalSource, int]] = []
-
-    async def propose(
-        self,
-        pixels: RgbArray | None,
-        size: tuple[int, int],
-        source: ProposalSource,
-        points_per_side: int,
-    ) -> tuple[Proposal, ...]:
-        assert (pixels is None) == (source is ProposalSource.GRID)
-        self.asked.append((source, points_per_side))
-        if source is ProposalSource.GRID:
-            points = [(10, 10), (30, 10), (10, 30)]
-            prompts = [Prompt(point_coords=[p], point_labels=[1]) for p in points]
-            return tuple(Proposal(prompt=p, source=source) for p in prompts)
-        return tuple(
-            Proposal(prompt=Prompt(box=box), source=source, objectness=0.5, label=label)
-            for *box, label in self.BOXES
-        )
-
-
-class FakeScorer:
-    """Scores by rule: 0.9 for the label, 0.3 for others; without labels by position."""
-
-    def __init__(self, needs_masks: bool) -> None:
-        self.needs_masks = needs_masks
-        self.candidates: list[Candidate] = []
-        self.down = False
-
-    async def info(self) -> ScorerInfo:
-        if self.down:
-            raise Overloaded("no replica")
-        return ScorerInfo(
-            engine="open_clip" if self.needs_masks else "labels",
-            model="fake",
-            needs_masks=self.needs_masks,
-            proposals=ProposalSource.GRID if self.needs_masks else ProposalSource.DETECTOR,
-            threshold=0.5,
-        )
-
-    async def score(
-        self, pixels: RgbArray, candidates: Sequence[Candidate], texts: Sequence[str]
-    ) -> TextScores:
-        self.candidates = list(candidates)
-        scores = np.full((len(texts), len(candidates)), 0.3, np.float32)
-        for row, text in enumerate(texts):
-            for column, candidate in enumerate(candidates):
-                if text in (candidate.label, f"at {candidate.bbox[0]}"):
-                    scores[row, column] = 0.9
-                elif text == "all":
-                    scores[row, column] = 0.6 + 0.1 * column
-        return TextScores(scores=scores, engine="fake", threshold=0.5)
-
-
-class Graph:
-    def __init__(
-        self,
-        scorer: FakeScorer | None = None,
-        limits: Limits | None = None,
-        timeout_s: float | None = None,
-        router: RouterSettings | None = None,
-        measurements: Measurements | None = None,
-    ) -> None:
-        limits = limits or Limits()
-        self.fast, self.accurate = FakePredictor(), FakePredictor()
-        self.proposer, self.scorer = FakeProposer(), scorer
-        self.dispatcher = Dispatcher(
-            router or RouterSettings(),
-            {"fast": Capacity(), "accurate": Capacity()},
-            measurements or Measurements(),
-            {"fast": self.fast.scale_from_zero, "accurate": self.accurate.scale_from_zero},
-        )
-        self.flow = SegmentationFlow(
-            images=ImageStore(limits, 2**20),
-            variants={
-                name: VariantInfo(name=name, model=f"{name}_model", family="sam", description="")
-                for name in ("fast", "accurate")
-            },
-            predictors={"fast": self.fast, "accurate": self.accurate},
-            proposer=self.proposer,
-            scorer=scorer,
-            dispatcher=self.dispatcher,
-            limits=limits,
-            timeout_s=timeout_s,
-        )
 
 
 def _hang(predictor: FakePredictor) -> asyncio.Event:
@@ -223,14 +66,16 @@ def _hang(predictor: FakePredictor) -> asyncio.Event:
     return stopped
 
 
-async def _error(graph: Graph, task: Task, image: bytes | str | RgbArray = PIXELS) -> SamServeError:
+async def _error(
+    graph: FakeGraph, task: Task, image: bytes | str | RgbArray = PIXELS
+) -> SamServeError:
     with pytest.raises(SamServeError) as caught:
         await graph.flow.segment(SegmentRequest(image=image, task=task))
     return caught.value
 
 
 async def test_a_new_image_travels_once_and_later_only_its_name() -> None:
-    graph = Graph()
+    graph = FakeGraph()
     first = await graph.flow.segment(SegmentRequest(image=_png(), task=[POINT]))
     assert (first.image_id, first.width, first.height) == (image_id(PIXELS), WIDTH, HEIGHT)
     assert (first.cache, first.variant, first.model) == (CacheTier.MISS, "fast", "fast_model")
@@ -243,14 +88,14 @@ async def test_a_new_image_travels_once_and_later_only_its_name() -> None:
 
 
 async def test_the_file_sent_again_is_asked_for_by_name_first() -> None:
-    graph = Graph()
+    graph = FakeGraph()
     await graph.flow.segment(SegmentRequest(image=_png(), task=[POINT]))
     await graph.flow.segment(SegmentRequest(image=_png(), task=[POINT]))
     assert graph.fast.calls[1:] == [(image_id(PIXELS), False, 1)]
 
 
 async def test_pixels_follow_where_a_variant_does_not_know_the_image() -> None:
-    graph = Graph()
+    graph = FakeGraph()
     first = await graph.flow.segment(SegmentRequest(image=_png(), task=[POINT]))
     request = SegmentRequest(image=first.image_id, task=[POINT], variant="accurate")
     answer = await graph.flow.segment(request)
@@ -264,7 +109,7 @@ async def test_pixels_follow_where_a_variant_does_not_know_the_image() -> None:
 
 
 async def test_an_unknown_image_is_told_so() -> None:
-    graph = Graph()
+    graph = FakeGraph()
     error = await _error(graph, [POINT], image_id(PIXELS))
     assert isinstance(error, UnknownImage)
     assert (error.status, error.field) == (404, "image_id")
@@ -278,7 +123,7 @@ async def test_an_unknown_image_is_told_so() -> None:
 
 
 async def test_embedding_makes_an_image_known() -> None:
-    graph = Graph()
+    graph = FakeGraph()
     embedded = await graph.flow.embed(_png(), "auto")
     assert (embedded.image_id, embedded.cache, embedded.model) == (
         image_id(PIXELS),
@@ -291,7 +136,7 @@ async def test_embedding_makes_an_image_known() -> None:
 
 
 async def test_errors_name_the_field_at_fault() -> None:
-    graph = Graph()
+    graph = FakeGraph()
     outside = Prompt(point_coords=[[WIDTH + 1, 3]], point_labels=[1])
     error = await _error(graph, [POINT, outside])
     assert isinstance(error, InvalidPrompt)
@@ -313,7 +158,7 @@ async def test_errors_name_the_field_at_fault() -> None:
     ids=["border", "over"],
 )
 async def test_points_on_the_border_and_boxes_over_it_are_answered(prompt: Prompt) -> None:
-    result = await Graph().flow.segment(SegmentRequest(image=PIXELS, task=[prompt]))
+    result = await FakeGraph().flow.segment(SegmentRequest(image=PIXELS, task=[prompt]))
     assert result.results[0].masks
 
 
@@ -351,13 +196,13 @@ LIMITS = Limits(
 async def test_tasks_beyond_the_limits_are_refused_before_the_image_is_read(
     task: Task, kind: type[SamServeError], field: str
 ) -> None:
-    graph = Graph(FakeScorer(needs_masks=False), LIMITS)
+    graph = FakeGraph(FakeScorer(needs_masks=False), LIMITS)
     error = await _error(graph, task, b"not an image: it would be another error")
     assert (type(error), error.field) == (kind, field)
 
 
 async def test_tasks_at_the_limits_pass() -> None:
-    graph = Graph(FakeScorer(needs_masks=False), LIMITS)
+    graph = FakeGraph(FakeScorer(needs_masks=False), LIMITS)
     for task in (
         [POINT, Prompt(point_coords=[[1, 1]] * 3, point_labels=[1] * 3)],
         TextQuery(text=("a", "b" * 5), points_per_side=4),
@@ -367,10 +212,10 @@ async def test_tasks_at_the_limits_pass() -> None:
 
 
 async def test_text_scored_before_it_is_segmented() -> None:
-    graph = Graph(FakeScorer(needs_masks=False))
+    graph = FakeGraph(FakeScorer(needs_masks=False))
     query = TextQuery(text=("dog", "cat", "horse", "all"), max_masks=2)
     result = await graph.flow.segment(SegmentRequest(image=PIXELS, task=query))
-    assert graph.proposer.asked == [(ProposalSource.DETECTOR, 16)]
+    assert graph.proposer.calls == [(ProposalSource.DETECTOR, 16)]
     dog, cat, horse, everything = result.results
     assert (dog.text, dog.present, dog.masks[0].bbox) == ("dog", True, (20, 5, 20, 20))
     assert (dog.masks[0].label, dog.masks[0].text_score) == ("dog", pytest.approx(0.9))
@@ -386,10 +231,10 @@ async def test_text_scored_before_it_is_segmented() -> None:
 
 async def test_text_segmented_before_it_is_scored() -> None:
     scorer = FakeScorer(needs_masks=True)
-    graph = Graph(scorer)
+    graph = FakeGraph(scorer)
     query = TextQuery(text=("at 30", "horse"), points_per_side=8)
     result = await graph.flow.segment(SegmentRequest(image=PIXELS, task=query))
-    assert graph.proposer.asked == [(ProposalSource.GRID, 8)]
+    assert graph.proposer.calls == [(ProposalSource.GRID, 8)]
     found, absent = result.results
     # Each point gave squares of 4 and of 3 pixels, which are no duplicates.
     assert sorted(c.bbox for c in scorer.candidates)[:2] == [(10, 10, 3, 3), (10, 10, 4, 4)]
@@ -400,16 +245,16 @@ async def test_text_segmented_before_it_is_scored() -> None:
 
 
 async def test_the_callers_threshold_and_source_count() -> None:
-    graph = Graph(FakeScorer(needs_masks=False))
+    graph = FakeGraph(FakeScorer(needs_masks=False))
     query = TextQuery(text=("dog",), text_threshold=0.2, proposals=ProposalSource.CONTOURS)
     result = await graph.flow.segment(SegmentRequest(image=PIXELS, task=query))
     assert len(result.results[0].masks) == 3
     assert result.threshold == 0.2
-    assert graph.proposer.asked[0][0] is ProposalSource.CONTOURS
+    assert graph.proposer.calls[0][0] is ProposalSource.CONTOURS
 
 
 async def test_an_absent_text_still_makes_the_image_known() -> None:
-    graph = Graph(FakeScorer(needs_masks=False))
+    graph = FakeGraph(FakeScorer(needs_masks=False))
     query = TextQuery(text=("horse",))
     result = await graph.flow.segment(SegmentRequest(image=PIXELS, task=query))
     assert (result.results[0].present, result.cache) == (False, CacheTier.MISS)
@@ -417,21 +262,21 @@ async def test_an_absent_text_still_makes_the_image_known() -> None:
 
 
 async def test_a_match_whose_mask_is_empty_is_not_present() -> None:
-    graph = Graph(FakeScorer(needs_masks=False))
-    empty = _mask((HEIGHT, WIDTH), (0, 0, 0, 0))
-    graph.fast._answer = lambda prompt, size: (empty,)  # type: ignore[method-assign]
+    graph = FakeGraph(FakeScorer(needs_masks=False))
+    empty = rectangle_mask((0, 0, 0, 0), size=(HEIGHT, WIDTH))
+    graph.fast.masks_of = lambda prompt, size: (empty,)
     result = await graph.flow.segment(SegmentRequest(image=PIXELS, task=TextQuery(text=("dog",))))
     assert (result.results[0].present, result.results[0].masks) == (False, ())
 
 
 async def test_without_a_scorer_text_is_unavailable() -> None:
-    error = await _error(Graph(), TextQuery(text=("dog",)))
+    error = await _error(FakeGraph(), TextQuery(text=("dog",)))
     assert isinstance(error, TextUnavailable)
     assert error.field == "text"
 
 
 async def test_everything_over_the_grid() -> None:
-    graph = Graph()
+    graph = FakeGraph()
     task = Everything(points_per_side=3, points_per_batch=2, pred_iou_thresh=0, box_nms_thresh=0.4)
     result = await graph.flow.segment(SegmentRequest(image=PIXELS, task=task))
     (answer,) = result.results
@@ -452,7 +297,7 @@ async def test_everything_thins_out_the_grid_alone_and_only_in_the_fast_mode() -
     most = {}
     for mode in EverythingMode:
         for source in (ProposalSource.GRID, ProposalSource.DETECTOR):
-            graph = Graph()
+            graph = FakeGraph()
             task = Everything(mode=mode, proposals=source)
             await graph.flow.segment(SegmentRequest(image=PIXELS, task=task))
             most[mode, source] = graph.fast.options[0].most_points
@@ -463,10 +308,10 @@ async def test_everything_thins_out_the_grid_alone_and_only_in_the_fast_mode() -
 
 
 async def test_everything_over_crops_in_the_frame_of_the_image() -> None:
-    graph = Graph()
+    graph = FakeGraph()
     task = Everything(points_per_side=4, crop_n_layers=1, crop_n_points_downscale_factor=2)
     await graph.flow.segment(SegmentRequest(image=PIXELS, task=task))
-    sides = [side for _, side in graph.proposer.asked]
+    sides = [side for _, side in graph.proposer.calls]
     assert sides == [4, 2, 2, 2, 2]
     # What a crop cuts off must not win over others before that is seen.
     thresholds = [options.box_nms_thresh for options in graph.fast.options]
@@ -476,15 +321,15 @@ async def test_everything_over_crops_in_the_frame_of_the_image() -> None:
 
 
 async def test_everything_from_the_detector_keeps_labels() -> None:
-    graph = Graph()
+    graph = FakeGraph()
     task = Everything(proposals=ProposalSource.DETECTOR, crop_n_layers=1)
     result = await graph.flow.segment(SegmentRequest(image=PIXELS, task=task))
     assert [m.label for m in result.results[0].masks] == ["cat", "dog", None]
-    assert len(graph.proposer.asked) == 1
+    assert len(graph.proposer.calls) == 1
 
 
 async def test_a_request_that_takes_too_long_is_told_so_and_stopped() -> None:
-    graph = Graph(timeout_s=0.01)
+    graph = FakeGraph(timeout_s=0.01)
     stopped = _hang(graph.fast)
     async with asyncio.timeout(60):
         assert isinstance(await _error(graph, [POINT]), DeadlineExceeded)
@@ -496,17 +341,17 @@ async def test_a_request_that_takes_too_long_is_told_so_and_stopped() -> None:
 async def test_logits_do_not_go_with_everything() -> None:
     request = SegmentRequest(image=PIXELS, task=Everything(), return_logits=True)
     with pytest.raises(InvalidRequest) as caught:
-        await Graph().flow.segment(request)
+        await FakeGraph().flow.segment(request)
     assert caught.value.field == "return_logits"
 
 
 async def test_models_tells_what_is_deployed() -> None:
-    told = await Graph(FakeScorer(needs_masks=True)).flow.models()
+    told = await FakeGraph(FakeScorer(needs_masks=True)).flow.models()
     assert (told["default_variant"], told["cascade_to"]) == ("fast", None)
     assert told["variants"]["accurate"]["model"] == "accurate_model"
     assert told["text"]["engine"] == "open_clip"
     assert told["limits"]["max_prompts"] == Limits().max_prompts
-    assert (await Graph().flow.models())["text"] is None
+    assert (await FakeGraph().flow.models())["text"] is None
 
 
 # Hints.
@@ -523,7 +368,7 @@ def _request(task: Task = (BOX,), **more: object) -> SegmentRequest:
 
 
 async def test_hints_reach_the_router_and_the_answer_tells_what_it_expected() -> None:
-    graph = Graph(measurements=MEASURED)
+    graph = FakeGraph(measurements=MEASURED)
     quick = await graph.flow.segment(_request(max_latency_ms=100))
     assert (quick.variant, quick.expected_ms, quick.degraded) == ("fast", 25, False)
     good = await graph.flow.segment(_request(min_quality=0.85))
@@ -537,7 +382,7 @@ async def test_hints_reach_the_router_and_the_answer_tells_what_it_expected() ->
 
 
 async def test_requests_under_way_are_load_for_those_that_come() -> None:
-    graph = Graph(measurements=MEASURED)
+    graph = FakeGraph(measurements=MEASURED)
     image = await graph.flow.embed(PIXELS, "fast")
     arrived, go_on = asyncio.Event(), asyncio.Event()
     predict = graph.fast.predict
@@ -560,7 +405,7 @@ async def test_requests_under_way_are_load_for_those_that_come() -> None:
 
 
 async def test_a_request_that_fails_is_no_load_any_more() -> None:
-    graph = Graph(measurements=MEASURED)
+    graph = FakeGraph(measurements=MEASURED)
     graph.fast.failure = Overloaded("full")
     with pytest.raises(Overloaded):
         await graph.flow.segment(_request([POINT], variant="fast"))
@@ -569,7 +414,7 @@ async def test_a_request_that_fails_is_no_load_any_more() -> None:
 
 
 async def test_an_image_that_a_variant_has_lost_is_not_resident() -> None:
-    graph = Graph(measurements=MEASURED)
+    graph = FakeGraph(measurements=MEASURED)
     await graph.flow.segment(_request())
     assert graph.dispatcher.variant_state("fast", image_id(PIXELS)).cached
     graph.fast.forgets = True
@@ -584,7 +429,7 @@ async def test_an_image_that_a_variant_has_lost_is_not_resident() -> None:
 async def test_the_sooner_of_the_callers_and_the_services_time_ends_a_request(
     service_s: float | None, asked_s: float
 ) -> None:
-    graph = Graph(timeout_s=service_s)
+    graph = FakeGraph(timeout_s=service_s)
     stopped = _hang(graph.fast)
     async with asyncio.timeout(60):
         with pytest.raises(DeadlineExceeded, match=r"0\.(2|16) s"):
@@ -593,13 +438,13 @@ async def test_the_sooner_of_the_callers_and_the_services_time_ends_a_request(
 
 
 async def test_whoever_works_for_a_request_is_told_how_long_it_waits() -> None:
-    graph = Graph(timeout_s=60)
+    graph = FakeGraph(timeout_s=60)
     await graph.flow.segment(_request())
     await graph.flow.segment(_request(timeout_s=20))
     service_s, caller_s = (seconds or 0 for seconds in graph.fast.times_left)
     assert service_s == 60
     assert 0 < caller_s < 20
-    free = Graph()
+    free = FakeGraph()
     await free.flow.segment(_request())
     assert free.fast.times_left == [None]
 
@@ -625,17 +470,17 @@ def _cascade(
     router: RouterSettings = CASCADE,
     accurate: Profile = ACCURATE,
     timeout_s: float | None = None,
-) -> Graph:
+) -> FakeGraph:
     """The fast variant is unsure of boxes on the left, and the accurate one sure of all."""
     profiles = {"fast": FAST, "accurate": accurate}
     measurements = Measurements(profiles, {"fast>accurate": {"box-1": RULE}})
-    graph = Graph(router=router, measurements=measurements, timeout_s=timeout_s)
+    graph = FakeGraph(router=router, measurements=measurements, timeout_s=timeout_s)
 
     def unsure(prompt: Prompt, size: tuple[int, int]) -> tuple[Mask, ...]:
-        (mask,) = FakePredictor()._answer(prompt, size)[:1]
+        (mask,) = prompted_masks(prompt, size)[:1]
         return (replace(mask, score=0.2 if mask.bbox[0] < 30 else 0.9),)
 
-    graph.fast._answer = unsure  # type: ignore[method-assign]
+    graph.fast.masks_of = unsure
     graph.accurate.sure = 0.95
     return graph
 
@@ -767,7 +612,7 @@ def test_who_says_nothing_waits_for_a_second_answer_as_long_as_configured(
 
 @pytest.mark.parametrize("failure", [Overloaded("full"), WeightsUnavailable("none")])
 async def test_a_full_variant_is_answered_for_by_another(failure: Exception) -> None:
-    graph = Graph(measurements=MEASURED)
+    graph = FakeGraph(measurements=MEASURED)
     graph.accurate.failure = failure
     hinted = await graph.flow.segment(_request(max_latency_ms=5000))
     assert (hinted.variant, hinted.degraded) == ("fast", True)
@@ -805,7 +650,7 @@ async def test_where_there_is_no_time_nobody_is_asked_again(
     assert graph.accurate.calls == []
     assert (result.variant, result.degraded, result.escalated) == ("fast", True, 0)
     assert "unsure of 1 of 1 prompts, but accurate would take 910 ms more" in result.reason
-    assert graph.accurate.woken == 0  # it does not sleep
+    assert graph.accurate.scaled == 0  # it does not sleep
 
 
 async def test_within_the_callers_time_a_second_answer_is_worth_it() -> None:
@@ -827,7 +672,7 @@ async def test_a_sleeping_second_variant_is_woken_not_waited_for(wakes: bool) ->
     await asyncio.sleep(0)
     assert (result.degraded, result.escalated) == (True, 0)
     assert "accurate would take 10910 ms more" in result.reason
-    assert graph.accurate.woken == int(wakes)
+    assert graph.accurate.scaled == int(wakes)
     assert graph.accurate.calls == []
 
 

@@ -16,13 +16,12 @@ import yaml
 from PIL import Image
 
 from serve_app.__main__ import main
-from serve_app.core.inference import DecodeJob, Embedding
+from serve_app.core.inference import DecodeJob
 from serve_app.core.measurements import Agreement, MeasurementsFile, Share
-from serve_app.core.rle import encode_rle, rle_area, rle_bbox
+from serve_app.core.rle import encode_rle
 from serve_app.core.settings import Compute, GraphSettings
 from serve_app.core.types import BoolArray, Mask, Prompt, RgbArray
 from serve_app.engines.family import ReferenceModel
-from serve_app.models.factory import ModelSource
 from serve_tools.profiling import probe as probing
 from serve_tools.profiling import runner
 from serve_tools.profiling.engines import unbounded
@@ -33,6 +32,8 @@ from serve_tools.profiling.reference_models import VariantReference
 from serve_tools.profiling.runner import ProbeFailed, run_probe
 from serve_tools.profiling.samples import Sample, load_samples
 
+from ..fakes.engines import FakeDecoder, FakeEncoder, FakeSource
+from ..fakes.masks import mask_of
 from .evaluation_scenes import coco_rle, rectangle
 from .ledger_entries import ledger
 
@@ -46,60 +47,41 @@ SAMPLE = Sample(
 )
 
 
-class Encoder:
-    """Remembers how many images came together."""
-
-    def __init__(self) -> None:
-        self.batches: list[int] = []
-
-    def encode_batch(self, images: Sequence[RgbArray]) -> list[Embedding]:
-        self.batches.append(len(images))
-        tensors = {"image_embed": np.ones((2, 3), np.float32)}
-        return [Embedding(tensors, *image.shape[:2]) for image in images]
+def ones(image: RgbArray) -> dict[str, np.ndarray]:
+    return {"image_embed": np.ones((2, 3), np.float32)}
 
 
-class Decoder:
+def masks_by_form(job: DecodeJob) -> tuple[Mask, ...]:
     """Of three masks the surest covers everything; of one, a box's is exact, a click's is empty.
 
     So each form of prompt has another IoU with a rectangle.
     """
-
-    def __init__(self) -> None:
-        self.batches: list[int] = []
-
-    def decode_batch(self, jobs: Sequence[DecodeJob]) -> list[tuple[Mask, ...]]:
-        self.batches.append(len(jobs))
-        return [self._masks(job.prompt, job.embedding) for job in jobs]
-
-    def _masks(self, prompt: Prompt, embedding: Embedding) -> tuple[Mask, ...]:
-        exact = np.zeros((embedding.height, embedding.width), np.bool_)
-        if prompt.box is not None:
-            x0, y0, x1, y1 = (int(v) for v in prompt.box)
-            exact[y0:y1, x0:x1] = True
-        if not prompt.multimask_output:
-            return (as_mask(exact, 0.9),)
-        return as_mask(exact, 0.7), as_mask(np.ones_like(exact), 0.9), as_mask(exact, 0.8)
+    exact = np.zeros((job.embedding.height, job.embedding.width), np.bool_)
+    if job.prompt.box is not None:
+        x0, y0, x1, y1 = (int(v) for v in job.prompt.box)
+        exact[y0:y1, x0:x1] = True
+    if not job.prompt.multimask_output:
+        return (mask_of(exact, 0.9, 0.5),)
+    return tuple(
+        mask_of(array, score, 0.5)
+        for array, score in ((exact, 0.7), (np.ones_like(exact), 0.9), (exact, 0.8))
+    )
 
 
-def as_mask(array: BoolArray, score: float) -> Mask:
-    rle = encode_rle(array)
-    return Mask(
-        rle=rle, score=score, stability_score=0.5, bbox=rle_bbox(rle), area=rle_area(rle)
-    )  # fmt: skip
+def make_encoder() -> FakeEncoder:
+    return FakeEncoder(tensors_of=ones)
+
+
+def make_decoder() -> FakeDecoder:
+    return FakeDecoder(masks_of=masks_by_form)
 
 
 @dataclass(frozen=True)
-class Source(ModelSource):
+class Source(FakeSource):
     """The variant is its own reference model."""
 
-    encoder: Encoder = field(default_factory=Encoder)
-    decoder: Decoder = field(default_factory=Decoder)
-
-    def load_encoder(self, model: str, compute: Compute) -> Encoder:
-        return self.encoder
-
-    def load_decoder(self, model: str, compute: Compute) -> Decoder:
-        return self.decoder
+    encoder: FakeEncoder = field(default_factory=make_encoder)
+    decoder: FakeDecoder = field(default_factory=make_decoder)
 
     def load_reference(self, model: str, device: str) -> ReferenceModel:
         return VariantReference(SETTINGS, "fast", self)
@@ -124,7 +106,7 @@ def test_a_probe_of_a_cold_start_ends_after_its_first_masks(
     (event,) = probed(None, source)
     assert event.kind == "first"
     assert event.load_s is not None
-    assert source.encoder.batches == source.decoder.batches == [1]
+    assert [*source.encoder.batches] == [*source.decoder.batches] == [1]
 
 
 def test_a_probe_measures_all_that_was_asked(source: Source) -> None:
@@ -151,7 +133,7 @@ def test_a_probe_measures_all_that_was_asked(source: Source) -> None:
 
 
 def test_quality_counts_one_mask_of_a_box_and_the_surest_of_a_click() -> None:
-    records = records_of("v", predict_sample(Encoder(), Decoder(), SAMPLE, TINY.forms))
+    records = records_of("v", predict_sample(make_encoder(), make_decoder(), SAMPLE, TINY.forms))
     assert [r.form for r in records] == [form for form in TINY.forms for _ in EXACT]
     by_form = {(r.form, r.object): r for r in records}
     assert by_form["box-1", 1].iou == 1.0
@@ -169,7 +151,7 @@ def test_quality_counts_one_mask_of_a_box_and_the_surest_of_a_click() -> None:
 
 
 def test_an_object_without_a_mask_counts_as_missed() -> None:
-    answered = predict_sample(Encoder(), Decoder(), SAMPLE, ("box-1",))
+    answered = predict_sample(make_encoder(), make_decoder(), SAMPLE, ("box-1",))
     object.__setattr__(answered, "masks", [(), answered.masks[1]])
     assert [r.iou for r in records_of("v", answered)] == [0.0, 1.0]
 
@@ -189,7 +171,7 @@ class Shifted:
 
 
 def test_parity_tells_how_far_masks_and_embeddings_are() -> None:
-    answered = predict_sample(Encoder(), Decoder(), SAMPLE, ("box-1",))
+    answered = predict_sample(make_encoder(), make_decoder(), SAMPLE, ("box-1",))
     opposite = {"image_embed": -np.ones((2, 3), np.float32)}
     found = parity([answered], Shifted(opposite), seed=0)
     # Widths 30 and 40, moved by 15: 15 of 45 and 25 of 55 columns are shared.
@@ -252,7 +234,6 @@ def test_annotated_images_that_do_not_fit_are_left_out(
 
 
 def test_a_probe_leaves_out_a_bound_that_is_meant_for_half_of_it() -> None:
-    from serve_app.core.settings import Compute
 
     assert unbounded(Compute(device="cuda", memory_fraction=0.1)).memory_fraction is None
 

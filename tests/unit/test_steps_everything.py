@@ -14,15 +14,10 @@ from serve_app.capabilities import Everything
 from serve_app.capabilities.everything.run import Crop, _clean, _cut_off, crops_of, merge
 from serve_app.core.limits import Limits
 from serve_app.core.request import image_id
-from serve_app.core.rle import encode_rle, rle_area, rle_bbox
-from serve_app.core.types import BoolArray, Mask
 from serve_app.engines.proposals.sources import grid_proposals
 from serve_app.images.store import ImageRef, ImageStore
 
-
-def _mask(array: BoolArray, score: float = 0.9) -> Mask:
-    rle = encode_rle(array)
-    return Mask(rle=rle, score=score, stability_score=1, bbox=rle_bbox(rle), area=rle_area(rle))
+from ..fakes.masks import mask_of
 
 
 @given(st.integers(8, 3_000), st.integers(8, 3_000), st.integers(0, 2), st.floats(0, 0.9))
@@ -58,7 +53,7 @@ def test_masks_cut_off_by_a_crop_are_metas() -> None:
             box = torch.tensor([[x0 - 50, y0, x1 - 50, y1]])  # in the crop's frame
             theirs = bool(is_box_near_crop_edge(box, [50, 0, 200, 100], whole)[0])
             mask = replace(
-                _mask(np.ones((1, 1), np.bool_)), bbox=(x0, y0, x1 - x0 + 1, y1 - y0 + 1)
+                mask_of(np.ones((1, 1), np.bool_)), bbox=(x0, y0, x1 - x0 + 1, y1 - y0 + 1)
             )
             assert _cut_off(mask, crop, image) == theirs, (x0, y0, x1, y1)
             outcomes.add((edge, theirs))
@@ -79,7 +74,7 @@ def test_of_equal_scores_the_earlier_mask_stays() -> None:
     array = np.zeros((20, 20), np.bool_)
     array[2:12, 2:12] = True
     shifted = np.roll(array, 1, axis=1)
-    first, second = _mask(array), _mask(shifted)
+    first, second = mask_of(array), mask_of(shifted)
     assert merge([first, second], 0.5) == [first]
     assert merge([second, first], 0.5) == [second]
     assert merge([first, second], 0.9) == [first, second]
@@ -92,7 +87,7 @@ def test_boxes_overlap_as_meta_measures_them() -> None:
     for side in (4, 3):
         array = np.zeros((9, 9), np.bool_)
         array[1 : 1 + side, 1 : 1 + side] = True
-        masks.append(_mask(array))
+        masks.append(mask_of(array))
     assert merge(masks, 0.45) == masks
     assert merge(masks, 0.44) == masks[:1]
 
@@ -104,12 +99,12 @@ def test_cleaning_fills_holes_and_drops_islands_and_what_then_is_a_duplicate() -
     ragged[10:12, 10:12] = False  # a hole
     ragged[35:37, 35:37] = True  # an island
     task = Everything(min_mask_region_area=10)
-    (cleaned,) = _clean([_mask(ragged)], task)
+    (cleaned,) = _clean([mask_of(ragged)], task)
     assert np.array_equal(cleaned.array, whole)
     assert (cleaned.bbox, cleaned.area) == ((5, 5, 20, 20), 400)
     # Clean ones win over those that had to be cleaned, whatever their scores.
-    untouched = _mask(whole, 0.5)
-    assert _clean([_mask(ragged, 0.99), untouched], task) == [untouched]
+    untouched = mask_of(whole, 0.5)
+    assert _clean([mask_of(ragged, 0.99), untouched], task) == [untouched]
     # Holes and islands at the bound itself stay.
-    kept = _mask(ragged)
+    kept = mask_of(ragged)
     assert _clean([kept], Everything(min_mask_region_area=4)) == [kept]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +15,8 @@ from serve_app.core.inference import Candidate, TextScores
 from serve_app.core.settings import TextSettings
 from serve_app.core.types import RgbArray
 from serve_app.deployments.text import TextReplica
-from serve_app.models.factory import ModelSource
+
+from ..fakes.engines import FakeSource
 
 PIXELS = np.zeros((4, 4, 3), np.uint8)
 AT_ONCE = TextSettings().open_clip.batch_size
@@ -59,16 +59,8 @@ def engine() -> Engine:
     return Engine()
 
 
-@dataclass(frozen=True)
-class Source(ModelSource):
-    engine: Any = None
-
-    def load_text(self, settings: TextSettings) -> Any:
-        return self.engine
-
-
 def replica(engine: Engine) -> Any:
-    return TextReplica(TextSettings(), Source(engine=engine))
+    return TextReplica(TextSettings(), FakeSource(text=engine))
 
 
 async def test_parts_are_put_together_in_order(engine: Engine) -> None:

@@ -1,57 +1,24 @@
-"""HTTP load, open or closed loop, and the ledger of what became of each request.
-
-Open loop: requests go out when they are due, whatever has been answered.  Their latency counts
-from when they were due; how late they really went out is the generator's own lag, told beside.
-"""
+"""An HTTP client for load, and the ledger with the one outcome of each of its requests."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import statistics
 import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import aiohttp
+
+from serve_tools.bench.load import Outcome, Send, closed_loop, evenly, open_loop
 
 from .questions import Ask
 
 _VOLATILE = ("cache", "reason", "timings_ms", "expected_ms", "degraded")
 """Members of an answer that may differ between two answers to one question."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one request.
-
-    Attributes:
-        due_s, sent_s, done_s: instants of ``time.monotonic``.
-        status: 0 where no answer came; ``code`` then names why.
-        digest: of the answer, less what may differ from time to time; empty without a 200.
-    """
-
-    request_id: str
-    kind: str
-    key: str
-    due_s: float
-    sent_s: float
-    done_s: float
-    status: int
-    code: str = ""
-    retry_after: str | None = None
-    digest: str = ""
-
-    @property
-    def took_ms(self) -> float:
-        return (self.done_s - self.due_s) * 1e3
-
-    @property
-    def lag_ms(self) -> float:
-        return (self.sent_s - self.due_s) * 1e3
 
 
 @dataclass
@@ -191,29 +158,17 @@ class Client:
         return outcome
 
     async def closed_loop(self, make: Callable[[], Ask], callers: int, seconds: float) -> float:
-        """Callers that ask again as soon as they are answered; 200s in a second."""
-        began = time.monotonic()
-        good = 0
-
-        async def caller() -> None:
-            nonlocal good
-            while time.monotonic() - began < seconds:
-                outcome = await self.ask(make())
-                good += outcome.status == 200
-                if outcome.status != 200:
-                    await asyncio.sleep(0.05)
-
-        await asyncio.gather(*(caller() for _ in range(callers)))
-        return good / (time.monotonic() - began)
+        """Load by concurrent callers; successful requests a second."""
+        send = self._sender(make)
+        window = await closed_loop(send, callers, seconds, clock=time.monotonic)
+        return window.requests_per_s
 
     async def open_loop(
         self, make: Callable[[], Ask], rate: float, seconds: float
-    ) -> list[Outcome]:
-        """``rate`` requests a second, evenly; returns when all are answered."""
-        began = time.monotonic()
-        under_way: list[asyncio.Task[Outcome]] = []
-        for turn in range(int(rate * seconds)):
-            due = began + turn / rate
-            await asyncio.sleep(max(0.0, due - time.monotonic()))
-            under_way.append(asyncio.create_task(self.ask(make(), due)))
-        return list(await asyncio.gather(*under_way))
+    ) -> Sequence[Outcome]:
+        """``rate`` requests a second, evenly spaced; returns when all have an outcome."""
+        due = evenly(rate, seconds)
+        return (await open_loop(self._sender(make), due, clock=time.monotonic)).outcomes
+
+    def _sender(self, make: Callable[[], Ask]) -> Send:
+        return lambda number, due_s: self.ask(make(), due_s)

@@ -1,23 +1,21 @@
-"""The real graph with stand-in models of fixed service time, for tests of faults.
+"""The real graph with fake models of fixed service time, for tests of faults.
 
     ingress ─┬─▶ proposals ×2
              ├─▶ text ×2
              └─▶ fast-decoder ×2 ─▶ fast-encoder ×2
 
 Ingress, routers, batches, caches and handle adapters are the project's own; a pass of a model is
-a sleep (`tests.faults.models`).  Answers are a function of image and prompt alone, so that "the
-same answer" can be checked: masks are rectangles drawn from a digest of both.  Neither weights nor
-torch are needed.
+a sleep (`tests.fakes.engines`).  Masks are rectangles drawn from a digest of image and prompt, so
+that responses can be compared.  Neither weights nor torch are needed.
 
 In a Serve config: `application` gives the whole entry; its ``args`` are `GraphSettings` with one
-more member, ``standins`` (`StandIns`).
+more member, ``fakes`` (`ServiceTimes`).
 
     cluster.deploy({"http_options": {...}, "applications": [application("faults", graph())]})
 """
 
 import os
 import threading
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,42 +24,33 @@ from ray.serve import Application
 
 from graphs.nodes import deployed, ingress_node
 from serve_app.batching.engine_thread import EngineThread
-from serve_app.core.ports import DecoderEngine, EncoderEngine, ProposalsEngine, TextScoringEngine
-from serve_app.core.settings import Compute, GraphSettings, ProposalsSettings, TextSettings
+from serve_app.core.settings import GraphSettings
 from serve_app.deployments.affinity import affinity
 from serve_app.deployments.decoder import DecoderReplica
 from serve_app.deployments.encoder import EncoderReplica
 from serve_app.deployments.proposals import ProposalsReplica
 from serve_app.deployments.text import TextReplica
-from serve_app.models.factory import ModelSource
 from serve_app.profiles.plan import resolve
 
-from .models import (
-    SleepingDecoder,
-    SleepingEncoder,
-    SleepingProposals,
-    SleepingText,
-    StandIns,
-    Worked,
-)
+from .engines import FakeSource, PassCounts, ServiceTimes
 
 ROOT = Path(__file__).resolve().parents[2]
 _SLOT = 0.01
 """CPUs, in Ray's bookkeeping, of a replica: many fit on any machine."""
 
 
-def _of_environment() -> StandIns:
-    return StandIns.model_validate_json(os.environ.get("SAM_SERVE_STANDINS", "{}"))
+def _of_environment() -> ServiceTimes:
+    return ServiceTimes.model_validate_json(os.environ.get("SAM_SERVE_FAKES", "{}"))
 
 
 class FaultSettings(GraphSettings):
-    """All of a graph, and its stand-ins.
+    """All of a graph, and the service times of its fakes.
 
     Where something else reads the same ``args`` as `GraphSettings`, which would refuse one more
-    member, the application's environment has them: ``SAM_SERVE_STANDINS``, as JSON.
+    member, the application's environment has them: ``SAM_SERVE_FAKES``, as JSON.
     """
 
-    standins: StandIns = Field(default_factory=_of_environment)
+    fakes: ServiceTimes = Field(default_factory=_of_environment)
 
 
 class _Watched:
@@ -82,31 +71,12 @@ class _Watched:
             "pid": os.getpid(),
             "waiting": waiting + (load.waiting if load else 0),
             "running": load.running if load else 0,
-            "done": Worked.items,
+            "done": PassCounts.items,
             "threads": threading.active_count(),
             "files": len(os.listdir("/proc/self/fd")),
-            **{f"done {w}x{h}": n for (w, h), n in list(Worked.by_size.items())},
-            **{f"begun {w}x{h}": n for (w, h), n in list(Worked.begun.items())},
+            **{f"done {w}x{h}": n for (w, h), n in list(PassCounts.by_size.items())},
+            **{f"begun {w}x{h}": n for (w, h), n in list(PassCounts.begun.items())},
         }
-
-
-@dataclass(frozen=True)
-class StandInSource(ModelSource):
-    """Makes stand-ins, in the process of the replica that it is handed to."""
-
-    times: StandIns = field(default_factory=StandIns)
-
-    def load_encoder(self, model: str, compute: Compute) -> EncoderEngine:
-        return SleepingEncoder(self.times)
-
-    def load_decoder(self, model: str, compute: Compute) -> DecoderEngine:
-        return SleepingDecoder(self.times)
-
-    def load_proposals(self, settings: ProposalsSettings) -> ProposalsEngine:
-        return SleepingProposals(self.times)
-
-    def load_text(self, settings: TextSettings) -> TextScoringEngine:
-        return SleepingText(self.times)
 
 
 class WatchedEncoder(_Watched, EncoderReplica):
@@ -130,7 +100,7 @@ def graph(
     replicas: int = 2,
     ingresses: int = 1,
     encoder_batch: int = 2,
-    standins: dict[str, Any] | None = None,
+    fakes: dict[str, Any] | None = None,
     **more: Any,
 ) -> dict[str, Any]:
     """The application's ``args``: ``replicas`` of each role; ``more`` replaces members."""
@@ -149,9 +119,9 @@ def graph(
         "ingress": role(ingresses, request_timeout_s=30.0),
         "proposals": role(replicas, detector=None),
         "text": role(replicas),
-        # Nobody measured sleeping.
+        # There are no measurements of fakes.
         "measurements": {"path": "/nonexistent/ledger.json"},
-        **({} if standins is None else {"standins": standins}),
+        **({} if fakes is None else {"fakes": fakes}),
         **more,
     }
 
@@ -172,7 +142,7 @@ def application(
 
 def build(settings: FaultSettings) -> Application:
     """The application builder."""
-    source = StandInSource(times=settings.standins)
+    source = FakeSource(times=settings.fakes)
     decoders = {}
     for name, variant in settings.variants.items():
         encoder: Any = None

@@ -1,4 +1,4 @@
-"""The graph's variants with stand-in models of fixed service time, for tests of scaling.
+"""The graph's variants with fake models of fixed service time, for tests of scaling.
 
     ingress ─┬─▶ fast-decoder ─────▶ fast-encoder
              └─▶ accurate-decoder ─▶ accurate-encoder
@@ -6,10 +6,7 @@
 Replicas, batches, figures and policy are the real ones; a pass of a model is a sleep.
 """
 
-import time
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +14,15 @@ import numpy as np
 from ray.serve import Application
 
 from graphs.nodes import deployed
-from serve_app.core.inference import DecodeJob, DecodeOptions, Embedding
+from serve_app.core.inference import DecodeOptions
 from serve_app.core.measurements import Profile
-from serve_app.core.ports import DecoderEngine, EncoderEngine
-from serve_app.core.settings import Compute, GraphSettings
-from serve_app.core.types import Mask, Prompt, RgbArray
+from serve_app.core.settings import GraphSettings
+from serve_app.core.types import Prompt
 from serve_app.deployments.calls import RemotePredictor
 from serve_app.deployments.decoder import DecoderReplica
 from serve_app.deployments.encoder import EncoderReplica
-from serve_app.models.factory import ModelSource
+
+from ..fakes.engines import FakeSource, ServiceTimes
 
 ROOT = Path(__file__).resolve().parents[2]
 POLICY = "serve_app.deployments.autoscaling:BudgetPolicy"
@@ -49,37 +46,8 @@ QUICK = {
 _PIXELS = np.zeros((4, 4, 3), np.uint8)
 
 
-class SleepingEncoder:
-    def __init__(self, pass_ms: float) -> None:
-        self._pass_s = pass_ms / 1e3
-
-    def encode_batch(self, images: Sequence[RgbArray]) -> list[Embedding]:
-        time.sleep(self._pass_s)
-        tensors = {"image_embed": np.zeros(4, np.float32)}
-        return [Embedding(tensors, height=4, width=4) for _ in images]
-
-
-class SleepingDecoder:
-    def decode_batch(self, jobs: Sequence[DecodeJob]) -> list[tuple[Mask, ...]]:
-        time.sleep(DECODE_MS / 1e3)
-        return [() for _ in jobs]
-
-
-@dataclass(frozen=True)
-class SleepingSource(ModelSource):
-    """Makes stand-ins, in the process of the replica that it is handed to."""
-
-    pass_ms: float = 0.0
-
-    def load_encoder(self, model: str, compute: Compute) -> EncoderEngine:
-        return SleepingEncoder(self.pass_ms)
-
-    def load_decoder(self, model: str, compute: Compute) -> DecoderEngine:
-        return SleepingDecoder()
-
-
 class GarbageEncoder(EncoderReplica):
-    """Answers as the others do; what it tells of itself is nonsense, and more so each time."""
+    """Embeds as the others do; its autoscaling figures are nonsense, and more so each time."""
 
     def record_autoscaling_stats(self) -> dict[str, Any]:
         self.calls = getattr(self, "calls", 0) + 1
@@ -158,14 +126,15 @@ def build(settings: GraphSettings) -> Application:
 
 
 def build_garbage(settings: GraphSettings) -> Application:
-    """The same with encoders that talk nonsense."""
+    """The same with encoders whose figures are nonsense."""
     return _build(settings, GarbageEncoder)
 
 
 def _build(settings: GraphSettings, encoder: type[EncoderReplica]) -> Application:
     decoders = {}
     for name, variant in settings.variants.items():
-        source = SleepingSource(pass_ms=PASS_MS[name])
+        times = {"encode_ms": PASS_MS[name], "decode_ms": DECODE_MS, "embedding_bytes": 0}
+        source = FakeSource(times=ServiceTimes.model_validate(times))
         images = deployed(encoder, f"{name}-encoder", variant.encoder).bind(
             variant.model, variant.encoder, source, PROFILES.get(name)
         )
