@@ -48,7 +48,7 @@ Say = Callable[[str], None]
 
 
 class QuantiseError(Exception):
-    """The model cannot be made; the text says why."""
+    """The model cannot be made; the text is the reason."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
