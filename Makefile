@@ -31,7 +31,8 @@ test: $(INSTALLED)  ## run all tests, with real weights and real Ray processes
 	$(BIN)/python -m pytest
 
 test-quick: $(INSTALLED)  ## in a minute: the tests that need neither weights nor Ray, without slow ones
-	$(BIN)/python -m pytest -m "not weights and not cluster and not slow"
+	$(BIN)/python -m pytest -m "not weights and not cluster and not slow" \
+		--ignore=tests/golden --ignore=tests/cluster
 
 check-minimal: $(INSTALLED)  ## install a wheel without extras and serve configs/local.yaml with it (5 minutes)
 	$(BIN)/python -m tests.packaging.minimal

@@ -8,22 +8,19 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from serve_app.capabilities import load_capabilities
-from serve_app.core.ports import DecoderEngine, EncoderEngine, ProposalsEngine, TextScoringEngine
-from serve_app.core.settings import GraphSettings, TextSettings, VariantSettings
-from serve_app.core.types import (
+from serve_app.core.inference import (
     Candidate,
     DecodeJob,
     DecodeOptions,
     Embedding,
-    Mask,
     Prediction,
-    Prompt,
     Proposal,
-    ProposalSource,
-    RgbArray,
     ScorerInfo,
     TextScores,
 )
+from serve_app.core.ports import DecoderEngine, EncoderEngine, ProposalsEngine, TextScoringEngine
+from serve_app.core.settings import GraphSettings, TextSettings, VariantSettings
+from serve_app.core.types import Mask, Prompt, ProposalSource, RgbArray
 from serve_app.embeddings.predictor import VariantPredictor
 from serve_app.embeddings.tiers import TieredEmbeddingCache
 from serve_app.flow.flow import SegmentationFlow

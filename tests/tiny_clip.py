@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from serve_app.core.inference import Candidate
 from serve_app.core.rle import encode_rle, rle_bbox
 from serve_app.core.settings import OpenClipSettings
-from serve_app.core.types import Candidate
 from serve_tools.synthetic.scenes import Scene, all_captions
 from serve_tools.workshop.tiny_clip import ARCHITECTURE, BACKGROUND
 

@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from serve_app.core.types import Embedding
+from serve_app.core.inference import Embedding
 
 _MAGIC = b"SAMVAL02"
 _DIGEST = 32

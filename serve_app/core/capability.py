@@ -13,17 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from serve_app.core.errors import InvalidRequest
+from serve_app.core.inference import DecodeOptions, Proposal
 from serve_app.core.ports import TextScorer
 from serve_app.core.request import Task
-from serve_app.core.types import (
-    DecodeOptions,
-    Mask,
-    Prompt,
-    PromptResult,
-    Proposal,
-    ProposalSource,
-    RgbArray,
-)
+from serve_app.core.types import Mask, Prompt, PromptResult, ProposalSource, RgbArray
 
 PromptType = Literal["point", "box"]
 Masks = tuple[tuple[Mask, ...], ...]

@@ -10,23 +10,25 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from serve_app.core.request import SegmentRequest
-from serve_app.core.types import (
-    CacheTier,
+from serve_app.core.inference import (
     Candidate,
     DecodeJob,
     DecodeOptions,
     Embedding,
+    Prediction,
+    Proposal,
+    ScorerInfo,
+    TextScores,
+)
+from serve_app.core.request import SegmentRequest
+from serve_app.core.types import (
+    CacheTier,
     EmbedResult,
     Mask,
-    Prediction,
     Prompt,
-    Proposal,
     ProposalSource,
     RgbArray,
-    ScorerInfo,
     SegmentResult,
-    TextScores,
 )
 
 

@@ -124,8 +124,8 @@ class Wire(BaseModel):
             lowered[name] = getattr(limits, bound.limit)
         for name in type(self).model_fields:
             value = getattr(self, name)
-            if isinstance(value, Wire):
-                value.within(limits)
+            if isinstance(value, Wire) and (inner := value.within(limits)) is not value:
+                lowered[name] = inner
             elif isinstance(value, tuple):
                 for index, item in enumerate(value):
                     if isinstance(item, Wire):

@@ -25,18 +25,16 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.core.deadline import time_left_s
 from serve_app.core.errors import Overloaded, ReplicaLost, SamServeError, WeightsUnavailable
-from serve_app.core.types import (
+from serve_app.core.inference import (
     Candidate,
     DecodeOptions,
     Embedding,
     Prediction,
-    Prompt,
     Proposal,
-    ProposalSource,
-    RgbArray,
     ScorerInfo,
     TextScores,
 )
+from serve_app.core.types import Prompt, ProposalSource, RgbArray
 from serve_app.deployments.compat.runtime import by_reference, is_replica_lost
 from serve_app.telemetry.metrics import RETRIES
 

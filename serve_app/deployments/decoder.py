@@ -17,20 +17,11 @@ from serve_app.batching.stats import HitRate
 from serve_app.cache.shared import shared_tier
 from serve_app.core.deadline import time_limit, until
 from serve_app.core.errors import DeadlineExceeded
+from serve_app.core.inference import DecodeJob, DecodeOptions, Embedding, Prediction, ReplicaLoad
 from serve_app.core.measurements import Profile
 from serve_app.core.ports import DecoderEngine
 from serve_app.core.settings import CacheSettings, VariantSettings
-from serve_app.core.types import (
-    CacheTier,
-    DecodeJob,
-    DecodeOptions,
-    Embedding,
-    Mask,
-    Prediction,
-    Prompt,
-    ReplicaLoad,
-    RgbArray,
-)
+from serve_app.core.types import CacheTier, Mask, Prompt, RgbArray
 from serve_app.deployments.calls import ImageObjectRef, RemoteEncoder, await_response
 from serve_app.deployments.encoder import warm_encoder
 from serve_app.deployments.replica import EngineReplica

@@ -8,9 +8,10 @@ import time
 import numpy as np
 
 from serve_app.batching.batcher import Batcher
+from serve_app.core.inference import Embedding
 from serve_app.core.measurements import Profile
 from serve_app.core.settings import Batching, Compute, EncoderSettings
-from serve_app.core.types import Embedding, RgbArray
+from serve_app.core.types import RgbArray
 from serve_app.deployments.replica import EngineReplica
 from serve_app.models.factory import ModelSource
 from serve_app.scaling.reports import encoder_profile

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from serve_app.batching.engine_thread import EngineThread
+from serve_app.core.inference import Proposal
 from serve_app.core.settings import ProposalsSettings
-from serve_app.core.types import Proposal, ProposalSource, RgbArray
+from serve_app.core.types import ProposalSource, RgbArray
 from serve_app.deployments.replica import EngineReplica
 from serve_app.models.factory import ModelSource
 

@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from serve_app.batching.engine_thread import EngineThread
+from serve_app.core.inference import Candidate, ScorerInfo, TextScores
 from serve_app.core.settings import TextSettings
-from serve_app.core.types import Candidate, RgbArray, ScorerInfo, TextScores
+from serve_app.core.types import RgbArray
 from serve_app.deployments.replica import EngineReplica
 from serve_app.models.factory import ModelSource
 

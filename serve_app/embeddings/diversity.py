@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from serve_app.core.geometry import ResizeMode
-from serve_app.core.types import Embedding, Float32Array
+from serve_app.core.inference import Embedding
+from serve_app.core.types import Float32Array
 
 MIN_DISTANCE = 0.2
 """Distance of two unit feature vectors below which a second prompt adds no new mask."""

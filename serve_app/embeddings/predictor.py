@@ -16,17 +16,9 @@ import numpy as np
 from serve_app.core.deadline import deadline, until
 from serve_app.core.errors import DeadlineExceeded
 from serve_app.core.geometry import ResizeMode, mask_nms
+from serve_app.core.inference import DecodeJob, DecodeOptions, Embedding, Prediction
 from serve_app.core.ports import EmbeddingCache
-from serve_app.core.types import (
-    CacheTier,
-    DecodeJob,
-    DecodeOptions,
-    Embedding,
-    Float32Array,
-    Mask,
-    Prediction,
-    Prompt,
-)
+from serve_app.core.types import CacheTier, Float32Array, Mask, Prompt
 from serve_app.embeddings.diversity import farthest_point_sampling
 from serve_app.embeddings.keys import embedding_key
 from serve_app.telemetry.context import span

@@ -13,8 +13,9 @@ from cachetools import LRUCache, TTLCache
 
 from serve_app.cache.codec import decode_embedding, encode_embedding
 from serve_app.cache.shared import SharedTier
+from serve_app.core.inference import Embedding
 from serve_app.core.single_flight import SingleFlight
-from serve_app.core.types import CacheTier, Embedding
+from serve_app.core.types import CacheTier
 from serve_app.telemetry.metrics import CACHE_LOOKUPS
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,8 @@ from typing import Protocol
 from serve_app.core.capability import Escalation, Masks
 from serve_app.core.deadline import time_limit
 from serve_app.core.errors import UnknownImage
-from serve_app.core.types import DecodeOptions, Prompt
+from serve_app.core.inference import DecodeOptions
+from serve_app.core.types import Prompt
 from serve_app.images.store import ImageRef
 from serve_app.routing.cascade import select_for_escalation, should_replace
 from serve_app.routing.dispatcher import Dispatcher

@@ -10,16 +10,9 @@ from dataclasses import replace
 
 from serve_app.core.capability import Escalation, Image, Masks
 from serve_app.core.errors import UnknownImage
+from serve_app.core.inference import DecodeOptions, Prediction, Proposal
 from serve_app.core.ports import Predictor, Proposer, TextScorer
-from serve_app.core.types import (
-    CacheTier,
-    DecodeOptions,
-    Prediction,
-    Prompt,
-    Proposal,
-    ProposalSource,
-    RgbArray,
-)
+from serve_app.core.types import CacheTier, Prompt, ProposalSource, RgbArray
 from serve_app.flow.cascade import Cascade
 from serve_app.images.store import ImageRef
 from serve_app.routing.load_tracker import LoadTracker

@@ -23,17 +23,11 @@ from serve_app.capabilities import CAPABILITIES
 from serve_app.core.capability import Capabilities, Capability, Outcome
 from serve_app.core.deadline import time_limit
 from serve_app.core.errors import DeadlineExceeded, Overloaded, WeightsUnavailable
+from serve_app.core.inference import DecodeOptions, VariantInfo
 from serve_app.core.limits import Limits
 from serve_app.core.ports import Predictor, Proposer, TextScorer
 from serve_app.core.request import AUTO, SegmentRequest
-from serve_app.core.types import (
-    CacheTier,
-    DecodeOptions,
-    EmbedResult,
-    RgbArray,
-    SegmentResult,
-    VariantInfo,
-)
+from serve_app.core.types import CacheTier, EmbedResult, RgbArray, SegmentResult
 from serve_app.flow.cascade import Cascade
 from serve_app.flow.context import RunContext, Timings, VariantSession
 from serve_app.flow.readiness import Part, Readiness

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from serve_app.core.errors import WeightsUnavailable
+from serve_app.core.inference import DecodeJob, DecodeOptions, Embedding
 from serve_app.core.ports import (
     DecoderEngine,
     DetectorEngine,
@@ -24,7 +25,7 @@ from serve_app.core.ports import (
     TextScoringEngine,
 )
 from serve_app.core.settings import Compute, GraphSettings, ProposalsSettings, TextSettings
-from serve_app.core.types import DecodeJob, DecodeOptions, Embedding, Prompt
+from serve_app.core.types import Prompt
 from serve_app.engines.family import ReferenceModel, Segmentation, TextScoring, Weights
 from serve_app.models.families import text_families
 from serve_app.models.quantized import open_registry

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from serve_app.core.inference import VariantInfo
 from serve_app.core.measurements import Measurements, Profile
 from serve_app.core.settings import GraphSettings
-from serve_app.core.types import VariantInfo
 from serve_app.models.quantized import drop_unavailable_variants, open_registry
 from serve_app.models.registry import Registry
 from serve_app.models.weights import WeightStore

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from serve_app.core.inference import VariantInfo
 from serve_app.core.settings import Compute, VariantSettings
-from serve_app.core.types import VariantInfo
 from serve_app.models.registry import Registry
 
 

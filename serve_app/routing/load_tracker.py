@@ -10,8 +10,9 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from serve_app.core.inference import Prediction, ReplicaLoad
 from serve_app.core.measurements import Profile
-from serve_app.core.types import CacheTier, Prediction, ReplicaLoad
+from serve_app.core.types import CacheTier
 from serve_app.routing.latency import estimate_latency
 from serve_app.routing.types import VariantState
 

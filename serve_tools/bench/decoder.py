@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from segment_anything import SamPredictor
 from segment_anything.utils.transforms import ResizeLongestSide
 
+from serve_app.core.inference import DecodeJob, DecodeOptions, Embedding
 from serve_app.core.ports import DecoderEngine
-from serve_app.core.types import LOW_RES, DecodeJob, DecodeOptions, Embedding, Prompt
+from serve_app.core.types import LOW_RES, Prompt
 from serve_app.engines.devices import as_tensor
 from serve_app.engines.sam.model import IMAGE_SIZE, load_sam
 from serve_tools.bench.encoder import export_onnx

@@ -25,8 +25,8 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
+from serve_app.core.inference import Embedding
 from serve_app.core.settings import Compute
-from serve_app.core.types import Embedding
 from serve_app.engines.sam.decoder import SamDecoder
 from serve_app.engines.sam.encoder import compiled_pass
 from serve_app.engines.sam.model import IMAGE_SIZE, build_sam

@@ -118,7 +118,8 @@ def parts_of(whole_ms: float, stages: Mapping[str, float]) -> dict[str, float]:
 def bare_decoder(photo: Photo, click: Click | None, config: Path | None, variant: str) -> Decode:
     """The engine of a configuration's variant, loaded here, with the photo's embedding."""
     from serve_app.cli.configuration import load_settings
-    from serve_app.core.types import DecodeJob, DecodeOptions, Prompt
+    from serve_app.core.inference import DecodeJob, DecodeOptions
+    from serve_app.core.types import Prompt
     from serve_app.models.factory import ModelSource
     from serve_app.profiles.variants import encoder_compute
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import httpx
 
+from serve_app.core.inference import Embedding
 from serve_app.core.settings import GraphSettings
-from serve_app.core.types import Embedding
 from serve_app.models.factory import ModelSource
 from serve_app.profiles.variants import encoder_compute
 from serve_tools.bench import decoder, encoder, http, own_service

@@ -16,10 +16,11 @@ from functools import partial
 import numpy as np
 
 from serve_app.core.errors import SamServeError
+from serve_app.core.inference import DecodeJob, DecodeOptions, Embedding
 from serve_app.core.measurements import Data
 from serve_app.core.ports import DecoderEngine, EncoderEngine
 from serve_app.core.settings import GraphSettings
-from serve_app.core.types import DecodeJob, DecodeOptions, Embedding, Prompt, RgbArray
+from serve_app.core.types import Prompt, RgbArray
 from serve_app.models.factory import ModelSource
 from serve_app.profiles.variants import encoder_compute
 from serve_tools.profiling.engines import import_libraries, load_variant

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from serve_app.core.inference import DecodeJob, DecodeOptions, Embedding
 from serve_app.core.measurements import PromptType, QualityKind, Share
 from serve_app.core.ports import DecoderEngine, EncoderEngine
 from serve_app.core.rle import Rle, decode_rle
-from serve_app.core.types import DecodeJob, DecodeOptions, Embedding, Mask, Prompt, RgbArray
+from serve_app.core.types import Mask, Prompt, RgbArray
 from serve_app.routing.confidence import best_mask, features
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from serve_app.core.inference import DecodeJob, DecodeOptions
 from serve_app.core.settings import GraphSettings
-from serve_app.core.types import BoolArray, DecodeJob, DecodeOptions, Prompt, RgbArray
+from serve_app.core.types import BoolArray, Prompt, RgbArray
 from serve_app.engines.family import ReferenceModel, Tensors
 from serve_app.models.factory import ModelSource
 from serve_app.profiles.variants import encoder_compute

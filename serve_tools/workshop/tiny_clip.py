@@ -21,8 +21,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from serve_app.core.inference import Candidate
 from serve_app.core.rle import encode_rle, rle_bbox
-from serve_app.core.types import BoolArray, Candidate, RgbArray
+from serve_app.core.types import BoolArray, RgbArray
 from serve_app.engines.open_clip.crops import masked_crop, mean_colour
 from serve_tools.synthetic.scenes import Scene, all_captions, draw_scene
 

@@ -8,24 +8,20 @@ import numpy as np
 
 from serve_app.capabilities import CAPABILITIES
 from serve_app.core.capability import Capabilities
-from serve_app.core.limits import Limits
-from serve_app.core.measurements import Measurements
-from serve_app.core.rle import encode_rle
-from serve_app.core.settings import RouterSettings
-from serve_app.core.types import (
-    CacheTier,
+from serve_app.core.inference import (
     Candidate,
     DecodeOptions,
-    Mask,
     Prediction,
-    Prompt,
     Proposal,
-    ProposalSource,
-    RgbArray,
     ScorerInfo,
     TextScores,
     VariantInfo,
 )
+from serve_app.core.limits import Limits
+from serve_app.core.measurements import Measurements
+from serve_app.core.rle import encode_rle
+from serve_app.core.settings import RouterSettings
+from serve_app.core.types import CacheTier, Mask, Prompt, ProposalSource, RgbArray
 from serve_app.flow.flow import SegmentationFlow
 from serve_app.images.store import ImageStore
 from serve_app.routing.dispatcher import Dispatcher

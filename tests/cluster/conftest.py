@@ -64,7 +64,10 @@ def served(ray_cluster: RayCluster) -> Served:
         "exporter_import_path": "serve_app.deployments.tracing:exporter",
         "sampling_ratio": 1.0,
     }
-    arguments = config["applications"][0]["args"]
+    application = config["applications"][0]
+    arguments = application["args"]
+    arguments["capabilities"] = ["tests.toy_capability"]
+    application["runtime_env"] = {"env_vars": {"PYTHONPATH": str(CONFIGS.parent)}}
     # A busy machine has time for a second answer, too.
     arguments["router"]["cascade_max_ms"] = 250_000
     ledger = ray_cluster.folder / "ledger.json"
@@ -72,7 +75,7 @@ def served(ray_cluster: RayCluster) -> Served:
     write_ledger(GraphSettings.model_validate(arguments), ledger)
     url = f"http://127.0.0.1:{port}"
     ray_cluster.deploy(config)
-    wait_until_ready(url)
+    wait_until_ready(url, ray_cluster)
     before = {name: len(found) for name, found in ray_cluster.replicas("sam").items()}
     return Served(ray_cluster, config, url, before)
 
@@ -147,8 +150,15 @@ def placed(served: Served) -> Iterator[Served]:
     )
 
 
-def wait_until_ready(url: str) -> None:
+def wait_until_ready(url: str, cluster: RayCluster | None = None) -> None:
+    """Until ``/readyz`` says so; at once an error where the cluster knows that it never will."""
+
     def ready() -> bool:
+        if cluster is not None:
+            for name, told in cluster.applications().items():
+                if told["status"] == "DEPLOY_FAILED":
+                    why = [d["message"][-600:] for d in told["deployments"].values()]
+                    raise RuntimeError("\n".join([f"{name} is not deployed", *filter(None, why)]))
         try:
             return httpx.get(f"{url}/readyz", timeout=60, trust_env=False).is_success
         except httpx.HTTPError:

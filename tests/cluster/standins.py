@@ -17,10 +17,11 @@ import numpy as np
 from ray.serve import Application
 
 from graphs.nodes import deployed
+from serve_app.core.inference import DecodeJob, DecodeOptions, Embedding
 from serve_app.core.measurements import Profile
 from serve_app.core.ports import DecoderEngine, EncoderEngine
 from serve_app.core.settings import Compute, GraphSettings
-from serve_app.core.types import DecodeJob, DecodeOptions, Embedding, Mask, Prompt, RgbArray
+from serve_app.core.types import Mask, Prompt, RgbArray
 from serve_app.deployments.calls import RemotePredictor
 from serve_app.deployments.decoder import DecoderReplica
 from serve_app.deployments.encoder import EncoderReplica

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import numpy as np
 import pytest
 from ray import serve
 
-from serve_app.capabilities import SegmentRequest, TextQuery
+from serve_app.capabilities import SegmentRequest, TextQuery, load_capabilities
+from serve_app.client import HttpService
 from serve_app.core.errors import InvalidImage, InvalidPrompt, SamServeError, UnknownVariant
 from serve_app.core.types import CacheTier, EmbedResult, Prompt, SegmentResult
 
 from ..golden.cases import photo
+from ..toy_capability import Brightness, BrightnessResult
+from .conftest import Served
 
 pytestmark = [pytest.mark.cluster, pytest.mark.weights, pytest.mark.usefixtures("driver")]
 
@@ -46,6 +50,20 @@ def test_text_and_embed_are_there_too() -> None:
     found = call(SegmentRequest(image=embedded.image_id, task=TextQuery(text=("cat",))))
     assert found.results[0].present is True
     assert found.cache is CacheTier.MEMORY
+
+
+def test_a_capability_that_the_configuration_names(served: Served) -> None:
+    """By handle and over HTTP, from a module that the service's package knows nothing of."""
+    request = SegmentRequest(image=photo("chelsea"), task=Brightness(columns=1))
+    result = call(request)
+    assert result.results == (BrightnessResult([float(photo("chelsea").mean())]),)
+
+    async def over_http() -> SegmentResult:
+        capabilities = load_capabilities(["tests.toy_capability"])
+        async with HttpService(served.url, capabilities=capabilities) as sam:
+            return await sam.segment(request)
+
+    assert asyncio.run(over_http()).results == result.results
 
 
 @pytest.mark.parametrize(

@@ -17,20 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from serve_app.core.rle import encode_part
-from serve_app.core.settings import Strict
-from serve_app.core.types import (
+from serve_app.core.inference import (
     Candidate,
     DecodeJob,
     Embedding,
-    Mask,
-    Prompt,
     Proposal,
-    ProposalSource,
-    RgbArray,
     ScorerInfo,
     TextScores,
 )
+from serve_app.core.rle import encode_part
+from serve_app.core.settings import Strict
+from serve_app.core.types import Mask, Prompt, ProposalSource, RgbArray
 from serve_app.engines.proposals.sources import grid_proposals
 
 

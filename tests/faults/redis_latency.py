@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from serve_app.cache.redis import RedisTier
+from serve_app.core.inference import Embedding
 from serve_app.core.settings import CacheSettings
-from serve_app.core.types import CacheTier, Embedding
+from serve_app.core.types import CacheTier
 from serve_app.embeddings.tiers import TieredEmbeddingCache
 
 from .redis_server import RedisServer

@@ -18,9 +18,10 @@ from safetensors.numpy import save
 
 from serve_app.cache.codec import add_checksum, encode_embedding
 from serve_app.core.errors import UnknownImage
+from serve_app.core.inference import Embedding
 from serve_app.core.limits import Limits
 from serve_app.core.request import image_id
-from serve_app.core.types import CacheTier, Embedding
+from serve_app.core.types import CacheTier
 from serve_app.embeddings.tiers import TieredEmbeddingCache
 from serve_app.images.store import ImageStore
 from serve_app.telemetry.metrics import CACHE_LOOKUPS

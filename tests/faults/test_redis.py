@@ -19,12 +19,15 @@ import redis
 
 import serve_app.cache.redis
 from serve_app.cache.redis import RedisTier
+from serve_app.core.inference import Embedding
 from serve_app.core.settings import CacheSettings
-from serve_app.core.types import CacheTier, Embedding
+from serve_app.core.types import CacheTier
 from serve_app.embeddings.tiers import TieredEmbeddingCache
 from serve_app.telemetry.metrics import REDIS_BREAKER_OPEN, REDIS_OPERATIONS
 
 from .redis_server import RedisServer
+
+pytestmark = pytest.mark.slow
 
 KEYS = 16
 PATIENCE_S = 120.0

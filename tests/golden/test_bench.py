@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from serve_app.core.inference import Embedding
 from serve_app.core.settings import GraphSettings
-from serve_app.core.types import BoolArray, Embedding
+from serve_app.core.types import BoolArray
 from serve_app.models.factory import ModelSource
 from serve_tools.bench import decoder, encoder, gpu
 from serve_tools.bench.floor import DECODER_AS_WRITTEN, encoder_flops

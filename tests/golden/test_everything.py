@@ -14,8 +14,9 @@ from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import Sam
 
 from serve_app.capabilities import Everything, EverythingMode, SegmentRequest
+from serve_app.core.inference import DecodeJob
 from serve_app.core.settings import GraphSettings
-from serve_app.core.types import DecodeJob, Mask, RgbArray
+from serve_app.core.types import Mask, RgbArray
 from serve_app.engines.sam.decoder import SamDecoder
 from serve_app.engines.sam.model import load_sam
 from serve_app.flow.flow import SegmentationFlow

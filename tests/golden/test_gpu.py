@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 import torch
 
+from serve_app.core.inference import DecodeJob, DecodeOptions, Embedding
 from serve_app.core.settings import Compute
-from serve_app.core.types import DecodeJob, DecodeOptions, Embedding, Mask
+from serve_app.core.types import Mask
 from serve_app.engines.sam.model import load_sam
 from serve_app.models.factory import ModelSource
 

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serve_app.capabilities import SegmentRequest
+from serve_app.core.inference import DecodeJob, DecodeOptions, Embedding
 from serve_app.core.settings import GraphSettings
-from serve_app.core.types import CacheTier, DecodeJob, DecodeOptions, Embedding, Prompt, RgbArray
+from serve_app.core.types import CacheTier, Prompt, RgbArray
 from serve_app.local import build_local_service
 from serve_app.models.factory import ModelSource
 

@@ -11,17 +11,10 @@ import pytest
 from segment_anything.modeling import Sam
 
 from serve_app.capabilities import SegmentRequest
+from serve_app.core.inference import DecodeJob, DecodeOptions, Embedding
 from serve_app.core.ports import DecoderEngine
 from serve_app.core.settings import GraphSettings
-from serve_app.core.types import (
-    CacheTier,
-    DecodeJob,
-    DecodeOptions,
-    Embedding,
-    Mask,
-    Prompt,
-    SegmentResult,
-)
+from serve_app.core.types import CacheTier, Mask, Prompt, SegmentResult
 from serve_app.engines.sam.model import load_sam
 from serve_app.flow.flow import SegmentationFlow
 from serve_app.local import build_local_service

@@ -20,21 +20,12 @@ import numpy as np
 from fastapi import FastAPI
 
 from serve_app.connectors.article import article_router
+from serve_app.core.inference import DecodeOptions, Prediction, Proposal, VariantInfo
 from serve_app.core.limits import Limits
 from serve_app.core.measurements import Measurements
 from serve_app.core.rle import encode_rle
 from serve_app.core.settings import RouterSettings
-from serve_app.core.types import (
-    CacheTier,
-    DecodeOptions,
-    Mask,
-    Prediction,
-    Prompt,
-    Proposal,
-    ProposalSource,
-    RgbArray,
-    VariantInfo,
-)
+from serve_app.core.types import CacheTier, Mask, Prompt, ProposalSource, RgbArray
 from serve_app.flow.flow import SegmentationFlow
 from serve_app.http.app import create_app
 from serve_app.images.store import ImageStore

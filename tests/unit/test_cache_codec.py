@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.cache.codec import decode_embedding, encode_embedding
-from serve_app.core.types import Embedding
+from serve_app.core.inference import Embedding
 from serve_app.embeddings.keys import embedding_key
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from serve_app.cache.codec import encode_embedding
-from serve_app.core.types import CacheTier, Embedding
+from serve_app.core.inference import Embedding
+from serve_app.core.types import CacheTier
 from serve_app.embeddings import tiers
 from serve_app.embeddings.tiers import TieredEmbeddingCache
 

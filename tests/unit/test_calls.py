@@ -15,7 +15,8 @@ from ray.serve.exceptions import BackPressureError
 
 from serve_app.core.deadline import deadline
 from serve_app.core.errors import InvalidPrompt, Overloaded, ReplicaLost
-from serve_app.core.types import DecodeOptions, Embedding, Prompt
+from serve_app.core.inference import DecodeOptions, Embedding
+from serve_app.core.types import Prompt
 from serve_app.deployments.calls import (
     ImageObjectRef,
     RemoteEncoder,

@@ -10,6 +10,8 @@ import pytest
 from serve_tools.synthetic import cells
 from serve_tools.synthetic.cells import draw_cells
 
+pytestmark = pytest.mark.slow
+
 SEEDS = range(8)
 
 

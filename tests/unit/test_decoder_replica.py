@@ -13,15 +13,9 @@ import pytest
 
 import serve_app.deployments.decoder
 from serve_app.core.errors import DeadlineExceeded
+from serve_app.core.inference import DecodeJob, DecodeOptions, Embedding
 from serve_app.core.settings import CacheSettings, Compute, EncoderSettings, VariantSettings
-from serve_app.core.types import (
-    DecodeJob,
-    DecodeOptions,
-    Embedding,
-    Mask,
-    Prompt,
-    RgbArray,
-)
+from serve_app.core.types import Mask, Prompt, RgbArray
 from serve_app.deployments.calls import ImageObjectRef
 from serve_app.deployments.decoder import DecoderReplica
 from serve_app.deployments.encoder import EncoderReplica

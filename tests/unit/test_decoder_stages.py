@@ -11,8 +11,9 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
+from serve_app.core.inference import DecodeJob, DecodeOptions, Embedding
 from serve_app.core.settings import Compute
-from serve_app.core.types import DecodeJob, DecodeOptions, Embedding, Prompt
+from serve_app.core.types import Prompt
 from serve_app.engines.openvino.traced import Graphs
 from serve_app.engines.sam.decoder import SamDecoder
 from serve_app.engines.sam.model import build_sam

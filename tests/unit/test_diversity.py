@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from serve_app.core.geometry import ResizeMode
-from serve_app.core.types import Embedding, Float32Array
+from serve_app.core.inference import Embedding
+from serve_app.core.types import Float32Array
 from serve_app.embeddings.diversity import MIN_DISTANCE, farthest_point_sampling
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from serve_app.core.inference import Embedding
 from serve_app.core.settings import Compute, EngineName, VariantSettings
-from serve_app.core.types import Embedding, Mask
+from serve_app.core.types import Mask
 from serve_app.engines.family import Family, Segmentation, Weights
 from serve_app.models import families
 from serve_app.models.factory import ModelSource

@@ -27,25 +27,21 @@ from serve_app.core.errors import (
     UnknownVariant,
     WeightsUnavailable,
 )
+from serve_app.core.inference import (
+    Candidate,
+    DecodeOptions,
+    Prediction,
+    Proposal,
+    ScorerInfo,
+    TextScores,
+    VariantInfo,
+)
 from serve_app.core.limits import Limits
 from serve_app.core.measurements import Additive, Escalation, Measurements, Point, Profile, Steps
 from serve_app.core.request import Task, image_id
 from serve_app.core.rle import encode_rle
 from serve_app.core.settings import RouterSettings
-from serve_app.core.types import (
-    CacheTier,
-    Candidate,
-    DecodeOptions,
-    Mask,
-    Prediction,
-    Prompt,
-    Proposal,
-    ProposalSource,
-    RgbArray,
-    ScorerInfo,
-    TextScores,
-    VariantInfo,
-)
+from serve_app.core.types import CacheTier, Mask, Prompt, ProposalSource, RgbArray
 from serve_app.flow.flow import SegmentationFlow, _minus_network_margin, _respond_by
 from serve_app.images.store import ImageStore
 from serve_app.routing.dispatcher import Dispatcher

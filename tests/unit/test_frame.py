@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from serve_app.core.geometry import ResizeMode
-from serve_app.core.types import DecodeOptions
+from serve_app.core.inference import DecodeOptions
 from serve_app.engines.sam.frame import IMAGE_SIZE, Frame, as_input
 from serve_app.engines.sam.postprocess import postprocess_masks
 from serve_app.engines.sam.threshold import _PRODUCT, _axes, threshold_mask

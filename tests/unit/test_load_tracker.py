@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from serve_app.core.inference import Prediction, ReplicaLoad
 from serve_app.core.measurements import Profile
-from serve_app.core.types import CacheTier, Prediction, ReplicaLoad
+from serve_app.core.types import CacheTier
 from serve_app.routing.load_tracker import Capacity, LoadTracker
 
 PROFILE = Profile({1: 90.0}, {1: 10.0}, embedding_bytes=100)

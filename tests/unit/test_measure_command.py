@@ -16,10 +16,11 @@ import yaml
 from PIL import Image
 
 from serve_app.__main__ import main
+from serve_app.core.inference import DecodeJob, Embedding
 from serve_app.core.measurements import Agreement, MeasurementsFile, Share
 from serve_app.core.rle import encode_rle, rle_area, rle_bbox
 from serve_app.core.settings import Compute, GraphSettings
-from serve_app.core.types import BoolArray, DecodeJob, Embedding, Mask, Prompt, RgbArray
+from serve_app.core.types import BoolArray, Mask, Prompt, RgbArray
 from serve_app.engines.family import ReferenceModel
 from serve_app.models.factory import ModelSource
 from serve_tools.profiling import probe as probing

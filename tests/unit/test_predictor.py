@@ -11,16 +11,9 @@ import pytest
 
 from serve_app.core.deadline import deadline, until
 from serve_app.core.errors import DeadlineExceeded
+from serve_app.core.inference import DecodeJob, DecodeOptions, Embedding
 from serve_app.core.rle import encode_rle
-from serve_app.core.types import (
-    CacheTier,
-    DecodeJob,
-    DecodeOptions,
-    Embedding,
-    Mask,
-    Prompt,
-    RgbArray,
-)
+from serve_app.core.types import CacheTier, Mask, Prompt, RgbArray
 from serve_app.embeddings.predictor import VariantPredictor
 from serve_app.embeddings.tiers import TieredEmbeddingCache
 

@@ -13,7 +13,8 @@ import pytest
 from skimage import data
 
 from serve_app.core.errors import InvalidRequest, WeightsUnavailable
-from serve_app.core.types import Proposal, ProposalSource, RgbArray
+from serve_app.core.inference import Proposal
+from serve_app.core.types import ProposalSource, RgbArray
 from serve_app.engines.efficientdet.detector import Detection, EfficientDet
 from serve_app.engines.proposals.sources import MAX_CONTOURS, ContourProposals, Proposals
 

@@ -11,6 +11,8 @@ from serve_app.__main__ import main
 from serve_tools.cli import simulate
 from serve_tools.simulation import comparison, scenario, traces
 
+pytestmark = pytest.mark.slow
+
 
 def test_table_figures_and_plots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")

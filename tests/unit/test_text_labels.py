@@ -12,8 +12,9 @@ import pytest
 from skimage import data
 
 from serve_app.core.errors import WeightsUnavailable
+from serve_app.core.inference import Candidate
 from serve_app.core.settings import LabelsSettings, TextSettings
-from serve_app.core.types import Candidate, ProposalSource, RgbArray
+from serve_app.core.types import ProposalSource, RgbArray
 from serve_app.engines.efficientdet.detector import EfficientDet
 from serve_app.engines.sentence_transformer import scorer as labels_module
 from serve_app.engines.sentence_transformer.scorer import LabelsScorer, normalize, objectness_factor

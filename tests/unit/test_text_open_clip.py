@@ -18,9 +18,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from serve_app.core.errors import WeightsUnavailable
+from serve_app.core.inference import Candidate, ScorerInfo, TextScores
 from serve_app.core.rle import encode_rle
 from serve_app.core.settings import Compute, OpenClipSettings, TextSettings
-from serve_app.core.types import Candidate, ProposalSource, ScorerInfo, TextScores
+from serve_app.core.types import ProposalSource
 from serve_app.engines.family import TextScoring
 from serve_app.engines.open_clip import weights as open_clip_weights
 from serve_app.engines.open_clip.crops import masked_crop, mean_colour

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from serve_app.core.inference import Candidate, TextScores
 from serve_app.core.settings import TextSettings
-from serve_app.core.types import Candidate, RgbArray, TextScores
+from serve_app.core.types import RgbArray
 from serve_app.deployments.text import TextReplica
 from serve_app.models.factory import ModelSource
 

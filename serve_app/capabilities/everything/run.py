@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from serve_app.capabilities.everything.wire import Everything, EverythingMode
 from serve_app.core.capability import Capability, Context, Cost, Image, Outcome
 from serve_app.core.geometry import mask_nms
+from serve_app.core.inference import DecodeOptions, Proposal
 from serve_app.core.ports import TextScorer
 from serve_app.core.rle import encode_rle, rle_area, rle_bbox
-from serve_app.core.types import DecodeOptions, Mask, PromptResult, Proposal, ProposalSource
+from serve_app.core.types import Mask, PromptResult, ProposalSource
 from serve_app.masks.operations import remove_small_regions, rle_in_canvas
 
 _DETECTIONS = 10

@@ -5,8 +5,9 @@ from __future__ import annotations
 from serve_app.capabilities.prompts.wire import Prompts
 from serve_app.core.capability import Capability, Context, Cost, Image, Outcome
 from serve_app.core.errors import InvalidPrompt
+from serve_app.core.inference import DecodeOptions
 from serve_app.core.ports import TextScorer
-from serve_app.core.types import DecodeOptions, PromptResult
+from serve_app.core.types import PromptResult
 
 
 async def cost(task: Prompts, image: Image, scorer: TextScorer | None) -> Cost:

@@ -11,17 +11,9 @@ from serve_app.capabilities.text.wire import TextQuery
 from serve_app.core.capability import Capability, Context, Cost, Image, Outcome
 from serve_app.core.errors import TextUnavailable
 from serve_app.core.geometry import mask_nms
+from serve_app.core.inference import Candidate, DecodeOptions, Proposal, TextScores
 from serve_app.core.ports import TextScorer
-from serve_app.core.types import (
-    Candidate,
-    DecodeOptions,
-    Float32Array,
-    Mask,
-    PromptResult,
-    Proposal,
-    ProposalSource,
-    TextScores,
-)
+from serve_app.core.types import Float32Array, Mask, PromptResult, ProposalSource
 
 _DUPLICATES = 0.7
 """Box IoU from which two candidates are one object."""

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from serve_app.core.inference import Candidate
 from serve_app.core.rle import decode_rle
-from serve_app.core.types import Candidate, RgbArray
+from serve_app.core.types import RgbArray
 
 CONTEXT = 0.1
 """Margin on each side of the box, as a share of its longer side."""

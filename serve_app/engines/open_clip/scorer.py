@@ -16,14 +16,9 @@ import torch
 from torch import Tensor
 
 from serve_app.core.errors import WeightsUnavailable
+from serve_app.core.inference import Candidate, ScorerInfo, TextScores
 from serve_app.core.settings import Compute, OpenClipSettings
-from serve_app.core.types import (
-    Candidate,
-    Float32Array,
-    RgbArray,
-    ScorerInfo,
-    TextScores,
-)
+from serve_app.core.types import Float32Array, RgbArray
 from serve_app.engines.devices import apply_compute, torch_dtype, use_threads
 from serve_app.engines.open_clip.crops import masked_crop, mean_colour
 from serve_app.engines.open_clip.weights import find_weights

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from serve_app.core.errors import InvalidRequest
 from serve_app.core.geometry import box_nms
+from serve_app.core.inference import Proposal
 from serve_app.core.ports import DetectorEngine
-from serve_app.core.types import Prompt, Proposal, ProposalSource, RgbArray
+from serve_app.core.types import Prompt, ProposalSource, RgbArray
 
 GrayArray = NDArray[np.uint8]
 

@@ -12,8 +12,9 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
+from serve_app.core.inference import DecodeJob, Embedding
 from serve_app.core.settings import Compute
-from serve_app.core.types import DecodeJob, Embedding, Mask
+from serve_app.core.types import Mask
 from serve_app.engines.devices import as_tensor, torch_dtype, use_threads
 from serve_app.engines.sam.frame import Frame
 from serve_app.engines.sam.postprocess import choose, postprocess_masks

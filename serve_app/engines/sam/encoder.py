@@ -12,8 +12,9 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
+from serve_app.core.inference import Embedding
 from serve_app.core.settings import Compute
-from serve_app.core.types import Embedding, RgbArray
+from serve_app.core.types import RgbArray
 from serve_app.engines.devices import torch_dtype, use_threads
 from serve_app.engines.sam.frame import Frame, as_input
 

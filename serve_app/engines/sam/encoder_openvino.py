@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import openvino as ov
 
+from serve_app.core.inference import Embedding
 from serve_app.core.settings import Compute
-from serve_app.core.types import Embedding, Float32Array, RgbArray
+from serve_app.core.types import Float32Array, RgbArray
 from serve_app.engines.openvino.runtime import Network, graph_name, load_or_build_graph
 from serve_app.engines.sam import tiny_vit_openvino
 from serve_app.engines.sam.frame import Frame, as_input

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
+from serve_app.core.inference import DecodeJob, DecodeOptions
 from serve_app.core.rle import encode_part
-from serve_app.core.types import DecodeJob, DecodeOptions, Mask
+from serve_app.core.types import Mask
 from serve_app.engines.sam.frame import Frame
 from serve_app.engines.sam.threshold import threshold_mask
 

@@ -21,16 +21,9 @@ import torch
 from torch import Tensor
 
 from serve_app.core.geometry import box_iou
+from serve_app.core.inference import DecodeJob, Embedding
 from serve_app.core.settings import Compute
-from serve_app.core.types import (
-    LOW_RES,
-    DecodeJob,
-    Embedding,
-    Float32Array,
-    Mask,
-    Prompt,
-    RgbArray,
-)
+from serve_app.core.types import LOW_RES, Float32Array, Mask, Prompt, RgbArray
 from serve_app.engines.devices import use_threads
 from serve_app.engines.sam.frame import IMAGE_SIZE, Frame, as_input
 from serve_app.engines.sam.postprocess import choose, postprocess_masks

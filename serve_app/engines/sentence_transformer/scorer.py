@@ -15,15 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve_app.core.errors import WeightsUnavailable
+from serve_app.core.inference import Candidate, ScorerInfo, TextScores
 from serve_app.core.settings import LabelsSettings
-from serve_app.core.types import (
-    Candidate,
-    Float32Array,
-    ProposalSource,
-    RgbArray,
-    ScorerInfo,
-    TextScores,
-)
+from serve_app.core.types import Float32Array, ProposalSource, RgbArray
 from serve_app.engines.devices import use_threads
 from serve_app.engines.sentence_transformer.vocabulary import COCO_NAMES, OTHER_THINGS, names_of
 from serve_app.engines.text_embeddings import EmbeddingLru

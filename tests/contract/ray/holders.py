@@ -20,17 +20,9 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
+from serve_app.core.inference import DecodeJob, DecodeOptions, Embedding, Prediction, ReplicaLoad
 from serve_app.core.settings import Batching, DecoderSettings
-from serve_app.core.types import (
-    CacheTier,
-    DecodeJob,
-    DecodeOptions,
-    Embedding,
-    Mask,
-    Prediction,
-    Prompt,
-    ReplicaLoad,
-)
+from serve_app.core.types import CacheTier, Mask, Prompt
 from serve_app.deployments.affinity import affinity
 from serve_app.deployments.calls import ImageObjectRef, RemotePredictor
 from serve_app.embeddings.predictor import VariantPredictor

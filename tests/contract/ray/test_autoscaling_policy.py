@@ -387,6 +387,7 @@ SEEN = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(ticks=st.lists(st.fixed_dictionaries(dict.fromkeys(NAMES, SEEN)), min_size=1, max_size=4))
 def test_no_figures_of_replicas_break_it(ticks: list[dict[str, Seen]]) -> None:
@@ -486,6 +487,7 @@ print(policy(**kwargs)({"fast-encoder": context})[0], "torch" in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_ray_ships_it_by_value() -> None:
     """The controller, another process, gets the class pickled with its module's own code."""
     policy = AutoscalingPolicy(policy_function=PATH, policy_kwargs={"graph": graph()})
