@@ -129,7 +129,7 @@ def parse_call(
 
 
 def _requested(capabilities: Sequence[Capability], members: Members) -> Capability:
-    """The one capability whose task the members hold.
+    """The one capability that the members request.
 
     Raises:
         InvalidRequest: none or several, or members of another one's task, or of nobody's.
