@@ -1,9 +1,9 @@
 """Which files of the service a warm click passes: ``python -m tests.click_trace``.
 
 A click on a known image goes through the HTTP interface and the flow, in this process, to a
-stand-in for the variant: everything that happens in an ingress replica.  Counted are the entries
+fake of the variant: everything that happens in an ingress replica.  Counted are the entries
 into functions of `serve_app` (also those that are resumed), and how often the file changes from
-one entry to the next.  What the stand-in itself calls does not count.
+one entry to the next.  What the fake calls does not count.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from serve_app.http.app import create_app
 from .fakes.flow import FakeGraph
 
 ROOT = Path(__file__).resolve().parents[1] / "serve_app"
+FAKES = f"{Path(__file__).parent}/fakes/"
 
 
 async def trace_click() -> list[str]:
@@ -44,12 +45,11 @@ async def trace_click() -> list[str]:
         known = (await client.post("/v1/embed", files=files)).json()["image_id"]
         click = {"image_id": known, "point_coords": [[5, 5]], "point_labels": [1]}
         entered: list[str] = []
-        prefix, tests = f"{ROOT}/", str(Path(__file__).parent)
+        prefix = f"{ROOT}/"
 
         def entry(frame: FrameType, event: str, _: Any) -> None:
             path = frame.f_code.co_filename
-            by_standin = frame.f_back and frame.f_back.f_code.co_filename.startswith(tests)
-            if event == "call" and path.startswith(prefix) and not by_standin:
+            if event == "call" and path.startswith(prefix) and not _below_fake(frame):
                 entered.append(path.removeprefix(prefix))
 
         for warm in (False, True):
@@ -60,6 +60,12 @@ async def trace_click() -> list[str]:
                 sys.setprofile(None)
             response.raise_for_status()
     return entered
+
+
+def _below_fake(frame: FrameType | None) -> bool:
+    while frame is not None and not frame.f_code.co_filename.startswith(FAKES):
+        frame = frame.f_back
+    return frame is not None
 
 
 def changes(entered: list[str]) -> int:

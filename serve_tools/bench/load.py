@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -73,19 +75,14 @@ class Outcome:
         return (self.sent_s - self.due_s) * 1e3
 
 
-@dataclass
+@dataclass(frozen=True)
 class Window:
-    """Results of one load.
-
-    Attributes:
-        outcomes: in the order in which the requests finished.
-        seconds: from the start to the last response.
-    """
+    """Results of one load; ``seconds`` are those from the start to the last response."""
 
     outcomes: Sequence[Outcome] = ()
     seconds: float = 0.0
 
-    @property
+    @cached_property
     def latencies_ms(self) -> list[float]:
         """Of successful requests."""
         return [outcome.took_ms for outcome in self.outcomes if outcome.ok]
@@ -93,19 +90,15 @@ class Window:
     @property
     def failures(self) -> dict[str, int]:
         """Number of failed requests by reason."""
-        counts: dict[str, int] = {}
-        for outcome in self.outcomes:
-            if not outcome.ok:
-                counts[outcome.code] = counts.get(outcome.code, 0) + 1
-        return counts
+        return Counter(outcome.code for outcome in self.outcomes if not outcome.ok)
 
-    @property
+    @cached_property
     def stages_ms(self) -> dict[str, float]:
         """Sums by stage over all responses."""
-        sums: dict[str, float] = {}
+        sums: defaultdict[str, float] = defaultdict(float)
         for outcome in self.outcomes:
             for name, ms in outcome.stages_ms.items():
-                sums[name] = sums.get(name, 0.0) + ms
+                sums[name] += ms
         return sums
 
     @property
@@ -197,33 +190,19 @@ async def open_loop(
             no outcome; None waits for all.
         clock: the one that ``send`` records with.
     """
-    outcomes: list[Outcome] = []
     started = clock()
-
-    async def one(number: int, due: float) -> None:
-        outcomes.append(await send(number, due))
-
-    in_flight: set[asyncio.Task[None]] = set()
-    failed: list[BaseException] = []
-
-    def finished(task: asyncio.Task[None]) -> None:
-        in_flight.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            failed.append(error)
-
+    tasks: list[asyncio.Task[Outcome]] = []
     try:
         for number, after in enumerate(due_s):
             await asyncio.sleep(max(0.0, started + after - clock()))
-            task = asyncio.create_task(one(number, started + after))
-            in_flight.add(task)
-            task.add_done_callback(finished)
-        if in_flight:
-            await asyncio.wait(in_flight, timeout=grace_s)
+            tasks.append(asyncio.ensure_future(send(number, started + after)))
+        if tasks:
+            await asyncio.wait(tasks, timeout=grace_s)
     finally:
-        for task in list(in_flight):
+        late = [task for task in tasks if not task.done()]
+        for task in late:
             task.cancel()
-    if failed:
-        raise failed[0]
+    outcomes = [task.result() for task in tasks if task not in late]
     return Window(outcomes, clock() - started)
 
 

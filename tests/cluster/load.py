@@ -6,8 +6,8 @@ import asyncio
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ray import serve
@@ -32,23 +32,25 @@ class Sample:
 
 @dataclass
 class Record:
-    """A run: each request as (sent at, variant, seconds or None if it failed), and replicas.
+    """A run.
 
     Attributes:
-        began: when each phase did.
+        requests: of kinds that are the variants' names.
+        samples: of the replicas.
+        began: when each phase did, in seconds after ``started``.
     """
 
     started: float = field(default_factory=time.monotonic)
-    requests: list[tuple[float, str, float | None]] = field(default_factory=list)
+    requests: Sequence[Outcome] = ()
     samples: list[Sample] = field(default_factory=list)
     began: list[float] = field(default_factory=list)
 
     def p50_s(self, variant: str, since: float, until: float) -> float | None:
         """Median time of the requests sent in a span; those that failed count as endless."""
         took = [
-            float("inf") if s is None else s
-            for at, name, s in self.requests
-            if name == variant and since <= at < until
+            outcome.took_ms / 1e3 if outcome.ok else float("inf")
+            for outcome in self.requests
+            if outcome.kind == variant and since <= outcome.due_s - self.started < until
         ]
         return statistics.median(took) if took else None
 
@@ -144,13 +146,11 @@ async def _send_all(handle: Any, phases: list[Phase], record: Record, grace_s: f
 
     one = recorded(send, time.monotonic)
 
-    async def noted(number: int, due_s: float) -> Outcome:
-        outcome = await one(number, due_s)
-        took_s = outcome.took_ms / 1e3 if outcome.ok else None
-        record.requests.append((due_s - record.started, variants[number], took_s))
-        return outcome
+    async def named(number: int, due_s: float) -> Outcome:
+        return replace(await one(number, due_s), kind=variants[number])
 
-    await open_loop(noted, due(), grace_s=grace_s, clock=time.monotonic)
+    window = await open_loop(named, due(), grace_s=grace_s, clock=time.monotonic)
+    record.requests = window.outcomes
 
 
 def _watch(
