@@ -1,4 +1,4 @@
-"""A circuit breaker: stops calls to a backend that keeps failing, and probes it now and then."""
+"""A circuit breaker: stops calls to a failing backend, and probes it periodically."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Redis as the shared tier.  The `redis` package is an optional dependency.
 
-Redis is best-effort: it may be absent, die, hang and return at any time.
+Redis is best-effort: it may be absent, fail, hang and recover at any time.
 
 * A lookup has a timeout; after it, the lookup counts as a miss.
 * Values are written in the background, by one writer with a bounded queue.
@@ -40,15 +40,15 @@ T = TypeVar("T")
 
 _FAILURES = 3
 _BACKGROUND_S = 1.0
-"""Timeout of what no request waits for: connecting, writing, pinging."""
+"""Timeout of operations that no request waits for: connecting, writing, pinging."""
 
 _SLICES = 5
-"""A timeout is waited for in this many slices, between which the event loop reads what has arrived:
-an event loop that was blocked for the whole timeout has used up one slice of it, not all."""
+"""Number of slices of a timeout.  Between them the event loop reads responses that have arrived: if
+it was blocked for the whole timeout, only one slice has elapsed."""
 
 _PREFIX = "sam-serve:"
 _MAX_HEADER = 4_096
-"""Bytes that checksum and tensor names add to a value, at most."""
+"""Maximum size of a value's checksum and tensor names, in bytes."""
 
 
 class RedisTier:

@@ -1,8 +1,8 @@
 """All commands in groups: what each does, an example, and the module that runs it.
 
 A command's module defines ``add_arguments(parser)`` and ``run(args) -> exit code``.  It is imported
-when the command is called, so that listing the commands imports none of them, and so that nothing
-that serves depends on the tools (`serve_tools`).
+when the command is called: listing the commands imports none of them, and the service does not
+depend on the tools (`serve_tools`).
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def _settings(application: Any, config: str) -> GraphSettings:
 
 
 def needed_models(settings: GraphSettings) -> set[str]:
-    """The models without which a graph does not start: all but those that scale to zero."""
+    """The models that a graph needs to start: all except those of variants that scale to zero."""
     running = {n: v for n, v in settings.variants.items() if not v.scales_to_zero}
     return set(used_models(settings.model_copy(update={"variants": running})))
 

@@ -63,7 +63,7 @@ def demo_cases() -> list[Case]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("url", help="base address of the service, such as http://127.0.0.1:8000")
-    parser.add_argument("--api-key", metavar="KEY", help="if the service demands one")
+    parser.add_argument("--api-key", metavar="KEY", help="if the service requires one")
     parser.add_argument(
         "--out", type=Path, default=Path("out"), metavar="DIR",
         help="folder of the pictures (default: %(default)s)",

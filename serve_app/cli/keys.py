@@ -13,7 +13,7 @@ from serve_app.cli import CommandError, positive
 from serve_app.core.settings import ApiKey
 
 _PREFIX = "sam_"
-"""By which secret scanners of repositories and logs recognise a key."""
+"""Prefix by which secret scanners of repositories and logs recognise a key."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

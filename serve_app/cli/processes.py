@@ -25,7 +25,7 @@ def start(
 ) -> subprocess.Popen[bytes]:
     """Start a process that writes stdout and stderr to ``log``.
 
-    It gets a session of its own: Ctrl-C at the terminal reaches this process alone, which calls
+    It runs in its own session: Ctrl-C at the terminal reaches only this process, which then calls
     `stop`.
 
     Args:

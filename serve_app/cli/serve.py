@@ -1,7 +1,7 @@
 """``serve``: fetch weights, start Ray and the graph, optionally run the demonstration, then serve.
 
-Runs Ray Serve's own ``serve run`` as a child process, so that this command does nothing that
-``serve run configs/local.yaml`` would not do too.  When it is stopped it drains: new requests are
+Runs Ray Serve's own ``serve run`` as a child process, so the graph runs as with
+``serve run configs/local.yaml``.  When it is stopped it drains: new requests are
 rejected, and requests in flight finish.
 """
 
@@ -101,7 +101,7 @@ def _warn(config: Path | None, host: str) -> None:
 
 
 def _measure_once(config: Path | None) -> None:
-    """Measure quickly if nothing was ever measured on this host; no failure of it is fatal."""
+    """Measure quickly if there are no measurements of this host; failures are not fatal."""
     plan = load_plans(config)[0]
     if plan.measurements.entries:
         # Measurements made with more effort must not be replaced by quick ones.
@@ -190,7 +190,7 @@ def _set_ingress(config: dict[str, Any], **settings: str) -> None:
 def _drain(
     child: subprocess.Popen[bytes], urls: Sequence[str], drain_file: Path, seconds: float
 ) -> None:
-    """Wait until no request is in flight; another Ctrl-C ends the wait."""
+    """Wait until no request is in flight; a second Ctrl-C ends the wait."""
     end = time.monotonic() + seconds
     try:
         drain_file.touch()

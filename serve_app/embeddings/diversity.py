@@ -1,7 +1,7 @@
-"""Chooses points of a dense grid that lie on different things.
+"""Chooses points of a dense grid on different objects.
 
-Most points of a grid lie on something that another point covers already, and would give the same
-masks again.  The embedding shows it beforehand: similar features mean similar masks.
+Most points of a grid are on the same object as another point and would produce the same masks.
+The embedding predicts this: points with similar features have similar masks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from serve_app.core.inference import Embedding
 from serve_app.core.types import Float32Array
 
 MIN_DISTANCE = 0.2
-"""Distance of two unit feature vectors below which a second prompt adds nothing."""
+"""Distance of two unit feature vectors below which a second prompt adds no new mask."""
 
 
 def farthest_point_sampling(

@@ -8,7 +8,7 @@ import hashlib
 def embedding_key(image_id: str, weights_hash: str, preprocessing: str, dtype: str) -> str:
     """Return the cache key of one image's embedding by one model.
 
-    Each part is preceded by its length, so different lists of parts never give the same key.
+    Each part is preceded by its length, so different lists of parts have different hash inputs.
 
     Args:
         image_id: width, height and SHA-256 of the pixels (`serve_app.core.request`).

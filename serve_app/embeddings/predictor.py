@@ -1,7 +1,7 @@
 """Prediction by one variant: embedding cache, encoder, decoder.  Runs in the decoder's replica.
 
-Knows neither Ray nor torch: encoder and decoder are arguments, as calls over a handle (split
-layout), engines of the same process (fused layout, evaluation), or fakes (tests).
+Independent of Ray and torch: encoder and decoder are arguments.  They are calls over a handle
+(split layout), engines in the same process (fused layout, evaluation), or fakes (tests).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ P = TypeVar("P")
 
 
 class VariantPredictor(Generic[P]):
-    """Predicts masks for prompts; ``P`` is how pixels are passed: an array or a reference.
+    """Predicts masks for prompts; ``P`` is the type of the pixels: an array or a reference.
 
     ``resize_mode``: how the model resizes images to its square input.
 
@@ -85,7 +85,7 @@ class VariantPredictor(Generic[P]):
     async def _masks(
         self, embedding: Embedding, prompts: Sequence[Prompt], options: DecodeOptions
     ) -> tuple[tuple[Mask, ...], ...]:
-        """Return the masks of each prompt; none for prompts that the options leave out."""
+        """Return the masks of each prompt; none for prompts that the options exclude."""
         chosen: Sequence[int] = range(len(prompts))
         if options.most_points is not None:
             points = np.array([p.point_coords[0] for p in prompts if p.point_coords is not None])
@@ -124,7 +124,7 @@ class VariantPredictor(Generic[P]):
             except DeadlineExceeded:
                 if mine:
                     raise
-                # It was the deadline of another caller; ours may be later.
+                # The deadline was another caller's; this caller's may be later.
 
 
 def _without_duplicates(

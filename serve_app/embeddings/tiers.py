@@ -28,8 +28,8 @@ class TieredEmbeddingCache:
     """`EmbeddingCache` over memory and an optional `SharedTier`.
 
     A request may look up a key twice, first without the image and then with it.  The negative
-    cache remembers misses of the shared tier in between, so that a tier that hangs costs the
-    request one timeout, not two.
+    cache remembers misses of the shared tier in between, so that with a hanging tier the
+    request waits for one timeout, not two.
     """
 
     def __init__(self, max_bytes: int, shared: SharedTier | None = None) -> None:
@@ -43,7 +43,7 @@ class TieredEmbeddingCache:
     async def get_or_compute(
         self, key: str, compute: Callable[[], Awaitable[Embedding]] | None
     ) -> tuple[Embedding, CacheTier] | None:
-        """See `EmbeddingCache`.  The returned tier is where this caller's embedding came from."""
+        """See `EmbeddingCache`.  The returned tier is the source of this caller's embedding."""
         found = await self._get_or_compute(key, compute)
         if found is not None:  # else the caller retries with the image, and is counted then
             CACHE_LOOKUPS.inc(cache="embedding", result=found[1].value)

@@ -1,7 +1,7 @@
-"""Reads a request's body: JSON, or a form, into JSON-like values and files.
+"""Reads a request's body, JSON or a form, into JSON-like values and files.
 
-A form stands for a JSON body: its field ``request`` may hold all of it, and plain fields hold
-single members, so that ``curl -F file=@dog.jpg -F text=dog`` is a request.
+A form is equivalent to a JSON body: its field ``request`` may contain the whole body, and other
+fields contain single members, so ``curl -F file=@dog.jpg -F text=dog`` is a request.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from serve_app.core.limits import Limits
 TIMEOUT_HEADER = "x-request-timeout-seconds"
 
 FieldReader = Callable[[list[str], str, Limits], Any]
-"""What the values of a form field, by its name, mean."""
+"""Converts the values of a form field, given its name, to a JSON-like value."""
 
 _CHARSETS = (b"utf-8", b"utf8", b"us-ascii")
 _JSON_FILES = ("request", "requests")
-"""Fields of JSON text, which clients may send as files, too."""
+"""Fields with JSON text; clients may also send them as files."""
 
 
 class _InMemory(MultiPartParser):
-    """Files are read into memory in any case: on the way there they need not go through a disk.
+    """Keeps files in memory instead of spooling them to disk: they are read completely anyway.
 
-    `BodyLimit` bounds them all together.
+    `BodyLimit` bounds their total size.
     """
 
     spool_max_size = sys.maxsize
@@ -54,10 +54,10 @@ class Form:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A request as it came: JSON-like members, not yet checked, and the files beside them.
+    """A request before validation: JSON-like members, and files.
 
     Attributes:
-        requests: the members for each file, where a form gives each its own.
+        requests: the members for each file; None: the same members for all files.
     """
 
     members: dict[str, Any]
@@ -72,10 +72,13 @@ def _content_type(request: Request) -> str:
 
 
 def _check_charset(request: Request) -> None:
-    """A form's texts are UTF-8.
+    """Check that a form's texts are UTF-8.
 
-    The parser below decodes them with whatever codec of Python's is named, and what some of these
-    take grows with the square of a text.  It reads the header with the same function.
+    The form parser would use any Python codec that the header names, and some take time quadratic
+    in the text's length.  It parses the header with the same function.
+
+    Raises:
+        InvalidRequest: another charset.
     """
     _, options = parse_options_header(request.headers["content-type"])
     if options.get(b"charset", _CHARSETS[0]).lower() not in _CHARSETS:
@@ -86,8 +89,8 @@ async def read_form(request: Request, limits: Limits) -> Form:
     """Read a multipart form, bounded in files, fields and their sizes.
 
     Raises:
-        InvalidRequest: it is not a multipart form in UTF-8, a broken one, or its JSON texts hold
-            too many values together.
+        InvalidRequest: not a multipart form in UTF-8, malformed, or its JSON texts have too many
+            values in total.
         TooManyPrompts: more files than a batch may hold.
     """
     if _content_type(request) != "multipart/form-data":
@@ -96,7 +99,7 @@ async def read_form(request: Request, limits: Limits) -> Form:
     fields: dict[str, list[str]] = {}
     files: dict[str, list[bytes]] = {}
     try:
-        # One file more than allowed may be the field "request", sent as a file.
+        # One more file than allowed: the field "request" may be sent as a file.
         form = await _InMemory(
             request.headers,
             request.stream(),
@@ -125,7 +128,7 @@ async def read_form(request: Request, limits: Limits) -> Form:
 
 
 async def _whole(request: Request) -> bytearray:
-    """The body in one piece: a list of a million pieces would be many times its size."""
+    """Read the body into one buffer: a list of many small chunks would need much more memory."""
     body = bytearray()
     async for piece in request.stream():
         body += piece
@@ -133,7 +136,11 @@ async def _whole(request: Request) -> bytearray:
 
 
 def the_only(values: list[Any], field: str) -> Any:
-    """The one value of a field that may come once."""
+    """The only value of a field.
+
+    Raises:
+        InvalidRequest: the field is repeated.
+    """
     if len(values) != 1:
         raise InvalidRequest(f"{field} is given {len(values)} times; give it once", field)
     return values[0]
@@ -145,7 +152,7 @@ def json_field(values: list[str], field: str, limits: Limits) -> Any:
 
 
 def _plain(values: list[str], field: str, limits: Limits) -> Any:
-    """A text as it stands."""
+    """The text itself."""
     return the_only(values, field)
 
 
@@ -241,10 +248,10 @@ async def receive(
         )
     members = _request_field(form, "request", {}, limits)
     if not isinstance(members, dict):
-        raise InvalidRequest("request must hold a JSON object", "request")
+        raise InvalidRequest("request must be a JSON object", "request")
     requests = _request_field(form, "requests", None, limits)
     if requests is not None and not isinstance(requests, list):
-        raise InvalidRequest("requests must hold a JSON list", "requests")
+        raise InvalidRequest("requests must be a JSON list", "requests")
     plain = _plain_members(form.fields, members, readers, limits)
     for capability in capabilities:
         plain = capability.task.complete_form(plain, members)
@@ -266,7 +273,7 @@ def _plain_members(
     readers: Mapping[str, FieldReader],
     limits: Limits,
 ) -> dict[str, Any]:
-    """The members that have form fields of their own."""
+    """The members given as separate form fields."""
     plain: dict[str, Any] = {}
     for name, read in readers.items():
         if name not in fields:

@@ -1,4 +1,4 @@
-"""The error envelope: turns every exception, our own or foreign, into an error response.
+"""The error envelope: converts every exception to an error response.
 
 ``{"error": {"code", "message", "field"?, "request_id"}}``.  The message is that of a
 `SamServeError` or a fixed sentence: never the text of a library, never a part of the request.
@@ -61,7 +61,7 @@ ErrorT = TypeVar("ErrorT", bound=SamServeError)
 
 
 class ErrorBody(BaseModel):
-    """An error for people (`message`) and programs (`code`)."""
+    """An error: `message` for people, `code` for programs."""
 
     code: str = Field(description="stable name of the kind of error", examples=["invalid_prompt"])
     message: str = Field(description="one sentence that says what is wrong")
@@ -92,7 +92,7 @@ def to_api_error(exc: Exception, request_id: str) -> SamServeError:
     """Return the error for the caller; log the cause if it is the service's fault."""
     if not isinstance(exc, SamServeError):
         return unexpected_error(exc, request_id)
-    # Not for what callers cause: a flood of requests must not become a flood in the log.
+    # Errors that callers cause are not logged: many requests must not flood the log.
     if exc.status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(
         exc, (Overloaded, DeadlineExceeded)
     ):
@@ -101,7 +101,7 @@ def to_api_error(exc: Exception, request_id: str) -> SamServeError:
 
 
 class ErrorResponse(Response):
-    """An error response; the audit log learns its code when it is sent."""
+    """An error response; records its code for the audit log when it is sent."""
 
     media_type = "application/json"
 
@@ -125,7 +125,7 @@ def error_response(
     """Build the response to a failed request.
 
     Args:
-        error: what went wrong.
+        error: the error to return.
         request_id: of the failed request.
         status: HTTP status, if not the error's own.
         headers: further headers.

@@ -44,8 +44,8 @@ A connection that is closed while its client still sends is reset, and the respo
 class ApiKeys:
     """Looks up API keys by their SHA-256 hashes.
 
-    A key has 256 random bits.  So there is nothing that a slow, salted hash would protect from
-    guessing, as it does for passwords.
+    A slow, salted hash, as for passwords, is not needed: a key has 256 random bits and cannot be
+    guessed.
     """
 
     def __init__(self, keys: Iterable[ApiKey]) -> None:
@@ -106,7 +106,7 @@ class TokenBucket:
         return True
 
     def charge(self, tokens: int, now: float) -> None:
-        """Take tokens whether or not they are available."""
+        """Take tokens, even if they are not available."""
         self._refill(now)
         self._tokens -= tokens
 
@@ -129,7 +129,7 @@ class ThroughputEstimator:
         self._since = 0.0
 
     def start(self, now: float) -> None:
-        """Start anew after an idle period, which says nothing about throughput."""
+        """Restart after an idle period, which must not count in the throughput."""
         self._completed.clear()
         self._since = now
 
@@ -154,7 +154,7 @@ class ThroughputEstimator:
 
 
 class InFlightTracker:
-    """Counts requests in flight and knows whether the service is draining.
+    """Counts requests in flight and checks whether the service is draining.
 
     A drain file starts the drain: an operator can create one without a credential or a port, and
     no client can.  As a context manager it counts one request.

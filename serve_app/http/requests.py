@@ -129,7 +129,7 @@ def parse_call(
 
 
 def _requested(capabilities: Sequence[Capability], members: Members) -> Capability:
-    """The one capability whose task the members hold.
+    """The one capability that the members request.
 
     Raises:
         InvalidRequest: none or several, or members of another one's task, or of nobody's.
@@ -167,12 +167,12 @@ def check_totals(capabilities: Sequence[Capability], items: Iterable[Any], limit
     """The number of prompts and texts in a batch, before its items are checked one by one.
 
     Raises:
-        TooManyPrompts: more prompts or points than one call may hold.
+        TooManyPrompts: more prompts or points than the limits of one call.
     """
     prompts = points = 0
     for item in items:
         if not isinstance(item, dict):
-            continue  # reported as that item's fault
+            continue  # reported as an error of that item
         task = next((c.task for c in capabilities if item.keys() & c.task.requested_by), None)
         count = (1, 0) if task is None else task.count(item)
         prompts, points = prompts + count[0], points + count[1]
@@ -186,7 +186,7 @@ def check_totals(capabilities: Sequence[Capability], items: Iterable[Any], limit
 
 
 def image_of(fields: ImageFields, file: bytes | None) -> bytes | str:
-    """The image: a file's bytes, or the ``image_id`` of one that is known.
+    """The image: a file's bytes, or an ``image_id``.
 
     Raises:
         InvalidRequest: none or several images, or not base64.

@@ -24,13 +24,13 @@ from serve_app.profiles.variants import encoder_compute
 
 MEASUREMENTS_VARIABLE = "SAM_SERVE_LEDGER"
 MAX_BYTES = 2**20
-"""Far more than a measurements file has."""
+"""Upper bound of the file's size, far above that of a valid file."""
 
 _COMMAND = "run 'python -m serve_app measure'"
 
 
 class MeasurementsError(Exception):
-    """The measurements cannot be used; the text says why."""
+    """The measurements cannot be used; the text is the reason."""
 
 
 def measurements_path(settings: GraphSettings) -> Path:
@@ -130,7 +130,7 @@ def _ends(pair: str) -> set[str]:
 def mismatch(
     entry: VariantMeasurements, variant: VariantSettings, registry: Registry
 ) -> str | None:
-    """How an entry differs from a configured variant; None if it does not."""
+    """The difference of an entry from a configured variant; None if there is none."""
     try:
         spec = registry.get(variant.model)
     except RegistryError:
@@ -156,7 +156,7 @@ def mismatch(
 
 
 def _other_host(file: MeasurementsFile, settings: GraphSettings) -> str | None:
-    """How the measured host differs from this one; None if it does not or is trusted."""
+    """The difference of the measured host from this one; None if there is none or it is trusted."""
     if settings.measurements.trust_host:
         return None
     there = file.host

@@ -1,6 +1,6 @@
 """A configuration resolved once, on the host that builds the graph.
 
-The builder hands the plan to the ingress, and to each replica the part that it needs.  The scaling
+The builder passes the plan to the ingress, and to each replica its part.  The scaling
 policy gets the profiles from the replicas' reports (`serve_app.scaling.reports`).
 """
 
@@ -23,7 +23,7 @@ from serve_app.profiles.variants import variant_info
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a graph is built from; picklable.
+    """The input of the graph builder; picklable.
 
     Attributes:
         settings: the configuration without unavailable variants.
@@ -54,7 +54,7 @@ class Plan:
 
 
 def resolve(settings: GraphSettings) -> Plan:
-    """Read everything that a configuration refers to: registry, made models, measurements.
+    """Read the files that a configuration refers to: registry, built models, measurements.
 
     Raises:
         RegistryError: the registry cannot be used, or an int8 variant is unavailable and has no

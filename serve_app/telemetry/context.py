@@ -18,7 +18,7 @@ from opentelemetry import trace
 
 
 class RequestContext(Protocol):
-    """How the framework of a process knows the current request."""
+    """Access to the current request in the framework of a process."""
 
     def request_id(self) -> str:
         """Return the id of the current request; empty outside of one."""
@@ -29,7 +29,7 @@ class RequestContext(Protocol):
         ...
 
     def carry(self) -> Callable[[], None]:
-        """Return what makes another context belong to the request, without its cancellation."""
+        """Return a function that adds the request to another context, without its cancellation."""
         ...
 
 
@@ -42,13 +42,13 @@ _NO_SPAN = nullcontext()
 
 
 def set_request_context(requests: RequestContext | None) -> None:
-    """Set how this process knows the current request."""
+    """Set this process's access to the current request."""
     global _requests
     _requests = requests
 
 
 def set_tracer(tracer: trace.Tracer | None) -> None:
-    """Set the tracer of this process; None, the default, makes spans cost a comparison each."""
+    """Set the tracer of this process; None, the default: spans have no effect."""
     global _tracer
     _tracer = tracer
 

@@ -1,7 +1,7 @@
 """Section e: our batcher against bare ``@serve.batch`` under the same arrivals.
 
-A pass takes the same time however many items it has, as on a GPU with room; the engine is a sleep
-in a thread, so that nothing but the batching is compared.
+A pass takes the same time for any number of items, as on a GPU with free capacity; the engine is a
+sleep in a thread, so that only the batching is compared.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class EvenArrivals:
 
 @dataclass
 class Ran:
-    """What one system did with the arrivals."""
+    """Results of one system."""
 
     latencies_s: list[float] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)

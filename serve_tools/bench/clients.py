@@ -35,10 +35,10 @@ class Client(Protocol):
 
 
 class OurClient:
-    """This service: by ``image_id`` where the photo is known, else with the file.
+    """This service: by ``image_id`` if the photo is known, else with the file.
 
     Args:
-        by_id: False: the file comes with each request.
+        by_id: False: send the file with each request.
     """
 
     def __init__(self, http: httpx.AsyncClient, variant: str, *, by_id: bool) -> None:
@@ -79,7 +79,7 @@ class OurEmbedClient(OurClient):
 
 
 class PlainClient:
-    """`serve_tools.bench.plain_service`: the file comes with each request."""
+    """`serve_tools.bench.plain_service`: sends the file with each request."""
 
     def __init__(self, http: httpx.AsyncClient) -> None:
         self._http = http
@@ -98,14 +98,14 @@ class PlainClient:
 class IsatClient:
     """The peer ``isat-sam-backend``: raw pixels in, the embedding as nested lists out.
 
-    It keeps nothing and has no route for prompts: its users run the mask decoder themselves.
+    It is stateless and has no route for prompts: its clients run the mask decoder themselves.
     """
 
     def __init__(self, http: httpx.AsyncClient) -> None:
         self._http = http
 
     async def introduce(self, photo: Photo) -> None:
-        """It keeps no image."""
+        """Does nothing: the service keeps no image."""
 
     async def send(self, photo: Photo, click: Click) -> Mapping[str, float]:
         shape = ",".join(map(str, photo.pixels.shape))
@@ -113,7 +113,7 @@ class IsatClient:
             self._http, "/api/encode",
             files={"file": photo.pixels.tobytes()}, data={"shape": shape, "dtype": "uint8"},
         )  # fmt: skip
-        # Reading its lists is the caller's own time, and is not counted here.
+        # Parsing its lists is the caller's work, and is not counted here.
         if not response.content.startswith(b'{"features":'):
             raise RequestFailed("no features in the response")
         return {}

@@ -5,9 +5,9 @@
     python -m serve_tools.bench.gpu --json out/gpu.json
     python -m serve_tools.bench.gpu --device cpu --dry-run     # the same code on small inputs
 
-Weights are random: they cost the same.  Encoder passes are of tensors that lie on the device, so
-that the chip is measured, not the reading of photos; the decoder's are the product's whole
-``decode_batch``, full-size masks as RLE included, against the eager passes alone.
+Weights are random, which does not change the time.  Encoder passes use tensors on the device, so
+that reading photos is not measured; the decoder's are the service's ``decode_batch`` including
+full-size masks as RLE, against eager passes without them.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class GpuPlan:
 
     @classmethod
     def dry(cls, device: str) -> GpuPlan:
-        """A pass of each kind with the smallest model, not compiled: that the script works."""
+        """A pass of each kind with the smallest model, not compiled: checks the script."""
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
         return cls(device, ("vit_t",), (1,), (1, 2), 1, 0.0, 64, compiled=False, dtype=dtype)
 

@@ -1,4 +1,4 @@
-"""The photos that all systems get: large JPEGs, and new ones that no cache holds."""
+"""The photos for all systems: large JPEGs, and new ones that are in no cache."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def load_photos(folder: Path | None = None, size: tuple[int, int] = SIZE) -> Pho
 
     Raises:
         OSError: an image cannot be read.
-        ValueError: the folder holds fewer than three, or ones too small.
+        ValueError: the folder has fewer than three images, or one is too small.
     """
     if folder is None:
         return Photos(tuple(photo(name, _scaled(name, size)) for name in _NAMES))

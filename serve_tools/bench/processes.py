@@ -26,7 +26,7 @@ _PEER_NEEDS = (
 
 
 class ServiceFailed(Exception):
-    """A service could not be installed or started; the text says why."""
+    """A service could not be installed or started; the text is the reason."""
 
 
 @contextmanager

@@ -12,11 +12,11 @@ from serve_app.core.settings import Strict
 
 
 class Row(Strict):
-    """One system at one piece of work.
+    """The figure of one system for one case.
 
     Attributes:
         case: the work, such as ``32 prompts``; rows of a case are compared with each other.
-        system: what did it.
+        system: name of the measured system.
         ours: whether it is this project's; the other rows of a case are compared with the first
             such row.
         unit: of the figures, such as ``ms a prompt``.
@@ -43,7 +43,7 @@ class Row(Strict):
 
     @property
     def of_floor(self) -> float | None:
-        """The share (0-1) of what the machine's arithmetic allows."""
+        """The share (0-1) of the machine's arithmetic peak."""
         if self.floor is None:
             return None
         share = self.figure.median / self.floor
@@ -70,7 +70,7 @@ class Section(Strict):
 
 
 class Machine(Strict):
-    """On what was measured, and with which versions."""
+    """The hardware and versions of a run."""
 
     cpu: str
     cores: int

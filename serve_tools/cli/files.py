@@ -14,7 +14,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def make_folder(path: Path) -> Path:
-    """The folder, created if need be.
+    """Create a folder if it does not exist, and return it.
 
     Raises:
         CommandError: it cannot be created.

@@ -212,7 +212,7 @@ def read_segmentation(segmentation: Any, height: int, width: int) -> Rle:
     """A COCO ``segmentation`` (polygons, compressed or plain RLE) as a checked RLE.
 
     Raises:
-        ValueError: it is none of these, or does not fit the image; the text says why.
+        ValueError: another format, or it does not fit the image; the text is the reason.
     """
     if isinstance(segmentation, dict):
         if segmentation.get("size") != [height, width]:

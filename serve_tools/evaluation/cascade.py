@@ -74,7 +74,7 @@ def fit_escalation(pairs: Sequence[Pair], seed: int = 0) -> Escalation | None:
     judged = judge(pairs, seed)
     first, second = [p.first for p in pairs], [p.second for p in pairs]
     return Escalation(
-        # What is to be predicted is the gain after choosing: by models that had not seen it.
+        # The target is the gain after replacement, estimated by models fitted without the item.
         gain=fit_additive(first, judged.kept_iou - judged.first_iou, seed),
         first=fit_additive(first, judged.first_iou, seed),
         second=fit_additive(second, judged.second_iou, seed),
@@ -99,7 +99,7 @@ def judge(pairs: Sequence[Pair], seed: int = 0) -> Judged:
 
 
 def curve(judged: Judged, requests: NDArray[np.int64]) -> tuple[Point, ...]:
-    """What escalating more and more requests brings.
+    """The gain by share of escalated requests.
 
     Args:
         requests: ``(n,)`` which request each prompt is part of: its image, or itself alone.
@@ -107,12 +107,12 @@ def curve(judged: Judged, requests: NDArray[np.int64]) -> tuple[Point, ...]:
     names, request = np.unique(requests, return_inverse=True)
     count = np.bincount(request)
     mean = np.bincount(request, judged.expected_gain) / count
-    # Prompts that should lose by it are left as they are.
+    # Prompts with an expected loss keep the first variant's masks.
     gained = np.where(judged.expected_gain > 0, judged.kept_iou - judged.first_iou, 0.0)
     of_request = np.bincount(request, gained)
     order = np.argsort(-mean, kind="stable")
     total = np.cumsum(of_request[order]) / len(requests)
-    # A threshold lets all requests of equal estimates pass, or none of them.
+    # A threshold selects all requests with equal estimates, or none of them.
     lasts = np.flatnonzero(np.diff(mean[order], append=-np.inf))
     points = []
     for share in _SHARES:

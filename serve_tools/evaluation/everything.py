@@ -1,4 +1,4 @@
-""" "Everything" side by side: how long each generator takes, and which objects it finds.
+"""Compares generators of "everything": time, and objects found.
 
 A generator is any callable from an image to its masks: this service in one of its modes
 (`service_generator`), or Meta's ``SamAutomaticMaskGenerator`` (`metas_generator`).
@@ -94,7 +94,7 @@ def score_everything(
 
 
 def _ious(masks: Sequence[Rle], objects: Sequence[Rle]) -> list[float]:
-    """IoU of each object with its mask; no two share one."""
+    """IoU of each object with its own mask; no mask is used twice."""
     table = iou_matrix(masks, objects)
     partner = match_greedily(table)
     return [float(table[mask, i]) if mask >= 0 else 0.0 for i, mask in enumerate(partner)]

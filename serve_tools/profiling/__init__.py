@@ -1,1 +1,1 @@
-"""Measuring every variant on this host, and reading what was measured."""
+"""Measures every variant on this host."""

@@ -1,4 +1,4 @@
-"""How far a variant's embeddings and masks equal those of its reference on the same inputs."""
+"""Compares a variant's embeddings and masks with those of its reference on the same inputs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def mean_overlap(ours: Sequence[BoolArray], theirs: Sequence[BoolArray]) -> float:
-    """Mean IoU of ``(H, W)`` masks in pairs; a mask that one side lacks counts as an IoU of 0."""
+    """Mean IoU of ``(H, W)`` masks in pairs; a mask missing on one side counts as an IoU of 0."""
     ious = [mask_iou(a, b) for a, b in zip(ours, theirs, strict=False)]
     most = max(len(ours), len(theirs))
     return sum(ious) / most if most else 1.0

@@ -37,7 +37,7 @@ Emit = Callable[[ProbeEvent], None]
 
 def main() -> int:
     """Run the request on stdin."""
-    # Libraries that print must not do so between our lines.
+    # Output of libraries must not mix with the events.
     out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
 
@@ -53,7 +53,7 @@ def main() -> int:
 
 
 class MeasureError(Exception):
-    """A variant cannot be measured; the text says why."""
+    """A variant cannot be measured; the text is the reason."""
 
 
 def probe(request: ProbeRequest, emit: Emit, source: ModelSource | None = None) -> None:
@@ -61,7 +61,7 @@ def probe(request: ProbeRequest, emit: Emit, source: ModelSource | None = None) 
 
     Args:
         request: the variant, and what to measure.
-        emit: takes each event.
+        emit: called with each event.
         source: makes the engines; None: the one that the settings configure.
     """
     source = source or ModelSource.of(request.settings)
@@ -77,7 +77,7 @@ def probe(request: ProbeRequest, emit: Emit, source: ModelSource | None = None) 
 
 
 def _photo(seed: int) -> RgbArray:
-    """Noise of a photo's size: a pass takes as long whatever the image shows."""
+    """Noise of a photo's size: the content does not change a pass's time."""
     return np.random.default_rng(seed).integers(0, 256, (*PHOTO, 3), np.uint8)
 
 
@@ -102,7 +102,7 @@ class _Bench:
     decoder: DecoderEngine
 
     def measure(self, emit: Emit) -> ProbeResult:
-        # Before anything else is loaded or tried.
+        # Before anything else is loaded.
         memory = (held_bytes(), peak_bytes(), self._gpu_bytes())
         emit(ProbeEvent(kind="progress", text="timing passes"))
         encode_ms, decode_ms, embedding_bytes = self._times()

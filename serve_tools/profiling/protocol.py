@@ -1,6 +1,6 @@
 """Messages between the command ``measure`` and its probe processes.
 
-The request is one JSON document on stdin; every line of stdout is an `ProbeEvent` as JSON.
+The request is one JSON document on stdin; every line of stdout is a `ProbeEvent` as JSON.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from serve_tools.profiling.quality import QualityRecord
 
 
 class Effort(Strict):
-    """How much is measured, and on what.
+    """Extent and data of a measurement.
 
     Attributes:
         images_dir, annotations: COCO annotations and their images; None: synthetic scenes.
@@ -82,8 +82,8 @@ class ProbeEvent(Strict):
     """One line of a probe.
 
     Attributes:
-        kind: ``first``: masks are there (the parent stops its clock); ``failed``: ``text`` says
-            why, for the operator.
+        kind: ``first``: the first masks are ready (the parent stops its clock); ``failed``:
+            ``text`` is the reason, for the operator.
         load_s: with ``first``: reading, verifying and loading the weights.
     """
 

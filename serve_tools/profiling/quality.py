@@ -16,14 +16,14 @@ from serve_app.routing.confidence import best_mask, features
 if TYPE_CHECKING:
     from serve_tools.profiling.samples import Sample
 
-# The evaluation's modules are loaded where they are used: they are no part of a cold start.
+# The evaluation's modules are imported where they are used: they must not slow the cold start.
 
 COUNTED: dict[QualityKind, PromptType] = {"box": "box-1", "point": "point-3"}
-"""The form of prompt that is behind each figure of quality, as in `serve_tools.evaluation`."""
+"""The type of prompt for each quality figure, as in `serve_tools.evaluation`."""
 
 
 _IN_A_PASS = 32
-"""Prompts, as a replica would take: the masks of hundreds would fill the memory."""
+"""Prompts per pass, as in a replica; hundreds of masks would take too much memory."""
 
 
 @dataclass(frozen=True, slots=True)

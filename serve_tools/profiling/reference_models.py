@@ -1,7 +1,7 @@
-"""What a variant's embeddings and masks are compared with: its reference model.
+"""The reference models of variants, for comparison.
 
-A reference model gets its results by another way: another variant, or the model's own library
-without any of our batching, regrouping or settings.
+A reference model is another variant, or the model's own library without this project's batching
+and settings.
 """
 
 from __future__ import annotations

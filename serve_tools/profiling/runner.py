@@ -38,7 +38,7 @@ Say = Callable[[str], None]
 
 
 class ProbeFailed(Exception):
-    """A variant could not be measured; the text says why."""
+    """A variant could not be measured; the text is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +180,7 @@ def run_probe(request: ProbeRequest, say: Say) -> _Seen:
                 else:
                     say(event.text)
             if process.wait() != 0 or seen is None:
-                raise ProbeFailed("its process ended early; what it wrote above says why")
+                raise ProbeFailed("its process ended early; see its output above")
             return seen
         finally:
             process.kill()

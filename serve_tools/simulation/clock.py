@@ -46,14 +46,14 @@ class Device:
         self._work, self._at = 0.0, 0.0
 
     def start(self, seconds: float, call: Callable[[Any], None], argument: Any) -> None:
-        """Call ``call(argument)`` when ``seconds`` of the device were spent on this."""
+        """Call ``call(argument)`` after ``seconds`` of device time were spent on this pass."""
         self._advance()
         self._count += 1
         heapq.heappush(self._active, (self._work + seconds, self._count, call, argument))
         self._schedule()
 
     def _advance(self) -> None:
-        """``_work``: what each pass has got that is here from the beginning."""
+        """Advance ``_work``, the device time that each active pass has received so far."""
         if self._active:
             self._work += (self._clock.now - self._at) / len(self._active)
         self._at = self._clock.now

@@ -1,4 +1,4 @@
-"""ReplicaPool on a cluster of bounded capacity: pending, cold start, passes, draining, death."""
+"""Replica pools on a cluster of bounded capacity: cold starts, passes, draining, failures."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Cluster:
         self.placed: set[Replica] = set()
 
     def place(self) -> None:
-        """Start pending replicas that fit; one that does not fit blocks no other."""
+        """Start pending replicas that fit; one that does not fit does not block others."""
         for _ in range(len(self.pending)):
             replica = self.pending.popleft()
             if replica.phase != "pending":
@@ -95,7 +95,7 @@ class ReplicaPool:
     """One pool: its replicas, queues and metrics.
 
     A request takes a slot of a replica (`max_ongoing`) or waits at the handle; its items wait for
-    a pass.  A replica that is free takes what waits, up to a full batch.
+    a pass.  A free replica takes waiting items, up to a full batch.
 
     Args:
         admitted: a request got a slot.
@@ -158,12 +158,12 @@ class ReplicaPool:
         self._admitted(request)
 
     def leave(self, request: SimulatedRequest) -> None:
-        """Give the slot back."""
+        """Release the slot."""
         self.slots -= request.weight
         request.slots -= 1
-        self.let_in()
+        self.admit_queued()
 
-    def let_in(self) -> None:
+    def admit_queued(self) -> None:
         """Move requests from the handle's queue into free slots; drop those that timed out."""
         while self.handle:
             request = self.handle[0]
@@ -179,7 +179,7 @@ class ReplicaPool:
                 return
 
     def push(self, request: SimulatedRequest, items: int) -> None:
-        """Items of a request wait for a pass."""
+        """Queue the items of a request for a pass."""
         request.items = request.left = items
         request.flying, request.since = 0, self.clock.now
         self.queue.append(request)
@@ -238,7 +238,7 @@ class ReplicaPool:
         self._lost(request, why)
 
     def finish(self, replica: Replica) -> None:
-        """A pass has ended."""
+        """Handle the end of a pass."""
         if replica.phase == "gone":
             return
         batch, replica.batch = replica.batch, []
@@ -296,18 +296,18 @@ class ReplicaPool:
         self.cluster.release(replica)
 
     def ready(self, replica: Replica) -> None:
-        """A cold start is over."""
+        """Handle the end of a cold start."""
         if replica.phase != "starting":
             return
         replica.phase = "running"
         self.running += 1
         self.newest_at = self.clock.now
         self.idle.append(replica)
-        self.let_in()
+        self.admit_queued()
         self._dispatch()
 
     def warm(self, replicas: int) -> None:
-        """ReplicaPool that run from the beginning."""
+        """Start with this number of running replicas."""
         self.target = replicas
         for _ in range(replicas):
             replica = Replica(self, "running", self.clock.now)
@@ -338,7 +338,7 @@ class ReplicaPool:
         self._reconcile()
 
     def close(self) -> None:
-        """Time out requests that still wait because no replica started."""
+        """Time out requests that are still queued because no replica started."""
         waiting = [*self.handle, *self.queue]
         self.handle.clear()
         self.queue.clear()

@@ -23,7 +23,7 @@ POLICIES = {
 }
 
 _FEW = 0.005
-"""Where the default misses a smaller share of goals than this, halving it is not required."""
+"""If the default misses a smaller share of goals than this, halving it is not required."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class RunSummary:
 
 
 def scaler(policy: str, scale: Scale) -> Scaler:
-    """A fresh policy of a name in `POLICIES`."""
+    """Create the policy with this name in `POLICIES`."""
     if policy == OURS:
         return Shared(scale.pools, scale.scaling)
     if policy == DEFAULT:
@@ -107,9 +107,9 @@ def summarise(run: Run, scale: Scale, trace: Trace, policy: str) -> RunSummary:
 
 
 def shortfalls(rows: Mapping[str, RunSummary]) -> list[str]:
-    """Where the application's policy is not clearly better than the default, in words.
+    """Describe where the application's policy is not clearly better than the default.
 
-    The measure: at most half the missed goals, or fewer than 0.5 % where the default has few;
+    Clearly better: at most half the missed goals, or fewer than 0.5 % if the default has few;
     not more unit-hours; not more changes.
     """
     ours, default = rows[OURS], rows[DEFAULT]

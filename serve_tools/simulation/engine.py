@@ -35,7 +35,7 @@ _ROWS_PER_S = 250.0
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a run is made.
+    """Options of a run.
 
     Attributes:
         seed: of arrivals and service times.
@@ -66,7 +66,7 @@ class Timeline:
 
 @dataclass(slots=True)
 class Run:
-    """What happened, without the warm-up.
+    """Results of a run, without the warm-up.
 
     Attributes:
         t, latency_s, kind, outcome, missed, accurate: a row for each simulated arrival; latency
@@ -325,7 +325,7 @@ class Simulation:
         self._decoders[request.variant].leave(request)
 
     def _gave_up(self, request: SimulatedRequest, why: str) -> None:
-        """End early; requests that wait for this one's embedding end with it."""
+        """End a request early, and with it the requests that wait for its embedding."""
         key = (request.variant, request.image)
         waiting = self._same.pop(key) if request.encodes else []
         for each in (request, *waiting):

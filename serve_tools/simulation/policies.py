@@ -25,7 +25,7 @@ from serve_tools.simulation.cluster import ReplicaPool
 
 @dataclass(frozen=True, slots=True)
 class RayConfig:
-    """The part of Ray Serve's ``autoscaling_config`` that is modelled; Ray's defaults."""
+    """The modelled part of Ray Serve's ``autoscaling_config``, with Ray's defaults."""
 
     target_ongoing_requests: float = 2.0
     look_back_period_s: float = 30.0
@@ -39,7 +39,7 @@ class RayConfig:
 
 
 class OngoingWindow:
-    """A pool's ongoing requests as the controller sees them."""
+    """A pool's ongoing requests, as known to the controller."""
 
     def __init__(self, config: RayConfig) -> None:
         self._config = config
@@ -54,7 +54,7 @@ class OngoingWindow:
             self._samples.popleft()
 
     def push(self, now: float, newest_replica: float) -> None:
-        """The samples reach the controller; one series began when the newest replica did."""
+        """Report the samples to the controller; one series starts with the newest replica."""
         oldest = now - self._config.look_back_period_s
         points = [p for p in self._samples if p[0] > oldest]
         aligned = [p for p in points if p[0] >= newest_replica]
@@ -66,7 +66,7 @@ class OngoingWindow:
         self._area = sum(v * (after - t) for (t, v), (after, _) in pairs)
 
     def push_asleep(self, now: float, ongoing: float) -> None:
-        """Requests that wait for a pool without replicas are reported immediately."""
+        """Report requests for a pool without replicas immediately."""
         self._start, self._last, self._value, self._area = now, now, ongoing, 0.0
 
     def mean(self, now: float) -> float:
@@ -100,7 +100,7 @@ class RayDefault:
         self._wish: dict[str, tuple[int, float | None]] = {}
 
     def sample(self, pools: Mapping[str, ReplicaPool], now: float) -> None:
-        """It uses ongoing requests only."""
+        """Does nothing: the policy uses ongoing requests only."""
 
     def tick(
         self, pools: Mapping[str, ReplicaPool], ongoing: Mapping[str, float], now: float
@@ -150,7 +150,7 @@ class Fixed:
     config = RayConfig()
 
     def sample(self, pools: Mapping[str, ReplicaPool], now: float) -> None:
-        """It uses no metrics."""
+        """Does nothing: the policy uses no metrics."""
 
     def tick(
         self, pools: Mapping[str, ReplicaPool], ongoing: Mapping[str, float], now: float

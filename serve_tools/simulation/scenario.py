@@ -51,10 +51,10 @@ CPU_PROFILES = {
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """A pool and what bounds its queues.
+    """A pool and the bounds of its queues.
 
     Attributes:
-        pool: what the scaling policy knows.
+        pool: the scaling policy's input.
         max_ongoing: requests in one replica.
         max_queued: requests that wait for a replica beyond that; more are rejected.
         target_ongoing: of the tuned default policy: a full batch for each replica.
@@ -71,7 +71,7 @@ class Deployment:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """A cluster and what runs on it.
+    """A cluster and its deployments.
 
     Attributes:
         budget: units of the cluster, which the policy shares and no policy can exceed.
@@ -124,7 +124,7 @@ def _deployments(
                 role="encoder" if i == 0 else "decoder",
                 cost=cost,
                 min_replicas=minima[variant],
-                # Any pool may take most of the cluster, as the shipped configurations let it.
+                # Any pool may take most of the cluster, as in the shipped configurations.
                 max_replicas=max(1, int((0.75 if i == 0 else 0.25) * budget / cost)),
                 max_batch=batches[variant][i],
                 pass_ms=profile.encode_ms if i == 0 else profile.decode_ms,

@@ -1,8 +1,8 @@
 """Synthetic cells: crowded, blurred, faint blobs under uneven light, with exact masks.
 
-Scenes (`serve_tools.synthetic.scenes`) are easy for any variant.  These are not, and so distinguish
-variants and their confidences: touching neighbours of the same appearance, low contrast,
-defocus and noise, dark on bright as well as bright on dark.
+Scenes (`serve_tools.synthetic.scenes`) are easy for any variant.  Cells are difficult, so they
+distinguish variants and their confidences: touching neighbours of the same appearance, low
+contrast, defocus and noise, dark on bright as well as bright on dark.
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ def _places(
     low, high = 0.04 * short, 0.11 * short
     places: list[tuple[float, float, float]] = []
     while len(places) < count:
-        # Many large ones may leave no room: then they shrink.
+        # Large circles may not all fit: reduce the maximum radius.
         high = max(low, high * 0.995)
         radius = rng.uniform(low, high)
         x = rng.uniform(radius + 2, width - radius - 2)

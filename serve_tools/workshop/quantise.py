@@ -2,7 +2,7 @@
 
 Post-training quantisation by NNCF: weights by channel, activations by their ranges on the
 calibration images, with the transformer scheme (SmoothQuant) and bias correction.  The mask
-decoder stays as it is.
+decoder is not quantised.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ Say = Callable[[str], None]
 
 
 class QuantiseError(Exception):
-    """The model cannot be made; the text says why."""
+    """The model cannot be made; the text is the reason."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Calibration:
-    """Upright ``(H, W, 3) uint8`` images that show what the model will see.
+    """Upright ``(H, W, 3) uint8`` images like those of later requests.
 
     Attributes:
-        name: what they are, for people.
+        name: description of the images.
     """
 
     name: str
@@ -67,7 +67,7 @@ def folder_images(folder: Path, count: int) -> Calibration:
     """At most ``count`` images of a folder, evenly from all.
 
     Raises:
-        QuantiseError: there is none that can be read.
+        QuantiseError: no image can be read.
     """
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES)
     chosen = np.unique(np.linspace(0, len(paths) - 1, min(count, len(paths))).astype(int))
@@ -117,7 +117,9 @@ def quantise(
         QuantiseError: of another architecture, or ``out`` holds other things.
     """
     if out.exists() and not (out / MANIFEST).is_file():
-        raise QuantiseError("the folder to write to exists and holds no model made here")
+        raise QuantiseError(
+            "the folder to write to exists and contains no model made by this command"
+        )
     spec = source.spec(original)
     if spec.quantized or not spec.segmentation.can_quantize(spec.architecture):
         raise QuantiseError(f"there is no way to quantize {original}")
@@ -169,7 +171,7 @@ def quantised_graph(graph: ov.Model, images: Sequence[RgbArray]) -> ov.Model:
 
 
 def _spec(original: ModelSpec, folder: Path, name: str) -> ModelSpec:
-    """The registry entry of what lies in a folder."""
+    """The registry entry of the model in a folder."""
     files = {"checkpoint": original.files["checkpoint"].model_copy(update={"sources": ()})}
     for key, file in (("encoder", _GRAPH), ("encoder_weights", _WEIGHTS)):
         files[key] = _pinned(folder / file)
@@ -197,7 +199,7 @@ def _compare(
     source: ModelSource, original: str, encoders: tuple[OpenVinoEncoder, OpenVinoEncoder],
     effort: Effort, compute: Compute,
 ) -> Figures:  # fmt: skip
-    """Both encoders before the original's decoder, on the same images."""
+    """Compare both encoders, with the original's decoder, on the same images."""
     decoder = source.load_decoder(original, compute)
     samples = load_samples(effort, Limits())
     predictions: tuple[list[Prediction], list[Prediction]] = ([], [])

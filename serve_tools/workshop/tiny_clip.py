@@ -1,8 +1,8 @@
 """Trains a tiny OpenCLIP model on synthetic scenes: ``python -m serve_tools.workshop.tiny_clip``.
 
 It is an ordinary `open-clip-torch` model, small enough to ship with the tests, so that the
-``open_clip`` engine can be proven without a model hub.  It knows `scenes.all_captions` and
-"background"; crops are made by the scorer's own `masked_crop`.  Takes some minutes on a core.
+``open_clip`` engine can be tested without a model hub.  It is trained on `scenes.all_captions`
+and "background", with crops by the scorer's own `masked_crop`.  Takes some minutes on a core.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def train(scenes: int, epochs: int, seed: int) -> Any:
     names = (*all_captions(), BACKGROUND)
     tokens = [tokenizer(wording) for wording in _wordings(names)]
     with torch.no_grad():
-        # Tokens that no caption uses stay zero: the file compresses, and unknown words say nothing.
+        # Unused tokens stay zero: the file compresses, and unknown words have no effect.
         used = torch.unique(torch.cat(tokens))
         kept = model.token_embedding.weight[used].clone()
         model.token_embedding.weight.zero_()

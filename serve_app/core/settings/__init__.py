@@ -1,7 +1,7 @@
-"""The argument of the graph builders, validated: an unknown or absurd setting rejects all of it.
+"""The argument of the graph builders, validated: an unknown or invalid setting is an error.
 
-``configs/*.yaml`` hold these values under ``args``.  Devices, dtypes, threads and memory shares
-are configured and never guessed from the machine.
+``configs/*.yaml`` have these values under ``args``.  Devices, dtypes, threads and memory shares
+are configured, not detected.
 """
 
 from serve_app.core.settings.base import VARIANT_NAME, Strict

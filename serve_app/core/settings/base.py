@@ -1,4 +1,4 @@
-"""What all settings models share: strictness, and former names of keys."""
+"""Base of all settings models: rejects unknown keys, accepts former names of keys."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Strict(BaseModel):
             with a warning for one version; remove the entry in the next one.
     """
 
-    # A validation error names the place and not the value, which may be a password.
+    # Validation errors must not contain values, which may be passwords.
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     renamed_keys: ClassVar[Mapping[str, str]] = {}

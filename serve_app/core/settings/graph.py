@@ -1,4 +1,4 @@
-"""All settings of a graph, and what must hold between them."""
+"""All settings of a graph, and the checks across them."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class GraphSettings(Strict):
         )
 
     def _check_budget(self) -> None:
-        """All minima and one variant scaled from zero must fit: else that one could never start."""
+        """Check that all minima and any one variant scaled from zero fit into the budget."""
         budget = self.scaling.budget
         if budget is None:
             return

@@ -1,4 +1,4 @@
-"""Replicas and what runs in them: placement, batching, variants, proposals, text."""
+"""Settings of replicas: placement, batching, variants, proposals, text."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Compute(Strict):
     )
     engine: EngineName | None = Field(
         None,
-        description="what runs a segmentation model's encoder, one of its `engines` in the "
-        "registry; null: the first of them that suits the device",
+        description="runtime of a segmentation model's encoder, one of its `engines` in the "
+        "registry; null: the first of them that supports the device",
     )
     threads: int = Field(1, ge=1, description="CPU threads of one replica")
     memory_fraction: float | None = Field(
-        None, gt=0, le=1, description="share of the GPU's memory this replica may take"
+        None, gt=0, le=1, description="maximum share of the GPU's memory for this replica"
     )
 
     @model_validator(mode="after")
@@ -120,7 +120,7 @@ class VariantSettings(Strict):
     reference: str | None = Field(
         None,
         description="the variant with the embeddings and masks to reproduce, such as its "
-        "full-precision original, which also serves its requests where it is unavailable; null: "
+        "full-precision original, which also serves its requests if it is unavailable; null: "
         "the model's own library",
     )
     encoder: EncoderSettings = EncoderSettings()

@@ -33,7 +33,7 @@ class ProposalEngine(Protocol):
 
 
 def grid_proposals(size: tuple[int, int], points_per_side: int) -> tuple[Proposal, ...]:
-    """A regular grid of points, as ``segment_anything.utils.amg.build_point_grid`` makes it.
+    """A regular grid of points, equal to ``segment_anything.utils.amg.build_point_grid``.
 
     Args:
         size: ``(width, height)`` of the image in pixels.
@@ -76,8 +76,8 @@ class ContourProposals:
     """Boxes around regions that differ from their surroundings: defects, cells, grains.
 
     The image is cut into foreground and background by an adaptive Gaussian threshold (block 11
-    and C 2, as is usual for defects on a material's surface, and block 51 for larger things)
-    and by Otsu's threshold, each for dark things on a light ground and for light ones on a dark
+    and C 2, as is usual for defects on a material's surface, and block 51 for larger objects)
+    and by Otsu's threshold, each for dark objects on a light ground and for light ones on a dark
     ground.  The external contours of all six cuts compete by objectness: the geometric mean of
     their solidity (area over that of the convex hull) and of their separation, ``c / (c + s)``,
     where ``c`` is the difference between the mean gray inside and around, and ``s`` the sum of
@@ -92,12 +92,12 @@ class ContourProposals:
     MAX_SIDE = 2048
     """Larger images are shrunk to this before thresholding."""
     MIN_AREA = 24
-    """Least area in pixels (of the shrunk image): smaller ones are specks."""
+    """Minimum area in pixels of the shrunk image: smaller regions are noise."""
     MIN_AREA_SHARE = 3e-5
     MAX_AREA_SHARE = 0.5
-    """Least and largest area as shares of the image's."""
+    """Minimum and maximum area, as shares of the image's."""
     PADDING = 0.05
-    """Added on each side, in shares of the box's own, but at least a pixel."""
+    """Padding on each side, as a share of the box's side, at least one pixel."""
     NMS_IOU = 0.7
 
     def propose(self, pixels: RgbArray) -> tuple[Proposal, ...]:
@@ -165,7 +165,7 @@ class Proposals:
     """All sources of candidate regions.
 
     Args:
-        detector: the detector, or None where none is configured.
+        detector: the detector, or None if none is configured.
     """
 
     def __init__(self, detector: DetectorEngine | None) -> None:
@@ -186,7 +186,7 @@ class Proposals:
         """Propose regions of an image, best first.
 
         Args:
-            pixels: upright ``(H, W, 3) uint8`` RGB; the grid does without.
+            pixels: upright ``(H, W, 3) uint8`` RGB; not needed by the grid.
             size: ``(width, height)`` in pixels.
             source: where the regions come from.
             points_per_side: the grid's points a side; other sources do not use it.
