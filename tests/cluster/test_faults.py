@@ -124,6 +124,28 @@ async def test_who_leaves_takes_the_work_along(service: Service, gate: Path, pha
     assert all(done[role] <= most for role, most in leaving.most.items()), done
 
 
+@pytest.mark.usefixtures("driver")
+async def test_the_deadline_header_ends_the_work(service: Service, gate: Path) -> None:
+    """While the encoder is at the image; what would come after that is left undone."""
+    size = (104, 78)
+    bar = gate / "encode 104x78"
+    bar.touch()
+    try:
+        ask = replace(new_image(size), headers={"x-request-timeout-seconds": "4"})
+        async with Client(service.url, timeout_s=PATIENCE_S) as client:
+            outcome = await client.ask(ask)
+        # Just before Serve itself would end it, if this machine is in time.
+        assert outcome.status in (504, 408)
+        assert outcome.code == "deadline_exceeded" or outcome.status == 408
+        await until(lambda: not any(service.ongoing().values()), "nobody waits for anything")
+    finally:
+        bar.unlink()
+    await until(lambda: not service.busy(), "all is done")
+    done = await asyncio.to_thread(service.done, size)
+    assert done["fast-encoder"] <= 1
+    assert done["fast-decoder"] == 0
+
+
 async def until(met: Callable[[], bool], what: str) -> None:
     await asyncio.to_thread(wait_until, met, what, PATIENCE_S)
 

@@ -112,17 +112,6 @@ def test_the_cascade_answers_by_the_second_variant(http: httpx.Client, known: st
     assert "variant" not in plain["results"][0]
 
 
-def test_the_deadline_header_ends_the_work(http: httpx.Client) -> None:
-    answer = http.post(
-        "/v1/segment",
-        files={"file": png(new_photo())},
-        data={"request": json.dumps({"prompts": [POINT], "variant": "fast"})},
-        headers={"x-request-timeout-seconds": "0.02"},  # less than an encoder needs anywhere
-    )
-    assert answer.status_code == 504
-    assert answer.json()["error"]["code"] == "deadline_exceeded"
-
-
 def test_the_models_route_shows_the_ledger(http: httpx.Client) -> None:
     told = http.get("/v1/models").json()
     measured = told["variants"]["accurate"]["measured"]
