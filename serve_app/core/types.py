@@ -47,7 +47,10 @@ LOW_RES = 256
 
 _POINTS = Array(Annotated[list[Point], Field(min_length=1, fail_fast=True)], np.float32, (None, 2))
 _LABELS = Array(
-    Annotated[list[Annotated[Whole, Field(ge=0, le=1)]], Field(fail_fast=True)], np.int32, (None,)
+    Annotated[list[Annotated[Whole, Field(ge=0, le=1)]], Field(fail_fast=True)],
+    np.int32,
+    (None,),
+    (0, 1),
 )
 _BOX = Array(
     Annotated[list[float], Field(min_length=4, max_length=4, fail_fast=True)], np.float32, (4,)

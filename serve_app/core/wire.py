@@ -166,6 +166,9 @@ class Wire(BaseModel):
 def _restored(cls: type[Wire], values: dict[str, Any], given: set[str]) -> Wire:
     """A pickled value as it was; it was validated when it was built."""
     value = cls.__new__(cls)
+    for item in values.values():
+        if isinstance(item, np.ndarray):
+            item.flags.writeable = False
     object.__setattr__(value, "__dict__", values)
     for name, state in (("extra", None), ("private", None), ("fields_set", given)):
         object.__setattr__(value, f"__pydantic_{name}__", state)
@@ -188,8 +191,10 @@ def _as_json(value: Any) -> Any:
     """Python and NumPy values in the form that JSON has; large arrays stay as they are."""
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist() if value.size <= _SMALL_ARRAY else value
+    if hasattr(value, "__array__"):
+        array = np.asarray(value)
+        array = array.astype(np.uint8) if array.dtype.kind == "b" else array
+        return array.tolist() if array.size <= _SMALL_ARRAY else array
     if isinstance(value, list | tuple):
         return [_as_json(item) for item in value]
     return value
@@ -263,11 +268,13 @@ class Array:
         json: the type of its JSON form.
         dtype: of the array.
         shape: of the array; None: any length.
+        allowed: the only values that it may hold; empty: any.
     """
 
     json: Any
     dtype: Any
     shape: tuple[int | None, ...]
+    allowed: tuple[int, ...] = ()
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
@@ -305,6 +312,8 @@ class Array:
             raise fault("invalid_prompt", f"{name} must not hold NaN or infinite numbers")
         if array.size and np.abs(array).max() > _LARGEST:
             raise fault("invalid_prompt", f"{name} holds a number out of range")
+        if self.allowed and not np.isin(array, self.allowed).all():
+            raise fault("invalid_prompt", f"{name} must hold {self.allowed} only")
         array = array.astype(self.dtype)
         array.flags.writeable = False
         return array

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, Field, PlainValidator, create_model
+from pydantic import BaseModel, FailFast, Field, PlainValidator, create_model
 
 from serve_app.core.capability import Capability
 from serve_app.core.errors import InvalidImage, InvalidRequest, TooManyPrompts, UnknownFormat
@@ -60,6 +60,9 @@ class CommonFields(ImageFields, Options):
     )
 
 
+_NEVER_NULL = {n for n, field in CommonFields.model_fields.items() if field.default is not None}
+
+
 class BatchBody(Wire):
     """Many requests in one call; a faulty one fails alone."""
 
@@ -82,7 +85,9 @@ def request_body(name: str, capabilities: tuple[Capability, ...]) -> type[BaseMo
     members: dict[str, Any] = {}
     for capability in capabilities:
         for member, (annotation, field) in capability.task.members().items():
-            typed = Annotated[(annotation, *field.metadata)] if field.metadata else annotation
+            # How an item is validated says nothing of its JSON, and some of it is not hashable.
+            metadata = [item for item in field.metadata if not isinstance(item, FailFast)]
+            typed = Annotated[(annotation, *metadata)] if metadata else annotation
             members[member] = (
                 typed | None,
                 Field(None, description=field.description, examples=field.examples),
@@ -111,7 +116,10 @@ def parse_call(
     """
     if not isinstance(members, dict):
         raise InvalidRequest("the request must be a JSON object")
-    given = {name: value for name, value in members.items() if value is not None}
+    known = {*CommonFields.model_fields, *(n for c in capabilities for n in c.task.member_names)}
+    if not members.keys() <= known:
+        raise InvalidRequest("the request has an unknown field; see /docs for the known ones")
+    given = _given(members)
     common = CommonFields.parse(_picked(given, CommonFields.model_fields), limits)
     rest = {name: value for name, value in given.items() if name not in CommonFields.model_fields}
     capability = _requested(capabilities, rest)
@@ -134,17 +142,15 @@ def _requested(capabilities: Sequence[Capability], members: Members) -> Capabili
     Raises:
         InvalidRequest: none or several, or members of another one's task, or of nobody's.
     """
-    known = {name for c in capabilities for name in c.task.member_names}
-    if not members.keys() <= known:
-        raise InvalidRequest("the request has an unknown field; see /docs for the known ones")
     # `everything: false` requests nothing, as if it were left out.
     names = {n for n in members if members[n] is not False or n not in _switches(capabilities)}
     found = [c for c in capabilities if names & c.task.requested_by]
     if len(found) != 1:
         raise InvalidRequest(f"give exactly one of {' | '.join(c.task.name for c in capabilities)}")
-    for name in sorted(names - found[0].task.member_names):
-        owner = next(c.task.name for c in capabilities if name in c.task.member_names)
-        raise InvalidRequest(f"{name} requires {owner}", name)
+    for other in capabilities:
+        for name in other.task.members():
+            if name in names and name not in found[0].task.member_names:
+                raise InvalidRequest(f"{name} requires {other.task.name}", name)
     return found[0]
 
 
@@ -159,7 +165,7 @@ def parse_embed(members: dict[str, Any], file: bytes | None) -> tuple[bytes | st
     Raises:
         SamServeError: of the kind and at the field of the first fault.
     """
-    fields = EmbedFields.parse({n: v for n, v in members.items() if v is not None})
+    fields = EmbedFields.parse(_given(members))
     return image_of(fields, file), fields.variant
 
 
@@ -173,8 +179,9 @@ def check_totals(capabilities: Sequence[Capability], items: Iterable[Any], limit
     for item in items:
         if not isinstance(item, dict):
             continue  # reported as an error of that item
-        task = next((c.task for c in capabilities if item.keys() & c.task.requested_by), None)
-        count = (1, 0) if task is None else task.count(item)
+        given = _given(item)
+        task = next((c.task for c in capabilities if given.keys() & c.task.requested_by), None)
+        count = (1, 0) if task is None else task.count(given)
         prompts, points = prompts + count[0], points + count[1]
     for total, most, what in (
         (prompts, limits.max_total_prompts, "prompts"),
@@ -224,6 +231,11 @@ def _decoded_image(text: str) -> bytes:
         return decoded_base64(text)
     except ValueError:
         raise InvalidRequest("image is not valid base64", "image") from None
+
+
+def _given(members: Members) -> dict[str, Any]:
+    """The members without those that are null where null stands for nothing."""
+    return {n: v for n, v in members.items() if v is not None or n in _NEVER_NULL}
 
 
 def _picked(members: Members, names: Iterable[str]) -> dict[str, Any]:

@@ -203,7 +203,7 @@ def test_a_folder_of_other_things_is_not_written_to(tmp_path: Path) -> None:
     precious = tmp_path / "thesis.txt"
     precious.write_text("years of work", encoding="utf-8")
     calibration, effort = Calibration("none", ()), Effort()
-    with pytest.raises(QuantiseError, match="holds no model"):
+    with pytest.raises(QuantiseError, match="contains no model"):
         quantise(
             ModelSource(), "vit_t", "vit_t_int8", calibration, effort, 1, tmp_path, lambda _: None
         )

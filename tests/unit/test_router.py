@@ -456,7 +456,7 @@ def test_a_variant_tells_its_model_and_where_its_encoder_runs() -> None:
 
 
 def test_a_model_that_does_not_segment_is_no_variant() -> None:
-    with pytest.raises(ValueError, match="does not segment"):
+    with pytest.raises(ValueError, match="do not segment"):
         variant_info("fast", VariantSettings(model="efficientdet_lite2"), load_registry())
 
 

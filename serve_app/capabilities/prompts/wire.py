@@ -43,6 +43,7 @@ class Prompts(Task):
 
     prompts: Annotated[
         tuple[Prompt, ...],
+        Field(fail_fast=True),  # one fault is reported; a thousand would hold the event loop
         AfterValidator(_checked),
         AtMost("max_prompts", "prompts"),
         BeforeValidator(as_tuple),
