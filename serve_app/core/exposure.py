@@ -11,12 +11,13 @@ def exposure_warning(security: SecuritySettings, host: str | None) -> str | None
     """The warning to log at startup; None: access is restricted.
 
     Args:
-        host: address or host name that HTTP is bound to; None: no HTTP.
+        host: address or host name that HTTP is bound to; None: unknown.
     """
-    if host is None or security.api_keys or _is_loopback(host):
+    if security.api_keys or (host is not None and _is_loopback(host)):
         return None
+    bound = "an address that ingress.http_host does not name" if host is None else host
     return (
-        f"HTTP is bound to {host} and no API keys are set (security.api_keys): any client "
+        f"HTTP is bound to {bound} and no API keys are set (security.api_keys): any client "
         "that can reach this address can use the service. Create a key with `python -m serve_app "
         "key NAME`, or bind http_options.host to 127.0.0.1 behind a proxy that authenticates."
     )

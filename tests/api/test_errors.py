@@ -578,3 +578,30 @@ async def test_nothing_of_a_long_body_comes_back(client):
         "invalid_prompt",
         "prompts[0].box[0]",
     )
+
+
+async def test_the_first_faulty_prompt_is_reported_and_ends_the_check(client):
+    """A thousand prompts with dozens of faults each would hold the event loop for a second."""
+    prompts = [PROMPT, 5, {"point_coords": 5}, {S: 1}]
+    answer = await client.post("/v1/segment", json={"image_id": "a", "prompts": prompts})
+    checked(answer, 422, "invalid_prompt", "prompts[1]")
+
+
+@pytest.mark.parametrize("member", [S, "items", "mode"])
+async def test_an_unknown_member_is_refused_even_if_it_is_null(client, member):
+    body = {"image_id": "a", "text": "a", member: None}
+    checked(await client.post("/v1/segment", json=body), 422, "invalid_request")
+
+
+@pytest.mark.parametrize("member", ["variant", "format", "return_logits"])
+async def test_what_has_a_default_is_not_null(client, member):
+    body = {"image_id": "a", "text": "a", member: None}
+    answer = await client.post("/v1/segment", json=body)
+    code = "unknown_format" if member == "format" else "invalid_request"
+    checked(answer, 422, code, member)
+
+
+async def test_null_prompts_beside_texts_count_as_texts(client):
+    item = {"image_id": "a", "prompts": None, "text": ["a"] * 1400}
+    answer = await client.post("/v1/segment/batch", json={"items": [item] * 3})
+    checked(answer, 422, "too_many_prompts")

@@ -175,6 +175,11 @@ def test_who_is_bound_beyond_loopback_without_keys_is_warned(host):
     assert exposure_warning(SECURITY, host) is None
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "[::1]", "localhost", None])
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "[::1]", "localhost"])
 def test_on_loopback_nobody_is_warned(host):
     assert exposure_warning(SecuritySettings(), host) is None
+
+
+def test_an_unknown_address_counts_as_reachable():
+    assert "ingress.http_host" in str(exposure_warning(SecuritySettings(), None))
+    assert exposure_warning(SECURITY, None) is None

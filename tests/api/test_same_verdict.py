@@ -5,15 +5,17 @@ Each request has one odd value: of several faults either side may report another
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serve_app.capabilities import Everything, Prompt, Prompts, SegmentRequest, TextQuery
-from serve_app.core.errors import SamServeError
+from serve_app.core.errors import InvalidPrompt, SamServeError
 from serve_app.core.limits import Limits
 from serve_app.http.app import create_app
 
@@ -155,3 +157,26 @@ async def test_a_prompt_alone(prompt: dict[str, Any]) -> None:
 async def test_options(options: dict[str, Any]) -> None:
     verdict = await over_http({"box": VALID_BOX, **options})
     assert in_python(lambda: [Prompt(box=VALID_BOX)], **options) == verdict
+
+
+def test_arrays_of_other_libraries_and_of_booleans_are_taken() -> None:
+    torch = pytest.importorskip("torch")
+    prompt = Prompt(
+        point_coords=torch.tensor([[1.0, 2.0]]),
+        point_labels=np.array([True]),
+        box=torch.tensor([1, 2, 3, 4]),
+    )
+    assert prompt.point_labels.tolist() == [1]
+    assert prompt.box.tolist() == VALID_BOX
+
+
+def test_labels_of_any_number_are_checked() -> None:
+    with pytest.raises(InvalidPrompt) as caught:
+        Prompt(point_coords=np.zeros((5000, 2)), point_labels=np.full(5000, 7.5))
+    assert caught.value.field == "point_labels"
+
+
+def test_a_pickled_prompt_stays_read_only() -> None:
+    prompt = pickle.loads(pickle.dumps(Prompt(box=VALID_BOX)))  # noqa: S301
+    with pytest.raises(ValueError, match="read-only"):
+        prompt.box[0] = 5

@@ -207,7 +207,7 @@ class IngressSettings(Replicas):
     http_host: str | None = Field(
         None,
         description="the address in http_options.host, for the warning about a service that other "
-        "machines can reach without API keys; null: no warning",
+        "machines can reach without API keys; null: unknown, which counts as reachable",
     )
     # More than `Limits.most_requests`, so that the service itself rejects requests, with its codes.
     max_ongoing_requests: int = Field(256, ge=1)
