@@ -83,9 +83,9 @@ class Escalation:
 
     Attributes:
         masks: of each prompt, from whichever variant is better.
-        replaced: indices of the prompts whose masks are the second variant's.
+        replaced: indices of the prompts with masks of the second variant.
         variant: the second variant.
-        asked: prompts that were sent to it.
+        sent: prompts that were sent to it.
         note: for the response's ``reason``; empty if the first variant was confident.
         degraded: load or time kept the second variant from responding.
     """
@@ -93,7 +93,7 @@ class Escalation:
     masks: Masks
     replaced: frozenset[int] = frozenset()
     variant: str | None = None
-    asked: int = 0
+    sent: int = 0
     note: str = ""
     degraded: bool = False
 
@@ -139,7 +139,7 @@ class Capability:
     Attributes:
         task: the request model.
         run: does the task.
-        cost: how much work a task is; it may ask the text scorer (None: not deployed).
+        cost: how much work a task is; it may call the text scorer (None: not deployed).
         result: the model of one result, a dataclass or pydantic model.
         route: served at ``POST /v1/{route}`` and ``/v1/{route}/batch``, with the other
             capabilities of the same route.

@@ -14,7 +14,7 @@ from serve_app.core.types import CacheTier, Float32Array, Mask, Prompt, Proposal
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedding:
-    """What an encoder makes of one image; all a decoder needs to know of it.
+    """The output of an encoder for one image, and the input of a decoder.
 
     Attributes:
         tensors: the model's own feature maps by name, each without a batch dimension.  SAM:
@@ -34,19 +34,19 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeOptions:
-    """What the decoder does with the masks of a prompt.
+    """How the decoder filters and returns the masks of a prompt.
 
     Attributes:
         return_logits: fill `Mask.low_res_logits`.
         pred_iou_thresh: drop masks with a lower predicted IoU, before they cost anything more.
         stability_score_thresh: drop masks with a lower stability score.
         stability_score_offset: the logit offset of the stability score.
-        time_left_s: seconds until the caller's time is over; None: no bound.
-        most_points: of the prompts, single points all, decode at most so many: those under which
-            the image differs most, and fewer where it differs little.  The rest have no masks.
-        prompts_at_once: most prompts under way at a time; None: all of them.
-        box_nms_thresh: of all the prompts' masks, drop those whose box overlaps the box of one
-            with a better predicted IoU by more than this IoU.
+        time_left_s: seconds until the request's deadline; None: no deadline.
+        most_points: for prompts that are single points: the maximum number to decode.  Points at
+            which the image differs most are selected; the others get no masks.
+        prompts_at_once: maximum number of prompts in flight; None: all of them.
+        box_nms_thresh: box IoU above which a mask is dropped in favour of one with a better
+            predicted IoU, over the masks of all prompts.
     """
 
     return_logits: bool = False
@@ -70,13 +70,13 @@ class DecodeJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaLoad:
-    """What a decoder replica tells of its queues with each answer.
+    """The queues of a decoder replica, reported with each prediction.
 
     Attributes:
-        replica: names it; opaque.
-        images: waiting to be encoded or under way, for this replica.
-        prompts: waiting to be decoded or under way in it.
-        oldest_ms: how long the oldest waiting of them has waited.
+        replica: the replica's id; opaque.
+        images: images that wait for the encoder or are in it, for this replica.
+        prompts: prompts that wait for the decoder or are in it.
+        oldest_ms: age of the oldest waiting item.
     """
 
     replica: str
@@ -87,7 +87,7 @@ class ReplicaLoad:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Prediction:
-    """What a decoder replica answers: the masks of each prompt, and where the time went."""
+    """The result of a decoder replica: the masks of each prompt, and the time of each stage."""
 
     masks: tuple[tuple[Mask, ...], ...]
     cache: CacheTier
@@ -101,7 +101,7 @@ class Proposal:
 
     Attributes:
         prompt: a point of the grid, or a box of the detector or of a contour.
-        source: who proposed it.
+        source: where it comes from.
         objectness: 0-1; 1 where the source has no opinion (the grid).
         label: the detector's class name.
     """
@@ -160,7 +160,7 @@ class ScorerInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VariantInfo:
-    """A deployed variant as ``/v1/models`` tells it."""
+    """A deployed variant as ``/v1/models`` reports it."""
 
     name: str
     model: str

@@ -28,7 +28,7 @@ Members = Mapping[str, Any]
 
 
 class Task(Wire):
-    """What is asked of an image.  Each capability has one subclass, which is its request model.
+    """What is requested for an image.  Each capability has one subclass, its request model.
 
     In a request's JSON the task stands as the member ``name``, an object with the task's fields;
     a `flat` task's fields are members of the request itself.

@@ -69,7 +69,7 @@ class Wire(BaseModel):
     Attributes:
         error: the error that a fault of this type is reported as.
         prefix: where the type stands in a request, for the field named in an error.
-        unconverted: fields whose Python values are checked as they are.
+        unconverted: fields of which the Python values are checked as they are.
 
     Raises:
         SamServeError: of the kind ``error``, with the field at fault.
@@ -321,7 +321,7 @@ class Array:
 
 @dataclass(frozen=True)
 class Base64Array(Array):
-    """An `Array` whose JSON form may also be base64 of little-endian float16 or float32."""
+    """An `Array` with base64 as a further JSON form: of little-endian float16 or float32."""
 
     def read(self, value: Any) -> Any:
         if not isinstance(value, str):

@@ -31,7 +31,7 @@ from serve_app.deployments.replica import join_serve_log
 from serve_app.deployments.telemetry import start_telemetry
 from serve_app.deployments.watch import ReplicaWatch
 from serve_app.flow.flow import SegmentationFlow
-from serve_app.flow.readiness import Part
+from serve_app.flow.readiness import ReadinessCheck
 from serve_app.http.app import create_app
 from serve_app.http.gate import InFlightTracker
 from serve_app.images.decode import silence_pillow_warnings
@@ -80,20 +80,20 @@ class IngressReplica:
             dispatcher=dispatcher,
             limits=settings.limits,
             timeout_s=settings.ingress.request_timeout_s,
-            parts=self._parts(settings, decoders, proposals, text),
+            checks=self._readiness_checks(settings, decoders, proposals, text),
         )
 
-    def _parts(
+    def _readiness_checks(
         self,
         settings: GraphSettings,
         decoders: Mapping[str, DeploymentHandle[Any]],
         proposals: DeploymentHandle[Any],
         text: DeploymentHandle[Any] | None,
-    ) -> list[Part]:
+    ) -> list[ReadinessCheck]:
         """Readiness checks; none of what may scale to zero, which a check would start."""
 
-        def part(handle: DeploymentHandle[Any], *deployments: str) -> Part:
-            return Part(partial(_ping, handle), partial(self._watch.runs, *deployments))
+        def readiness_check(handle: DeploymentHandle[Any], *deployments: str) -> ReadinessCheck:
+            return ReadinessCheck(partial(_ping, handle), partial(self._watch.runs, *deployments))
 
         found = []
         for name, handle in decoders.items():
@@ -102,11 +102,11 @@ class IngressReplica:
             if variant.layout == "split":
                 deployments.append(f"{name}-encoder")
             if not variant.scales_to_zero:
-                found.append(part(handle, *deployments))
+                found.append(readiness_check(handle, *deployments))
         if not settings.proposals.scales_to_zero:
-            found.append(part(proposals, "proposals"))
+            found.append(readiness_check(proposals, "proposals"))
         if text is not None and settings.text is not None and not settings.text.scales_to_zero:
-            found.append(part(text, "text"))
+            found.append(readiness_check(text, "text"))
         return found
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -86,7 +86,7 @@ class Cascade:
             ESCALATIONS.inc(outcome="failed")
             log.warning("the cascade's second variant failed or timed out", exc_info=True)
             note = f"{unsure}, but {second} did not respond in time"
-            return Escalation(masks=masks, asked=len(picked), note=note, degraded=True)
+            return Escalation(masks=masks, sent=len(picked), note=note, degraded=True)
         ESCALATIONS.inc(outcome="answered")
         merged, replaced = list(masks), set()
         for index, of_second in zip(picked, again, strict=True):
@@ -97,6 +97,6 @@ class Cascade:
             masks=tuple(merged),
             replaced=frozenset(replaced),
             variant=second,
-            asked=len(picked),
+            sent=len(picked),
             note=f"{unsure}, escalated to {second}, {len(replaced)} of its masks kept",
         )

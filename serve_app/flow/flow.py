@@ -30,7 +30,7 @@ from serve_app.core.request import AUTO, SegmentRequest
 from serve_app.core.types import CacheTier, EmbedResult, RgbArray, SegmentResult
 from serve_app.flow.cascade import Cascade
 from serve_app.flow.context import RunContext, Timings, VariantSession
-from serve_app.flow.readiness import Part, Readiness
+from serve_app.flow.readiness import Readiness, ReadinessCheck
 from serve_app.images.store import ImageRef, ImageStore
 from serve_app.routing.dispatcher import Dispatcher
 from serve_app.routing.router import Choice
@@ -45,14 +45,14 @@ class SegmentationFlow:
     """The `SegmentationService` over the ports.
 
     Args:
-        capabilities: what can be asked of an image.
+        capabilities: what can be requested.
         images: opens and keeps images.
         variants, predictors: the deployed variants by name, and the predictor of each.
         proposer, scorer: candidate regions, and text scores (None: not deployed).
         dispatcher: chooses among the variants.
         limits: bounds on a request.
         timeout_s: timeout of a request in seconds; None: no bound.
-        parts: what must have loaded before the service is ready.
+        checks: what must have loaded before the service is ready.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class SegmentationFlow:
         dispatcher: Dispatcher,
         limits: Limits,
         timeout_s: float | None = None,
-        parts: Sequence[Part] = (),
+        checks: Sequence[ReadinessCheck] = (),
     ) -> None:
         self._capabilities = capabilities
         self._images = images
@@ -78,7 +78,7 @@ class SegmentationFlow:
         self._dispatcher = dispatcher
         self._limits = limits
         self._timeout_s = timeout_s
-        self._readiness = Readiness(parts)
+        self._readiness = Readiness(checks)
 
     async def segment(self, request: SegmentRequest) -> SegmentResult:
         """Handle one request; see `serve_app.core.ports.SegmentationService.segment`."""
@@ -186,7 +186,7 @@ class SegmentationFlow:
         )
 
     async def models(self) -> Mapping[str, Any]:
-        """What is deployed; the text engine is asked, sleeping variants are not woken."""
+        """What is deployed; the text scorer is called, variants at zero replicas stay there."""
         text: dict[str, Any] | None = None
         if self._scorer is not None:
             info = await self._scorer.info()

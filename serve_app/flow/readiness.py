@@ -1,4 +1,4 @@
-"""Whether the service can answer: asked by probes, again and again, beside its work."""
+"""Whether the service is ready, for probes that call again and again while it works."""
 
 from __future__ import annotations
 
@@ -15,61 +15,63 @@ from serve_app.core.single_flight import SingleFlight
 log = logging.getLogger(__name__)
 
 _TIMEOUT_S = 3.0
-"""Less than a probe waits: the front's gives up after five seconds."""
+"""Less than a probe's timeout: HAProxy's is five seconds."""
 
 _KEPT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """What must have loaded.
+class ReadinessCheck:
+    """One deployment that must have loaded.
 
     Attributes:
-        ask: whether it has; the question waits where the part's work does.
-        runs: whether a replica of it runs, as far as is known without asking.
+        loaded: calls it; the call waits in the queue of its work.
+        runs: whether a replica of it is known to run, without a call.
     """
 
-    ask: Callable[[], Awaitable[bool]]
+    loaded: Callable[[], Awaitable[bool]]
     runs: Callable[[], bool]
 
 
 class Readiness:
-    """Asks all parts, once for all who want to know within a second.
+    """Runs all checks, at most once a second.
 
-    A part that is full does not answer in time.  So, once it has answered, it counts as loaded as
-    long as a replica of it runs: a service that is busy must not lose its place at a balancer.
+    A deployment at capacity does not respond in time.  So, once it has responded, it counts as
+    loaded while a replica of it runs: a busy service must not be taken out of a load balancer.
     """
 
-    def __init__(self, parts: Sequence[Part], clock: Callable[[], float] = time.monotonic) -> None:
-        self._parts = parts
+    def __init__(
+        self, checks: Sequence[ReadinessCheck], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._checks = checks
         self._clock = clock
-        self._loaded = [False] * len(parts)
-        self._asking: SingleFlight[bool] = SingleFlight()
-        self._answer, self._kept_until = False, -math.inf
+        self._loaded = [False] * len(checks)
+        self._checking: SingleFlight[bool] = SingleFlight()
+        self._result, self._kept_until = False, -math.inf
 
     async def __call__(self) -> bool:
-        """Whether all parts have loaded and run."""
+        """Whether all checked deployments have loaded and run."""
         if self._clock() < self._kept_until:
-            return self._answer
-        return await self._asking.run("", self._ask)
+            return self._result
+        return await self._checking.run("", self._check)
 
-    async def _ask(self) -> bool:
-        self._answer = all(await asyncio.gather(*map(self._ready, range(len(self._parts)))))
+    async def _check(self) -> bool:
+        self._result = all(await asyncio.gather(*map(self._ready, range(len(self._checks)))))
         self._kept_until = self._clock() + _KEPT_S
-        return self._answer
+        return self._result
 
     async def _ready(self, index: int) -> bool:
-        part = self._parts[index]
+        check = self._checks[index]
         try:
             async with asyncio.timeout(_TIMEOUT_S):
-                self._loaded[index] = await part.ask()
+                self._loaded[index] = await check.loaded()
         except Overloaded:
-            self._loaded[index] = True  # so much work is brought to what is there alone
+            self._loaded[index] = True  # only a loaded one gets so many calls
         except (TimeoutError, ReplicaLost):
-            # Nothing new of it; and whatever replica runs has loaded.
-            log.debug("a part did not say whether it is ready")
+            # No news; and a replica that runs has loaded.
+            log.debug("a deployment did not respond to the readiness check")
         except Exception:
-            # Whatever is wrong with a part, the answer to this question is "not ready".
+            # Whatever is wrong with it, it is not ready.
             log.debug("not ready", exc_info=True)
             self._loaded[index] = False
-        return self._loaded[index] and part.runs()
+        return self._loaded[index] and check.runs()

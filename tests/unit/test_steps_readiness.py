@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from serve_app.core.errors import Overloaded, ReplicaLost
-from serve_app.flow.readiness import Part, Readiness
+from serve_app.flow.readiness import Readiness, ReadinessCheck
 
 from ..clocks import Clock, VirtualTime
 
@@ -30,8 +30,8 @@ class Asked:
         return bool(self.answer)
 
     @property
-    def part(self) -> Part:
-        return Part(self, lambda: self.running)
+    def check(self) -> ReadinessCheck:
+        return ReadinessCheck(self, lambda: self.running)
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ async def test_not_ready_while_a_part_has_not_loaded(
     clock: Clock, bad: bool | Exception | None
 ) -> None:
     part = Asked(bad)
-    ready = Readiness([Asked().part, part.part], clock)
+    ready = Readiness([Asked().check, part.check], clock)
     assert not await ready()
     part.answer = True
     assert await asked_anew(ready, clock)
@@ -62,7 +62,7 @@ async def test_not_ready_while_a_part_has_not_loaded(
 
 async def test_a_part_that_is_too_busy_to_answer_stays_ready(clock: Clock) -> None:
     part = Asked()
-    ready = Readiness([part.part], clock)
+    ready = Readiness([part.check], clock)
     assert await ready()
     for busy in (None, Overloaded("full")):
         part.answer = busy
@@ -78,7 +78,7 @@ async def test_a_part_without_replicas_is_not_ready(
     clock: Clock, answer: bool | Exception | None
 ) -> None:
     part = Asked()
-    ready = Readiness([part.part], clock)
+    ready = Readiness([part.check], clock)
     assert await ready()
     part.answer, part.running = answer, False
     assert not await asked_anew(ready, clock)
@@ -86,7 +86,7 @@ async def test_a_part_without_replicas_is_not_ready(
 
 async def test_a_part_that_lost_a_replica_is_ready_while_another_runs(clock: Clock) -> None:
     part = Asked()
-    ready = Readiness([part.part], clock)
+    ready = Readiness([part.check], clock)
     assert await ready()
     for answer in (ReplicaLost("gone"), None):
         part.answer = answer
@@ -97,7 +97,7 @@ async def test_a_part_that_lost_a_replica_is_ready_while_another_runs(clock: Clo
 
 async def test_all_who_ask_within_a_second_cost_one_question(clock: Clock) -> None:
     part = Asked()
-    ready = Readiness([part.part], clock)
+    ready = Readiness([part.check], clock)
     assert all(await asyncio.gather(*(ready() for _ in range(50))))
     clock.now += 0.9
     assert await ready()
@@ -116,7 +116,7 @@ async def test_one_who_leaves_does_not_take_the_answer_along(
         await gate.wait()
         return True
 
-    ready = Readiness([Part(gated, lambda: True)], clock)
+    ready = Readiness([ReadinessCheck(gated, lambda: True)], clock)
     one, two = (asyncio.create_task(ready()) for _ in range(2))
     await asyncio.sleep(0)
     one.cancel()

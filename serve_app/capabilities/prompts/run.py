@@ -40,7 +40,7 @@ async def run(task: Prompts, context: Context) -> Outcome:
             PromptResult(masks=of_prompt, variant=best.variant if i in best.replaced else None)
             for i, of_prompt in enumerate(best.masks)
         ),
-        escalated=best.asked,
+        escalated=best.sent,
         degraded=best.degraded,
         note=best.note,
     )

@@ -110,7 +110,7 @@ class _Search:
         prompts = [
             proposals[i].prompt.model_copy(update={"multimask_output": False}) for i in wanted
         ]
-        # Without candidates the image is embedded all the same: the next prompt is quick.
+        # Without candidates the image is embedded anyway, so that the next prompt is fast.
         by_prompt = await context.predict(context.image, prompts, DecodeOptions())
         masks: dict[int, Mask] = {
             i: replace(of_prompt[0], label=proposals[i].label)
