@@ -147,10 +147,10 @@ def _requested(capabilities: Sequence[Capability], members: Members) -> Capabili
     found = [c for c in capabilities if names & c.task.requested_by]
     if len(found) != 1:
         raise InvalidRequest(f"give exactly one of {' | '.join(c.task.name for c in capabilities)}")
-    for other in capabilities:
-        for name in other.task.members():
-            if name in names and name not in found[0].task.member_names:
-                raise InvalidRequest(f"{name} requires {other.task.name}", name)
+    if foreign := names - found[0].task.member_names:
+        owners = {name: c.task.name for c in capabilities for name in c.task.members()}
+        name = next(name for name in owners if name in foreign)
+        raise InvalidRequest(f"{name} requires {owners[name]}", name)
     return found[0]
 
 

@@ -70,7 +70,7 @@ async def test_a_part_that_is_too_busy_to_answer_stays_ready(clock: Clock) -> No
 
 
 async def test_a_part_that_is_full_from_the_start_is_there(clock: Clock) -> None:
-    assert await Readiness([Asked(Overloaded("full")).part], clock)()
+    assert await Readiness([Asked(Overloaded("full")).check], clock)()
 
 
 @pytest.mark.parametrize("answer", [True, None, Overloaded("full")])
