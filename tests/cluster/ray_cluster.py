@@ -170,6 +170,7 @@ class RayCluster:
     def driver(self, **options: Any) -> Iterator[None]:
         """This process as a Python caller of the cluster, with ``ray.init``'s options."""
         import ray
+        from ray.serve.context import _disconnect
 
         with pytest.MonkeyPatch.context() as patch:
             for name, value in self.environment.items():
@@ -181,6 +182,8 @@ class RayCluster:
             try:
                 yield
             finally:
+                # Serve's client outlives this session, and takes the next cluster's for this one.
+                _disconnect()
                 ray.shutdown()
         _read_token_anew()
 
