@@ -115,17 +115,17 @@ def _task(value: Any) -> Task:
     for kind in _TASKS:
         if (task := kind.coerce(value)) is not None:
             return task
-    raise fault("invalid_request", "task must be a Task, such as a list of Prompt or a TextQuery")
+    raise fault(InvalidRequest.code, "task must be a Task, such as a list of Prompt or a TextQuery")
 
 
 def _image(value: Any) -> bytes | RgbArray | str:
     if isinstance(value, bytes | str | np.ndarray):
         return value
-    raise fault("invalid_request", "image must be bytes, an RGB array or an image_id")
+    raise fault(InvalidRequest.code, "image must be bytes, an RGB array or an image_id")
 
 
 class Options(Wire):
-    """How a request is to be answered, whatever its task."""
+    """How a request is to be handled, whatever its task."""
 
     variant: Annotated[str, Field(min_length=1, max_length=32)] = Field(
         AUTO, description="`auto` or a variant of `GET /v1/models`"

@@ -301,19 +301,19 @@ class Array:
 
     def _array(self, value: Any, name: str) -> NDArray[Any]:
         if isinstance(value, np.ndarray) and value.dtype.kind not in "iuf":
-            raise fault("invalid_prompt", f"{name} must hold numbers only")
+            raise fault(InvalidPrompt.code, f"{name} must hold numbers only")
         array = np.array(value, dtype=np.float64)
         if array.ndim != len(self.shape) or any(
             n is not None and n != m for n, m in zip(self.shape, array.shape, strict=True)
         ):
             shape = " x ".join("N" if n is None else str(n) for n in self.shape)
-            raise fault("invalid_prompt", f"{name} must have the shape {shape}")
+            raise fault(InvalidPrompt.code, f"{name} must have the shape {shape}")
         if not np.isfinite(array).all():
-            raise fault("invalid_prompt", f"{name} must not hold NaN or infinite numbers")
+            raise fault(InvalidPrompt.code, f"{name} must not hold NaN or infinite numbers")
         if array.size and np.abs(array).max() > _LARGEST:
-            raise fault("invalid_prompt", f"{name} holds a number out of range")
+            raise fault(InvalidPrompt.code, f"{name} holds a number out of range")
         if self.allowed and not np.isin(array, self.allowed).all():
-            raise fault("invalid_prompt", f"{name} must hold {self.allowed} only")
+            raise fault(InvalidPrompt.code, f"{name} must hold {self.allowed} only")
         array = array.astype(self.dtype)
         array.flags.writeable = False
         return array
@@ -332,7 +332,7 @@ class Base64Array(Array):
         dtype = {cells * 2: "<f2", cells * 4: "<f4"}.get(len(raw))
         if dtype is None:
             shape = " x ".join(map(str, sides))
-            raise fault("invalid_prompt", f"must be {shape} float16 or float32 numbers")
+            raise fault(InvalidPrompt.code, f"must be {shape} float16 or float32 numbers")
         return np.frombuffer(raw, dtype=dtype).reshape(sides)
 
     def write(self, array: NDArray[Any]) -> Any:
@@ -351,7 +351,7 @@ def decoded_base64(text: str) -> bytes:
         plain = text.encode("ascii").translate(None, b" \t\r\n")
         return binascii.a2b_base64(plain, strict_mode=True)
     except ValueError:
-        raise fault("invalid_request", "not valid base64") from None
+        raise fault(InvalidRequest.code, "not valid base64") from None
 
 
 def _whole(value: Any) -> Any:

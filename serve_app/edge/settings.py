@@ -6,23 +6,20 @@ quotes, line breaks or anything else that could start another argument or direct
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import yaml
 from pydantic import (
     AfterValidator,
-    BaseModel,
     ConfigDict,
     Field,
     StringConstraints,
-    model_validator,
 )
 
-log = logging.getLogger(__name__)
+from serve_app.core.settings.base import Strict
 
 _ADDRESS = r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?):[0-9]{1,5}$"
 _NETWORK = r"^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$"  # without IPv6 zones ("%eth0"): any text is a zone
@@ -48,25 +45,8 @@ FilePath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_./@+-]+$")]
 UrlPath = Annotated[str, StringConstraints(pattern=r"^/[A-Za-z0-9_./~-]*$")]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    renamed_keys: ClassVar[Mapping[str, str]] = {}
-    """Former names of keys, each with its present name; accepted with a warning for one version."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _rename_keys(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping):
-            return values
-        found = dict(values)
-        for old in cls.renamed_keys.keys() & found.keys():
-            new = cls.renamed_keys[old]
-            if new in found:
-                raise ValueError(f"{old} is the former name of {new}: give only {new}")
-            found[new] = found.pop(old)
-            log.warning("the settings key %s was renamed: use %s", old, new)
-        return found
+class _Strict(Strict):
+    model_config = ConfigDict(allow_inf_nan=False)
 
 
 class TlsSettings(_Strict):

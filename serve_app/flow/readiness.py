@@ -66,7 +66,7 @@ class Readiness:
             async with asyncio.timeout(_TIMEOUT_S):
                 self._loaded[index] = await check.loaded()
         except Overloaded:
-            self._loaded[index] = True  # only a loaded one gets so many calls
+            self._loaded[index] = True  # only a loaded one can be at capacity
         except (TimeoutError, ReplicaLost):
             # No news; and a replica that runs has loaded.
             log.debug("a deployment did not respond to the readiness check")

@@ -140,7 +140,7 @@ def _requested(capabilities: Sequence[Capability], members: Members) -> Capabili
     """The one capability that the members request.
 
     Raises:
-        InvalidRequest: none or several, or members of another one's task, or of nobody's.
+        InvalidRequest: none or several, or members of another task beside it.
     """
     # `everything: false` requests nothing, as if it were left out.
     names = {n for n in members if members[n] is not False or n not in _switches(capabilities)}

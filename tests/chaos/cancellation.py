@@ -67,7 +67,7 @@ Done = dict[str, Counter[str]]
 
 
 @dataclass(frozen=True)
-class Leaver:
+class Canceller:
     """Who goes, and when: a share of the body that is sent, and seconds after that.
 
     Attributes:
@@ -85,28 +85,28 @@ class Leaver:
         return self.ask.kind == "batch"
 
 
-def leaver(phase: str, rng: random.Random, encode_s: float) -> Leaver:
+def canceller(phase: str, rng: random.Random, encode_s: float) -> Canceller:
     """Somebody who leaves in a phase; ``encode_s``: seconds of a pass of the encoder."""
     size = PHASES[phase].size
     if phase == "upload":
-        return Leaver(phase, new_image(size), rng.uniform(0.1, 0.9), rng.uniform(0.0, 0.2))
+        return Canceller(phase, new_image(size), rng.uniform(0.1, 0.9), rng.uniform(0.0, 0.2))
     if phase == "embedding":
-        return Leaver(phase, new_image(size), 1.0, rng.uniform(0.5, 0.95) * encode_s)
+        return Canceller(phase, new_image(size), 1.0, rng.uniform(0.5, 0.95) * encode_s)
     if phase == "waiting":
         # Eight images more than the encoders take at once.
-        return Leaver(phase, batch(8, size), 1.0, rng.uniform(0.1, 0.75) * encode_s)
+        return Canceller(phase, batch(8, size), 1.0, rng.uniform(0.1, 0.75) * encode_s)
     if phase == "decoding":
         number, image = rng.choice(_DECODED)
         points = {"everything": {"points_per_side": SIDE, "mode": "exact"}}
         ask = form("everything", f"everything-{number}", image, points)
-        return Leaver(phase, ask, 1.0, rng.uniform(0.05, 0.3))
-    return Leaver(phase, batch(48, size), 1.0, rng.uniform(0.0, 0.3), lines=True)
+        return Canceller(phase, ask, 1.0, rng.uniform(0.05, 0.3))
+    return Canceller(phase, batch(48, size), 1.0, rng.uniform(0.0, 0.3), lines=True)
 
 
 Begun = Callable[[], Awaitable[None]]
 
 
-async def leave(url: str, one: Leaver, begun: Begun | None = None) -> str:
+async def leave(url: str, one: Canceller, begun: Begun | None = None) -> str:
     """Send a request and hang up.
 
     Args:
@@ -127,7 +127,7 @@ async def leave(url: str, one: Leaver, begun: Begun | None = None) -> str:
         writer.transport.abort()
 
 
-async def send(url: str, one: Leaver) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def send(url: str, one: Canceller) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Send a request, or as much of it as is to be sent, on a connection of its own."""
     parts = urlsplit(url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port, limit=2**20)
@@ -144,7 +144,7 @@ async def send(url: str, one: Leaver) -> tuple[asyncio.StreamReader, asyncio.Str
     return reader, writer
 
 
-async def after_a_line(reader: asyncio.StreamReader, one: Leaver) -> str:
+async def after_a_line(reader: asyncio.StreamReader, one: Canceller) -> str:
     """Wait for the answer's first line, and a while; what was amiss, else empty."""
     try:
         async with asyncio.timeout(PATIENCE_S):
@@ -161,7 +161,7 @@ async def after_a_line(reader: asyncio.StreamReader, one: Leaver) -> str:
     return ""
 
 
-async def _before_an_answer(reader: asyncio.StreamReader, one: Leaver) -> str:
+async def _before_an_answer(reader: asyncio.StreamReader, one: Canceller) -> str:
     answer = b""
     try:
         async with asyncio.timeout(one.after_s):
@@ -194,11 +194,11 @@ async def _run(report: Report, service: Service, waves: int) -> None:
         client.ledger = Ledger()
         for _ in range(waves):
             encode_s = TIMES["encode_ms"] / 1e3
-            leavers = [leaver(phase, rng, encode_s) for phase in PHASES for _ in range(2)]
+            clients = [canceller(phase, rng, encode_s) for phase in PHASES for _ in range(2)]
             begun = await decoder_begins(service)
-            leaving = [asyncio.create_task(leave(service.url, one, begun)) for one in leavers[:2]]
+            leaving = [asyncio.create_task(leave(service.url, one, begun)) for one in clients[:2]]
             await asyncio.sleep(HEAD_START_S)
-            leaving += [asyncio.create_task(leave(service.url, one, begun)) for one in leavers[2:]]
+            leaving += [asyncio.create_task(leave(service.url, one, begun)) for one in clients[2:]]
             mates = [
                 asyncio.create_task(client.ask(ask))
                 for turn in range(NEIGHBOURS)
@@ -266,7 +266,7 @@ def _known(turn: int) -> Ask:
 
 
 async def make_known(client: Client) -> None:
-    """Have the images embedded on which leavers and neighbours prompt."""
+    """Have the images embedded on which clients and neighbours prompt."""
     first = [form("first", f"first-{n}", image, {"prompts": [POINT]}) for n, image in _DECODED]
     known = [_known(turn) for turn in range(NEIGHBOURS)]
     outcomes = await asyncio.gather(*(client.ask(ask) for ask in first + known))

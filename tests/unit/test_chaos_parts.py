@@ -372,7 +372,7 @@ async def _left(phase: str, answer: bytes, ends: bool = True) -> str:
             await reader.read()
         writer.close()
 
-    one = replace(cancellation.leaver(phase, random.Random(0), 0.4), after_s=0.2)
+    one = replace(cancellation.canceller(phase, random.Random(0), 0.4), after_s=0.2)
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]

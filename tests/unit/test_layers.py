@@ -101,7 +101,7 @@ ALLOWED = {
     "flow": {"capabilities", "core", "images", "routing", "telemetry"},
     "http": {"capabilities", "core", "masks", "telemetry"},
     "connectors": {"capabilities", "core", "http"},
-    "edge": set(),
+    "edge": {"core"},
     "client": {"capabilities", "core"},
 }
 """Rooms of `serve_app` and what each may import from the others; all else may import any."""

@@ -195,12 +195,12 @@ async def test_who_leaves_is_noticed_whatever_was_sent_before(tmp_path: Path) ->
             for reader, writer in [await send("/quick") for _ in range(4)]:
                 await reader.readuntil(b"ok")
                 writer.close()
-            leavers = [await send("/slow") for _ in range(4)]
-            assert any([await again.get() for _ in leavers]), "no connection was used again"
-            for _, writer in leavers:
+            clients = [await send("/slow") for _ in range(4)]
+            assert any([await again.get() for _ in clients]), "no connection was used again"
+            for _, writer in clients:
                 writer.transport.abort()
             async with asyncio.timeout(120):  # long before HAProxy itself would end them
-                for _ in leavers:
+                for _ in clients:
                     await gone.acquire()
     finally:
         haproxy.kill()
