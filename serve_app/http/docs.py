@@ -52,6 +52,8 @@ Ring = list[tuple[float, float]]
 class Geometry(TypedDict):
     """A GeoJSON geometry in image pixels: x to the right, y down."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+
     type: Literal["Polygon", "MultiPolygon"]
     coordinates: list[Ring] | list[list[Ring]]
 
@@ -60,6 +62,8 @@ class Feature(TypedDict):
     """One mask; its geometry is null if it is empty.  ``properties`` is the mask's other members,
     with ``result`` (index of the prompt or text), ``mask`` (its index there) and ``text``."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+
     type: Literal["Feature"]
     geometry: Geometry | None
     properties: dict[str, Any]
@@ -67,6 +71,8 @@ class Feature(TypedDict):
 
 class BatchLine(TypedDict):
     """A line of a batch's response; lines come as they are ready."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
 
     index: int
     result: NotRequired[dict[str, Any]]
@@ -250,26 +256,54 @@ class SamApi(FastAPI):
         schemas.update(requests["$defs"])
         # Items are checked one by one, so that a faulty one fails alone.
         schemas["BatchBody"]["properties"]["items"]["items"] = ref(bodies[0].__name__)
-        result = schemas[SegmentResult.__name__]
-        result["properties"]["results"] = {
-            "type": "array",
-            "items": {"anyOf": [ref(kind.__name__) for kind in results]},
-        }
-        for name in {SegmentResult.__name__, *(kind.__name__ for kind in (*results, Mask))}:
-            # What has its default is left out.
+        for name in (SegmentResult.__name__, Mask.__name__, *(kind.__name__ for kind in results)):
             schemas[name]["additionalProperties"] = False
-        schemas["FeatureCollection"] = {
-            **result,
-            "title": "FeatureCollection",
-            "description": "All masks as GeoJSON, with the response's other members.",
-            "properties": {
-                **result["properties"],
-                "type": {"const": "FeatureCollection"},
-                "features": {"type": "array", "items": ref(Feature.__name__)},
-                "results": {"type": "array", "items": {"type": "object"}},
-            },
-            "required": ["type", "features", *result["required"]],
-        }
+        schemas[SegmentResult.__name__]["properties"]["results"] = _list_of(*results)
+        _add_formats(schemas)
+
+
+def _list_of(*kinds: type[Any]) -> dict[str, Any]:
+    return {"type": "array", "items": {"anyOf": [ref(kind.__name__) for kind in kinds]}}
+
+
+def _derived(
+    schema: dict[str, Any], title: str, *, without: str, more: dict[str, Any], optional: str = ""
+) -> dict[str, Any]:
+    """A schema with another title, without a property, and with more of them."""
+    properties = {name: p for name, p in schema["properties"].items() if name != without}
+    required = [name for name in schema.get("required", ()) if name != without]
+    needed = [name for name in more if name != optional]
+    return {
+        **schema,
+        "title": title,
+        "properties": {**properties, **more},
+        "required": [*required, *needed],
+    }
+
+
+def _add_formats(schemas: dict[str, Any]) -> None:
+    """The forms of a whole response: GeoJSON, npz in a batch, and the batch's line."""
+    whole: dict[str, Any] = {"type": "integer"}
+    summary = _derived(schemas["PromptResult"], "PromptSummary", without="masks", more={})
+    schemas["PromptSummary"] = summary
+    schemas["FeatureProperties"] = _derived(
+        schemas["Mask"],
+        "FeatureProperties",
+        without="segmentation",
+        more={"result": whole, "mask": whole, "text": {"type": "string"}},
+        optional="text",
+    )
+    schemas["Feature"]["properties"]["properties"] = ref("FeatureProperties")
+    summaries = {"type": "array", "items": ref("PromptSummary")}
+    features = {"type": "array", "items": ref("Feature")}
+    for title, more in (
+        ("FeatureCollection", {"type": {"const": "FeatureCollection"}, "features": features}),
+        ("NpzLine", {"npz": {"type": "string", "description": "base64 of the archive"}}),
+    ):
+        more = {**more, "results": summaries}
+        schemas[title] = _derived(schemas["SegmentResult"], title, without="results", more=more)
+    forms = [ref(name) for name in ("SegmentResult", "FeatureCollection", "NpzLine")]
+    schemas["BatchLine"]["properties"]["result"] = {"anyOf": forms}
 
 
 def body_name(route: str) -> str:

@@ -15,6 +15,8 @@ import pytest
 from serve_app.core.errors import InvalidImage
 from serve_app.http.stream import NdjsonResponse
 
+from .schema import documented_line
+
 URL = "/v1/segment/batch"
 
 
@@ -23,9 +25,7 @@ def lines(answer: Any) -> dict[int, Any]:
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"] == "application/x-ndjson"
     told = [json.loads(line) for line in answer.content.splitlines()]
-    for line in told:
-        assert line.keys() in ({"index", "result"}, {"index", "error"})
-    return {line["index"]: line for line in told}
+    return {line["index"]: documented_line(line) for line in told}
 
 
 def files(*contents: bytes) -> list[tuple[str, tuple[str, bytes]]]:

@@ -105,9 +105,10 @@ async def test_the_openapi_document(client):
         assert schemas["SegmentBody"]["properties"][hint]["description"]
         form = segment["requestBody"]["content"]["multipart/form-data"]["schema"]
         assert hint in form["properties"]
-    for answer in ("SegmentResult", "FeatureCollection"):
+    for answer in ("SegmentResult", "FeatureCollection", "NpzLine"):
         assert {"expected_ms", "degraded", "escalated"} <= schemas[answer]["properties"].keys()
-    assert "variant" in schemas["PromptResult"]["properties"]
+    for result in ("PromptResult", "PromptSummary"):
+        assert "variant" in schemas[result]["properties"]
     # The document is made once and stays the same.
     assert (await client.get("/openapi.json")).json() == document
 
