@@ -17,7 +17,7 @@ import pytest
 
 from serve_tools.bench.load import Outcome
 
-from ..chaos.cancellation import PHASES, after_a_line, leaver, make_known, send
+from ..chaos.cancellation import PHASES, after_a_line, canceller, make_known, send
 from ..chaos.changes import changed, refused
 from ..chaos.client import Client
 from ..chaos.kills import CHILDREN, TIMES, ask_until_answered, killing, strays, under_calls
@@ -101,7 +101,7 @@ async def test_who_leaves_takes_the_work_along(service: Service, gate: Path, pha
         if leaving.gate:
             bar.write_text(str(leaving.let_through))
         try:
-            one = replace(leaver(phase, random.Random(1), 0.0), after_s=0.0)
+            one = replace(canceller(phase, random.Random(1), 0.0), after_s=0.0)
             reader, writer = await send(service.url, one)
             if one.lines:
                 assert await after_a_line(reader, one) == ""
