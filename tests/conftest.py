@@ -10,6 +10,8 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import Scheduling
 
 from serve_app.models.registry import load_registry
 from serve_app.models.weights import WeightStore
@@ -17,6 +19,7 @@ from serve_app.telemetry.metrics import Counter, Gauge, Histogram, set_collector
 
 from .brevity import shorten
 from .clocks import Clock, VirtualTime, use_clock
+from .distribution import OneRay
 
 # Where this is set pytest prints whole differences, for which it needs minutes if they are large.
 os.environ.pop("CI", None)
@@ -58,13 +61,22 @@ def weight_paths() -> Callable[[str], dict[str, Path]]:
     return lambda name: store.ensure(name, registry.get(name))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Quick tests first; the cluster last, since it lives until the session's end."""
-    items.sort(key=lambda i: 2 * bool(i.get_closest_marker("cluster")) + _weighs(i))
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Quick tests first, the cluster last, since it lives until the session's end.
+
+    With several workers, the other way round: one of them has the cluster all the time.
+    """
+    workers = hasattr(config, "workerinput")
+    items.sort(key=_weight, reverse=workers)
 
 
-def _weighs(item: pytest.Item) -> int:
-    return int(item.get_closest_marker("weights") is not None)
+def _weight(item: pytest.Item) -> int:
+    marks = (item.get_closest_marker(name) is not None for name in ("weights", "slow", "cluster"))
+    return sum(weight * mark for weight, mark in zip((1, 1, 4), marks, strict=True))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
+    return OneRay(config, log)
 
 
 class Counted:
