@@ -168,7 +168,7 @@ class ModelSpec(Strict):
         names = [file.name.lower() for file in self.files.values()]
         if len(set(names)) != len(names):
             raise ValueError("two files have the same name")
-        possible = family.encoder_engines(self.architecture, self.quantized)
+        possible = self._possible_engines
         if set(self.engines) - set(possible):
             known = ", ".join(sorted(possible)) or "none"
             raise ValueError(f"engines of such a model can be: {known}")
@@ -176,7 +176,6 @@ class ModelSpec(Strict):
 
     @property
     def description(self) -> Family:
-        """The description of its family."""
         return get_family(self.family)
 
     @property
@@ -194,7 +193,14 @@ class ModelSpec(Strict):
     @property
     def quantized(self) -> bool:
         """Whether its encoder is a saved int8 graph beside the original's checkpoint."""
-        return self.description.is_quantized(set(self.files))
+        return bool(self.description.quantized_keys & self.files.keys())
+
+    @property
+    def _possible_engines(self) -> tuple[EngineName, ...]:
+        segmentation = self.description.segmentation
+        if segmentation is None:
+            return ()
+        return segmentation.engines(self.architecture, self.quantized)
 
     def engine(self, compute: Compute) -> EngineName:
         """The engine that runs its encoder on a device.
@@ -202,8 +208,7 @@ class ModelSpec(Strict):
         Raises:
             ValueError: it has no such engine, or none that supports the device.
         """
-        possible = self.description.encoder_engines(self.architecture, self.quantized)
-        listed = self.engines or possible[:1]
+        listed = self.engines or self._possible_engines[:1]
         usable = [e for e in listed if compute.device == "cpu" or e != "openvino"]
         if compute.engine in usable:
             return compute.engine

@@ -26,6 +26,7 @@ from serve_tools.bench.floor import busiest, encoder_flops, matrix_flops, matrix
 from serve_tools.bench.rows import Row
 from serve_tools.profiling.engines import unbounded
 from serve_tools.profiling.timing import interleaved
+from serve_tools.references.families import family_tools
 
 EAGER = "segment_anything, eager, channels first"
 COMPILED = "torch.compile, channels last"
@@ -137,7 +138,7 @@ def load_ours(
                 raise
             notes.append(f"{label} could not be loaded ({type(exc).__name__}).")
             continue
-        if spec.architecture is not None and spec.segmentation.load_original is not None:
+        if spec.architecture is not None and family_tools(spec.family).load_original is not None:
             flops[label] = encoder_flops(spec.architecture)
         else:
             notes.append(f"{label} is another model: its ratio compares response times only.")

@@ -35,6 +35,7 @@ from serve_tools.profiling.protocol import Effort
 from serve_tools.profiling.quality import Prediction, mean_iou, predict_sample, records_of
 from serve_tools.profiling.samples import load_samples
 from serve_tools.profiling.timing import interleaved
+from serve_tools.references.families import family_tools
 from serve_tools.synthetic.cells import draw_cells
 from serve_tools.synthetic.scenes import draw_scene
 
@@ -121,9 +122,9 @@ def quantise(
             "the folder to write to exists and contains no model made by this command"
         )
     spec = source.spec(original)
-    if spec.quantized or not spec.segmentation.can_quantize(spec.architecture):
+    if spec.quantized or spec.architecture not in family_tools(spec.family).quantizable:
         raise QuantiseError(f"there is no way to quantize {original}")
-    checkpoint = source.files(original)["checkpoint"]
+    checkpoint = source.weights(original).paths["checkpoint"]
     graph = tiny_vit_from(checkpoint)
     say(f"calibrating on {len(calibration.images)} images ...")
     made = quantised_graph(graph, calibration.images)

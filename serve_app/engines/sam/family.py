@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from serve_app.core.ports import DecoderEngine, EncoderEngine
 from serve_app.core.settings import Compute, EngineName
-from serve_app.engines.family import Family, ReferenceModel, Segmentation, Weights
+from serve_app.engines.family import Family, Segmentation, Weights
 
 _QUANTIZED_KEYS = frozenset({"encoder", "encoder_weights"})
 """OpenVINO's files of an int8 encoder, beside the checkpoint."""
@@ -45,18 +43,6 @@ def _load_decoder(weights: Weights, compute: Compute) -> DecoderEngine:
     return SamDecoder(sam, compute, weights.graphs, weights.hash)
 
 
-def _load_reference(weights: Weights, device: str) -> ReferenceModel:
-    from serve_app.engines.sam.reference import SamReference
-
-    return SamReference(_load_original(weights, device))
-
-
-def _load_original(weights: Weights, device: str) -> Any:
-    from serve_app.engines.sam.model import load_sam
-
-    return load_sam(str(weights.architecture), weights.paths["checkpoint"]).to(device)
-
-
 def _warm_up_sizes(engine: EngineName, most: int) -> tuple[int, ...]:
     if engine == "torch":  # chooses its kernels by the size of a batch
         return tuple(sorted({1, most}))
@@ -78,10 +64,6 @@ SAM = Family(
         embedding_shapes={"image_embed": (256, 64, 64)},
         load_encoder=_load_encoder,
         load_decoder=_load_decoder,
-        load_reference=_load_reference,
-        load_original=_load_original,
-        libraries=("serve_app.engines.sam.encoder", "serve_app.engines.sam.decoder"),
         warm_up_sizes=_warm_up_sizes,
-        can_quantize=lambda architecture: architecture == "vit_t",
     ),
 )

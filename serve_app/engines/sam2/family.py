@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from serve_app.core.ports import DecoderEngine, EncoderEngine
 from serve_app.core.settings import Compute, EngineName
-from serve_app.engines.family import Family, ReferenceModel, Segmentation, Weights
+from serve_app.engines.family import Family, Segmentation, Weights
 
 
 def _engines(architecture: str | None, quantized: bool) -> tuple[EngineName, ...]:
@@ -25,12 +25,6 @@ def _load_decoder(weights: Weights, compute: Compute) -> DecoderEngine:
     return Sam2OnnxDecoder(weights.paths["decoder"], compute)
 
 
-def _load_reference(weights: Weights, device: str) -> ReferenceModel:
-    from serve_app.engines.sam2.reference import Sam2Reference
-
-    return Sam2Reference(weights.paths["encoder"], weights.paths["decoder"])
-
-
 SAM2_ONNX = Family(
     name="sam2_onnx",
     file_keys=frozenset({"encoder", "decoder"}),
@@ -44,8 +38,6 @@ SAM2_ONNX = Family(
         },
         load_encoder=_load_encoder,
         load_decoder=_load_decoder,
-        load_reference=_load_reference,
-        libraries=("serve_app.engines.devices", "serve_app.engines.sam2.onnx"),
         dtypes=frozenset({"float32"}),
         memory_fraction=False,
     ),
