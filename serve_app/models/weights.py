@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from tqdm import tqdm
+
 from serve_app.core.errors import WeightsUnavailable
-from serve_app.models.archives import SourceFailed
 from serve_app.models.registry import LocalSource, ModelSpec, WeightFile
-from serve_app.models.sources import Fetch, Fetcher, FetchProgress
+from serve_app.models.sources import Fetch, Fetcher, SourceFailed
 
 WEIGHTS_VARIABLE = "SAM_SERVE_WEIGHTS"
 PARTIAL_PREFIX = ".partial-"
@@ -239,36 +240,37 @@ class WeightStore:
 
     def _fetch(self, name: str, missing: dict[str, WeightFile], progress: bool) -> None:
         folder = self.root / name
-        bar = FetchProgress(name, sum(file.size for file in missing.values()), progress)
-        try:
+        total = sum(file.size for file in missing.values())
+        with (
+            tqdm(total=total, desc=name, unit="B", unit_scale=True, disable=not progress) as bar,
             # In the same folder as the files, so that the move into place is a rename.
-            with tempfile.TemporaryDirectory(prefix=PARTIAL_PREFIX, dir=folder) as scratch:
-                fetch = self._fetcher(Path(scratch))
-                for file in missing.values():
-                    partial = Path(scratch) / "file"
-                    self._fetch_file(name, file, partial, fetch, bar)
-                    target = folder / file.name
-                    target.parent.mkdir(exist_ok=True)
-                    partial.replace(target)
-                bar.stage("verified")
-        finally:
-            bar.close()
+            tempfile.TemporaryDirectory(prefix=PARTIAL_PREFIX, dir=folder) as scratch,
+        ):
+            fetch = self._fetcher(Path(scratch))
+            for file in missing.values():
+                partial = Path(scratch) / "file"
+                self._fetch_file(name, file, partial, fetch, bar)
+                target = folder / file.name
+                target.parent.mkdir(exist_ok=True)
+                partial.replace(target)
+            bar.set_postfix_str("verified")
 
     def _fetch_file(
-        self, name: str, file: WeightFile, partial: Path, fetch: Fetch, bar: FetchProgress
+        self, name: str, file: WeightFile, partial: Path, fetch: Fetch, bar: tqdm
     ) -> None:
         attempts: list[Attempt] = []
+        received = bar.n  # by the files before this one
         for source in file.sources:
             try:
                 fetch(source, file.size, partial, bar)
                 if is_pinned(partial, file):
-                    bar.settle()
                     return
                 reason = "wrong size or SHA-256, refused"
             except SourceFailed as exc:
                 reason = str(exc)
             partial.unlink(missing_ok=True)
-            bar.roll_back()
+            bar.n = received
+            bar.refresh()
             attempts.append(Attempt(file.name, source.label, reason))
         raise WeightsUnavailable(
             f"the weights of {name} are not installed and no source provided them; "
