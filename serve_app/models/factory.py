@@ -10,7 +10,6 @@ import logging
 import time
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
@@ -18,7 +17,6 @@ from serve_app.core.errors import WeightsUnavailable
 from serve_app.core.inference import DecodeJob, DecodeOptions, Embedding
 from serve_app.core.ports import (
     DecoderEngine,
-    DetectorEngine,
     EncoderEngine,
     ProposalsEngine,
     TextScoringEngine,
@@ -59,7 +57,7 @@ class ModelSource:
 
     @cached_property
     def store(self) -> WeightStore:
-        return WeightStore(Path(self.weights_dir) if self.weights_dir else None, self.offline)
+        return WeightStore(self.weights_dir, self.offline)
 
     def spec(self, model: str) -> ModelSpec:
         """The registry's entry of a model."""
@@ -105,27 +103,24 @@ class ModelSource:
         return spec.segmentation.warm_up_sizes(spec.engine(compute), most)
 
     def load_proposals(self, settings: ProposalsSettings) -> ProposalsEngine:
-        """Load the sources of candidate regions, with the configured detector; run it once."""
-        from serve_app.engines.proposals.sources import Proposals
-
-        if settings.detector is None:
-            return Proposals(None)
-        detector = self.load_detector(settings.detector, settings.threads)
-        # The first pass allocates and takes longer than the others.
-        detector.detect(np.zeros((64, 64, 3), np.uint8))
-        return Proposals(detector)
-
-    def load_detector(self, model: str, threads: int) -> DetectorEngine:
-        """Load an object detector.
+        """Load the sources of candidate regions, with the configured detector; run it once.
 
         Raises:
             ValueError: the model does not detect objects.
             WeightsUnavailable: no source provided its files, or they cannot be loaded.
         """
+        from serve_app.engines.proposals.sources import Proposals
+
+        model = settings.detector
+        if model is None:
+            return Proposals(None)
         load = self.spec(model).description.load_detector
         if load is None:
             raise ValueError(f"{model} does not detect objects")
-        return load(self.weights(model), threads)
+        detector = load(self.weights(model), settings.threads)
+        # The first pass allocates and takes longer than the others.
+        detector.detect(np.zeros((64, 64, 3), np.uint8))
+        return Proposals(detector)
 
     def load_text(self, settings: TextSettings) -> TextScoringEngine:
         """Load the engine that ``settings.engine`` names; its ``info.reason`` says why.

@@ -252,13 +252,13 @@ class Registry(Strict):
             raise RegistryError(f"no model {name[:64]!r} in the registry; known: {known}") from None
 
 
-def load_registry(path: Path | None = None) -> Registry:
+def load_registry(path: str | Path | None = None) -> Registry:
     """Read and validate a registry file; None: the packaged ``configs/models.yaml``.
 
     Raises:
         RegistryError: not readable, not YAML, or not valid.
     """
-    source = path or resources.files("configs").joinpath("models.yaml")
+    source = Path(path) if path else resources.files("configs").joinpath("models.yaml")
     try:
         content = yaml.safe_load(source.read_text(encoding="utf-8"))
         return Registry.model_validate(content)
