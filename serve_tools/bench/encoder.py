@@ -19,7 +19,8 @@ from serve_app.core.errors import SamServeError
 from serve_app.core.ports import EncoderEngine
 from serve_app.core.settings import Compute, GraphSettings
 from serve_app.core.types import RgbArray
-from serve_app.engines.sam.model import IMAGE_SIZE, load_sam
+from serve_app.engines.sam.frame import IMAGE_SIZE
+from serve_app.engines.sam.model import load_sam
 from serve_app.models.factory import ModelSource
 from serve_app.profiles.variants import encoder_compute
 from serve_tools.bench.floor import busiest, encoder_flops, matrix_flops, matrix_product

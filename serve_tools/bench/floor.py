@@ -79,7 +79,8 @@ def encoder_flops(architecture: str) -> float:
     """Operations of one 1024 x 1024 image, counted on tensors without contents."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from serve_app.engines.sam.model import IMAGE_SIZE, build_sam
+    from serve_app.engines.sam.frame import IMAGE_SIZE
+    from serve_app.engines.sam.model import build_sam
 
     with torch.device("meta"):
         encoder = build_sam(architecture).image_encoder

@@ -25,7 +25,8 @@ from serve_app.core.limits import Limits
 from serve_app.core.settings import Compute
 from serve_app.core.types import RgbArray
 from serve_app.engines.openvino import telemetry_hidden
-from serve_app.engines.sam.encoder_openvino import OpenVinoEncoder, model_input, tiny_vit_from
+from serve_app.engines.sam.encoder_openvino import OpenVinoEncoder, tiny_vit_from
+from serve_app.engines.sam.frame import model_input
 from serve_app.images.decode import decode_image
 from serve_app.models.factory import ModelSource
 from serve_app.models.quantized import MANIFEST, Figures, Manifest
@@ -163,7 +164,7 @@ def quantised_graph(graph: ov.Model, images: Sequence[RgbArray]) -> ov.Model:
 
     made: ov.Model = nncf.quantize(
         graph,
-        nncf.Dataset(list(images), model_input),
+        nncf.Dataset(list(images), partial(model_input, resize_mode="pad")),
         preset=nncf.QuantizationPreset.MIXED,
         model_type=nncf.ModelType.TRANSFORMER,
         subset_size=len(images),

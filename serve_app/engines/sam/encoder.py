@@ -16,7 +16,7 @@ from serve_app.core.inference import Embedding
 from serve_app.core.settings import Compute
 from serve_app.core.types import RgbArray
 from serve_app.engines.devices import torch_dtype, use_threads
-from serve_app.engines.sam.frame import Frame, as_input
+from serve_app.engines.sam.frame import model_input
 
 Run = Callable[[Tensor], Tensor]
 
@@ -42,15 +42,12 @@ class SamEncoder:
         # Convolutions are fastest in channels-last format, on CPUs and GPUs.
         encoder = sam.image_encoder.to(self._device, self._dtype, memory_format=torch.channels_last)
         self._run: Run = compiled_pass(encoder, self._device) if compiled else encoder
-        self._mean = sam.pixel_mean.flatten().cpu().numpy()
-        self._std = sam.pixel_std.flatten().cpu().numpy()
 
     @torch.inference_mode()
     def encode_batch(self, images: Sequence[RgbArray]) -> list[Embedding]:
         """Embed upright ``(H, W, 3) uint8`` images of any sizes in one pass."""
         use_threads(self._threads)
-        frames = [Frame.of(image.shape[0], image.shape[1], "pad").resize(image) for image in images]
-        inputs = torch.from_numpy(np.stack([as_input(f, self._mean, self._std) for f in frames]))
+        inputs = torch.from_numpy(np.concatenate([model_input(image, "pad") for image in images]))
         if self._compiled:
             # Pad to the next compiled batch size; the padding is removed below.
             padded = inputs.new_zeros((batch_sizes(len(images))[-1], *inputs.shape[1:]))

@@ -5,20 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import openvino as ov
 
 from serve_app.core.inference import Embedding
 from serve_app.core.settings import Compute
-from serve_app.core.types import Float32Array, RgbArray
+from serve_app.core.types import RgbArray
 from serve_app.engines.openvino.runtime import Network, graph_name, load_or_build_graph
 from serve_app.engines.sam import tiny_vit_openvino
-from serve_app.engines.sam.frame import Frame, as_input
+from serve_app.engines.sam.frame import model_input
 from serve_app.engines.sam.tiny_vit_openvino import tiny_vit_graph
-
-# ImageNet's mean and deviation, in units of 0-255: SAM's own.
-_MEAN = np.array([123.675, 116.28, 103.53], dtype=np.float32)
-_STD = np.array([58.395, 57.12, 57.375], dtype=np.float32)
 
 
 class OpenVinoEncoder:
@@ -40,22 +35,12 @@ class OpenVinoEncoder:
         return [self._encode(image) for image in images]
 
     def _encode(self, image: RgbArray) -> Embedding:
-        features = self._network(model_input(image))[0]
+        features = self._network(model_input(image, "pad"))[0]
         return Embedding({"image_embed": features}, image.shape[0], image.shape[1])
 
 
-def model_input(image: RgbArray) -> Float32Array:
-    """An upright ``(H, W, 3) uint8`` image as the encoder's input: ``(1, 3, 1024, 1024)``."""
-    resized = Frame.of(image.shape[0], image.shape[1], "pad").resize(image)
-    return as_input(resized, _MEAN, _STD)[None]
-
-
 def load_or_build_tiny_vit(checkpoint: Path, weights_hash: str, folder: Path) -> ov.Model:
-    """As `tiny_vit_from`, but saved in a folder: later starts do not load torch.
-
-    Args:
-        weights_hash: of the checkpoint's contents.
-    """
+    """As `tiny_vit_from`, but saved in a folder: later starts do not load torch."""
     name = graph_name(["tiny_vit", weights_hash], Path(tiny_vit_openvino.__file__), ())
     return load_or_build_graph(folder / name, lambda: tiny_vit_from(checkpoint))
 

@@ -15,11 +15,9 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from serve_app.engines.sam.checkpoint import read_checkpoint
+from serve_app.engines.sam.frame import IMAGE_SIZE
 
 ARCHITECTURES = ("vit_t", "vit_b", "vit_l", "vit_h")
-
-IMAGE_SIZE = 1024
-"""Side of the square input of SAM's encoders, in pixels."""
 
 
 class ChannelNorm(nn.LayerNorm):

@@ -27,11 +27,11 @@ from numpy.typing import NDArray
 from openvino import opset13 as op
 
 from serve_app.core.types import Float32Array
+from serve_app.engines.sam.frame import IMAGE_SIZE
 
 Node = Any  # openvino has no type annotations for nodes and outputs
 Weights = Mapping[str, Float32Array]
 
-_SIDE = 1024
 _NORM_EPS = 1e-5
 _NECK_EPS = 1e-6
 
@@ -63,7 +63,7 @@ class _Graph:
         self._weights = weights
 
     def model(self) -> ov.Model:
-        image = op.parameter([1, 3, _SIDE, _SIDE], np.float32, name="image")
+        image = op.parameter([1, 3, IMAGE_SIZE, IMAGE_SIZE], np.float32, name="image")
         x = self._conv("backbone.patch_embed.conv1", image, stride=2)
         x = self._conv("backbone.patch_embed.conv2", _gelu(x), stride=2)
         for block in range(2):

@@ -25,13 +25,9 @@ from serve_app.core.inference import DecodeJob, Embedding
 from serve_app.core.settings import Compute
 from serve_app.core.types import LOW_RES, Float32Array, Mask, Prompt, RgbArray
 from serve_app.engines.devices import use_threads
-from serve_app.engines.sam.frame import IMAGE_SIZE, Frame, as_input
+from serve_app.engines.sam.frame import IMAGE_SIZE, Frame, model_input
 from serve_app.engines.sam.postprocess import choose, postprocess_masks
 from serve_app.engines.sam.threshold import threshold_mask
-
-# ImageNet's mean and deviation, in units of 0-255.
-_MEAN = np.array([123.675, 116.28, 103.53], dtype=np.float32)
-_STD = np.array([58.395, 57.12, 57.375], dtype=np.float32)
 
 _OUTPUTS = ("high_res_feats_0", "high_res_feats_1", "image_embed")
 _MASKS = (0, 1, 2)
@@ -62,12 +58,9 @@ class Sam2OnnxEncoder:
         return [self._encode(image) for image in images]
 
     def _encode(self, image: RgbArray) -> Embedding:
-        height, width = image.shape[:2]
-        resized = Frame.of(height, width, "stretch").resize(image)
-        tensor = as_input(resized, _MEAN, _STD)[None]
-        values = self._session.run(list(_OUTPUTS), {"image": tensor})
+        values = self._session.run(list(_OUTPUTS), {"image": model_input(image, "stretch")})
         tensors = {name: value[0] for name, value in zip(_OUTPUTS, values, strict=True)}
-        return Embedding(tensors, height=height, width=width)
+        return Embedding(tensors, height=image.shape[0], width=image.shape[1])
 
 
 class Sam2OnnxDecoder:
