@@ -7,10 +7,9 @@ from collections.abc import Callable
 from functools import cache
 
 import numpy as np
-import openvino as ov
 import torch
-from openvino import opset13 as op
 
+from serve_app.engines.openvino import op, ov
 from serve_app.engines.openvino.runtime import core, cpu_options
 
 DECODER_AS_WRITTEN = 3.62e9

@@ -17,14 +17,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import openvino as ov
 
 from serve_app.core.errors import SamServeError
 from serve_app.core.host import this_host
 from serve_app.core.limits import Limits
 from serve_app.core.settings import Compute
 from serve_app.core.types import RgbArray
-from serve_app.engines.openvino import telemetry_hidden
+from serve_app.engines.openvino import ov, telemetry_hidden
 from serve_app.engines.sam.encoder_openvino import OpenVinoEncoder, tiny_vit_from
 from serve_app.engines.sam.frame import model_input
 from serve_app.images.decode import decode_image

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
+
+from serve_app.engines.openvino import ov
 
 log = logging.getLogger(__name__)
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import openvino as ov
-
 from serve_app.core.inference import Embedding
 from serve_app.core.settings import Compute
 from serve_app.core.types import RgbArray
+from serve_app.engines.openvino import ov
 from serve_app.engines.openvino.runtime import Network, graph_name, load_or_build_graph
 from serve_app.engines.sam import tiny_vit_openvino
 from serve_app.engines.sam.frame import model_input

@@ -22,11 +22,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
-from openvino import opset13 as op
 
 from serve_app.core.types import Float32Array
+from serve_app.engines.openvino import op, ov
 from serve_app.engines.sam.frame import IMAGE_SIZE
 
 Node = Any  # openvino has no type annotations for nodes and outputs
