@@ -14,8 +14,12 @@ from torch.nn import functional as F
 from serve_app.core.geometry import ResizeMode
 from serve_app.core.inference import DecodeOptions
 from serve_app.engines.sam.frame import IMAGE_SIZE, Frame, model_input
-from serve_app.engines.sam.postprocess import postprocess_masks
-from serve_app.engines.sam.threshold import _PRODUCT, _axes, threshold_mask
+from serve_app.engines.sam.postprocess import (
+    _PRODUCT,
+    _axes,
+    postprocess_masks,
+    threshold_mask,
+)
 
 SIDES = st.integers(1, 400)
 

@@ -26,8 +26,7 @@ from serve_app.core.settings import Compute
 from serve_app.core.types import LOW_RES, Float32Array, Mask, Prompt, RgbArray
 from serve_app.engines.devices import use_threads
 from serve_app.engines.sam.frame import IMAGE_SIZE, Frame, model_input
-from serve_app.engines.sam.postprocess import choose, postprocess_masks
-from serve_app.engines.sam.threshold import threshold_mask
+from serve_app.engines.sam.postprocess import choose, postprocess_masks, threshold_mask
 
 _OUTPUTS = ("high_res_feats_0", "high_res_feats_1", "image_embed")
 _MASKS = (0, 1, 2)
