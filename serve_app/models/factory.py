@@ -109,7 +109,7 @@ class ModelSource:
             ValueError: the model does not detect objects.
             WeightsUnavailable: no source provided its files, or they cannot be loaded.
         """
-        from serve_app.engines.proposals.sources import Proposals
+        from serve_app.engines.proposals import Proposals
 
         model = settings.detector
         if model is None:

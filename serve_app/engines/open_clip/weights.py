@@ -9,6 +9,8 @@ import hashlib
 import logging
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,30 +93,24 @@ def _probe(repository: str, names: tuple[str, ...]) -> str:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError
 
-    outcome: list[str | Exception] = []
+    found: Future[str] = Future()
 
     def probe() -> None:
-        for name in names:
-            try:
-                get_hf_file_metadata(hf_hub_url(repository, name), timeout=HUB_TIMEOUT_S)
-            except EntryNotFoundError:
-                continue
-            except Exception as exc:
-                outcome.append(exc)
-                return
-            outcome.append(name)
-            return
-        outcome.append(EntryNotFoundError("no safetensors file"))
+        try:
+            for name in names:
+                with suppress(EntryNotFoundError):
+                    get_hf_file_metadata(hf_hub_url(repository, name), timeout=HUB_TIMEOUT_S)
+                    found.set_result(name)
+                    return
+            raise WeightsUnavailable("this OpenCLIP tag has no safetensors weights on the hub")
+        except Exception as exc:
+            found.set_exception(exc)
 
-    probing = threading.Thread(target=probe, name="open-clip-hub-probe", daemon=True)
-    probing.start()
-    probing.join(HUB_TIMEOUT_S)
-    result = outcome[0] if outcome else TimeoutError("the hub did not respond in time")
-    if isinstance(result, str):
-        return result
-    if isinstance(result, EntryNotFoundError):
-        raise WeightsUnavailable(
-            "this OpenCLIP tag has no safetensors weights on the hub"
-        ) from result
-    logger.debug("the hub is out of reach", exc_info=result)
-    raise WeightsUnavailable("the hub of the OpenCLIP weights is out of reach") from result
+    threading.Thread(target=probe, name="open-clip-hub-probe", daemon=True).start()
+    try:
+        return found.result(HUB_TIMEOUT_S)
+    except WeightsUnavailable:
+        raise
+    except Exception as exc:
+        logger.debug("the hub is out of reach", exc_info=True)
+        raise WeightsUnavailable("the hub of the OpenCLIP weights is out of reach") from exc
