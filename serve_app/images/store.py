@@ -195,7 +195,7 @@ class ImageStore:
         return await asyncio.get_running_loop().run_in_executor(self._decoders, self._decode, data)
 
     def _decode(self, data: bytes) -> tuple[str, RgbArray]:
-        pixels = decode_image(data, self._limits).pixels
+        pixels = decode_image(data, self._limits)
         return image_id(pixels), pixels
 
 

@@ -171,5 +171,5 @@ def annotated_images(dataset: Dataset, limits: Limits) -> Iterable[KnownImage]:
         InvalidImage: a file cannot be decoded.
     """
     for image in dataset.images:
-        pixels = decode_image(image.path.read_bytes(), limits).pixels
+        pixels = decode_image(image.path.read_bytes(), limits)
         yield KnownImage(pixels, tuple(found.rle for found in image.objects))

@@ -75,7 +75,7 @@ def folder_images(folder: Path, count: int) -> Calibration:
     images = []
     for path in (paths[i] for i in chosen):
         try:
-            images.append(decode_image(path.read_bytes(), Limits()).pixels)
+            images.append(decode_image(path.read_bytes(), Limits()))
         except (OSError, SamServeError):
             continue
     if not images:
@@ -89,7 +89,7 @@ def default_images(count: int) -> Calibration:
 
     folder = Path(skimage.__file__).parent / "data"
     photos = [
-        decode_image((folder / name).read_bytes(), Limits()).pixels
+        decode_image((folder / name).read_bytes(), Limits())
         for name in ("astronaut.png", "chelsea.png", "coffee.png")
         if (folder / name).is_file()
     ]
