@@ -156,11 +156,6 @@ class ModelSpec(Strict):
     )
     files: dict[str, WeightFile] = Field(default_factory=dict)
 
-    @field_validator("family")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        return get_family(value).name
-
     @model_validator(mode="after")
     def _fits_family(self) -> ModelSpec:
         family = self.description

@@ -191,7 +191,7 @@ def test_detections_are_in_the_image_and_best_first(detector: EfficientDet) -> N
 @pytest.mark.weights
 def test_the_detector_knows_the_labels_of_coco(detector: EfficientDet) -> None:
     assert len(detector.labels) == 80
-    assert "???" not in detector.labels
+    assert "???" not in detector.labels.values()
 
 
 def test_other_files_are_no_detector(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,6 @@ from serve_app.engines.openvino import ov
 log = logging.getLogger(__name__)
 
 _GRAPH, _WEIGHTS, _SUM = "graph.xml", "graph.bin", "graph.sha256"
-_PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -33,17 +32,12 @@ def core() -> ov.Core:
     return ov.Core()
 
 
-def cpu_options(threads: int, dtype: Literal["float32", "bfloat16"] = "float32") -> dict[str, Any]:
-    """Options with which graphs are compiled for a CPU.
-
-    Args:
-        threads: CPU threads of a pass.
-        dtype: precision of the layers that are not quantized.
-    """
+def cpu_options(threads: int, precision: str = "f32") -> dict[str, Any]:
+    """Options with which graphs are compiled for a CPU; see `Network`."""
     return {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": _PRECISIONS[dtype],
+        "INFERENCE_PRECISION_HINT": precision,
         # Replicas share the cores of a machine: pinned, all would use the first ones.
         "ENABLE_CPU_PINNING": False,
     }
@@ -130,17 +124,12 @@ class Network:
     Args:
         model: a graph, or the path of a saved one (``.xml`` beside its ``.bin``).
         threads: CPU threads of a pass.
-        dtype: precision of the layers that are not quantized.
+        precision: ``f32`` or ``bf16``, of the layers that are not quantized.
     """
 
-    def __init__(
-        self,
-        model: ov.Model | Path,
-        threads: int,
-        dtype: Literal["float32", "bfloat16"] = "float32",
-    ) -> None:
+    def __init__(self, model: ov.Model | Path, threads: int, precision: str = "f32") -> None:
         self._model: Any = model
-        self._options = cpu_options(threads, dtype)
+        self._options = cpu_options(threads, precision)
         self._general = core().compile_model(model, "CPU", self._options)
         self._specialized: dict[Shapes, ov.CompiledModel] = {}
         self._local = threading.local()

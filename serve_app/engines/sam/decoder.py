@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from cachetools import LRUCache
 from segment_anything.modeling import PromptEncoder, Sam
 from torch import Tensor
 
@@ -67,7 +68,8 @@ class SamDecoder:
         else:
             self._stages = TorchStages(decoder, pe)
             self._torch_threads = compute.threads
-        self._sides: dict[int, tuple[Embedding, ImageSide]] = {}  # by identity, last used last
+        # By identity: while its embedding is referenced, no other object has its id.
+        self._sides: LRUCache[int, tuple[Embedding, ImageSide]] = LRUCache(_SIDES)
         self._lock = threading.Lock()
         self._postprocessing = ThreadPoolExecutor(compute.threads, "postprocess")
 
@@ -116,16 +118,12 @@ class SamDecoder:
             return self._project(job, self._prompts.mask_downscaling(mask)[0].to(self._dtype))
         key = id(job.embedding)
         with self._lock:
-            cached = self._sides.pop(key, None)
-            if cached is not None:
-                self._sides[key] = cached
-                return cached[1]
+            cached = self._sides.get(key)
+        if cached is not None:
+            return cached[1]
         side = self._project(job, self._no_mask)
         with self._lock:
-            # With the embedding itself: while it is referenced, no other object has its id.
             self._sides[key] = job.embedding, side
-            while len(self._sides) > _SIDES:
-                del self._sides[next(iter(self._sides))]
         return side
 
     def _project(self, job: DecodeJob, dense: Tensor) -> ImageSide:
@@ -156,9 +154,7 @@ class SamDecoder:
                     postprocess_masks, logits[i], scores[i, chosen[i]], frame, job.options
                 )
             else:
-                nothing: Future[tuple[Mask, ...]] = Future()
-                nothing.set_result(())
-                yield nothing
+                yield self._postprocessing.submit(tuple)
 
     def _upscale(
         self, keys: Tensor, weights: Tensor, chosen: Sequence[Sequence[int]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -79,19 +78,12 @@ def compiled_pass(encoder: torch.nn.Module, device: torch.device) -> Run:
     return _Graphs(tuned)
 
 
-@dataclass(frozen=True, slots=True)
-class _Captured:
-    graph: torch.cuda.CUDAGraph
-    inputs: Tensor
-    outputs: Tensor
-
-
 class _Graphs:
     """A module as CUDA graphs, one for each batch size."""
 
     def __init__(self, module: Run) -> None:
         self._module = module
-        self._captured: dict[int, _Captured] = {}
+        self._captured: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
         self._lock = threading.Lock()
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -99,12 +91,13 @@ class _Graphs:
         with self._lock:
             if len(x) not in self._captured:
                 self._captured[len(x)] = self._capture(x)
-            captured = self._captured[len(x)]
-            captured.inputs.copy_(x)
-            captured.graph.replay()
-            return captured.outputs.clone()
+            graph, inputs, outputs = self._captured[len(x)]
+            inputs.copy_(x)
+            graph.replay()
+            return outputs.clone()
 
-    def _capture(self, x: Tensor) -> _Captured:
+    def _capture(self, x: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
+        """A graph for this batch size, and the buffers of its input and output."""
         inputs = x.clone(memory_format=torch.channels_last)
         side: Any = torch.cuda.Stream(x.device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(x.device))
@@ -115,4 +108,4 @@ class _Graphs:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             outputs = self._module(inputs)
-        return _Captured(graph, inputs, outputs)
+        return graph, inputs, outputs

@@ -26,8 +26,8 @@ class OpenVinoEncoder:
     """
 
     def __init__(self, graph: ov.Model | Path, compute: Compute) -> None:
-        half = compute.dtype == "bfloat16"
-        self._network = Network(graph, compute.threads, "bfloat16" if half else "float32")
+        precision = "bf16" if compute.dtype == "bfloat16" else "f32"
+        self._network = Network(graph, compute.threads, precision)
 
     def encode_batch(self, images: Sequence[RgbArray]) -> list[Embedding]:
         """Embed upright ``(H, W, 3) uint8`` images of any sizes."""

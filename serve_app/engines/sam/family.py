@@ -6,9 +6,6 @@ from serve_app.core.ports import DecoderEngine, EncoderEngine
 from serve_app.core.settings import Compute, EngineName
 from serve_app.engines.family import Family, Segmentation, Weights
 
-_QUANTIZED_KEYS = frozenset({"encoder", "encoder_weights"})
-"""OpenVINO's files of an int8 encoder, beside the checkpoint."""
-
 
 def _engines(architecture: str | None, quantized: bool) -> tuple[EngineName, ...]:
     if quantized:
@@ -56,7 +53,7 @@ def _warm_up_sizes(engine: EngineName, most: int) -> tuple[int, ...]:
 SAM = Family(
     name="sam",
     file_keys=frozenset({"checkpoint"}),
-    quantized_keys=_QUANTIZED_KEYS,
+    quantized_keys=frozenset({"encoder", "encoder_weights"}),  # OpenVINO's files
     architectures=("vit_t", "vit_b", "vit_l", "vit_h"),
     segmentation=Segmentation(
         engines=_engines,

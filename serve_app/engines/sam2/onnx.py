@@ -23,16 +23,13 @@ from torch import Tensor
 from serve_app.core.geometry import box_iou
 from serve_app.core.inference import DecodeJob, Embedding
 from serve_app.core.settings import Compute
-from serve_app.core.types import LOW_RES, Float32Array, Mask, Prompt, RgbArray
+from serve_app.core.types import LOW_RES, Float32Array, Mask, RgbArray
 from serve_app.engines.devices import use_threads
 from serve_app.engines.sam.frame import IMAGE_SIZE, Frame, model_input
 from serve_app.engines.sam.postprocess import choose, postprocess_masks, threshold_mask
 
 _OUTPUTS = ("high_res_feats_0", "high_res_feats_1", "image_embed")
 _MASKS = (0, 1, 2)
-
-_CPU_CHUNK = 4
-_GPU_CHUNK = 64
 
 
 def _session(model: Path, compute: Compute) -> onnxruntime.InferenceSession:
@@ -70,7 +67,7 @@ class Sam2OnnxDecoder:
 
     def __init__(self, model: Path, compute: Compute) -> None:
         self._session = _session(model, compute)
-        self._chunk = _CPU_CHUNK if compute.device == "cpu" else _GPU_CHUNK
+        self._chunk = 4 if compute.device == "cpu" else 64
 
     def decode_batch(self, jobs: Sequence[DecodeJob]) -> list[tuple[Mask, ...]]:
         """Masks for each job at its image's full size; independent of the batch's other jobs."""
@@ -145,7 +142,7 @@ def _points(job: DecodeJob) -> tuple[Float32Array, Float32Array]:
     A box is its two corners, labelled 2 and 3, before the points; a mask alone needs one padding
     point (label -1).
     """
-    prompt: Prompt = job.prompt
+    prompt = job.prompt
     frame = Frame.of(job.embedding.height, job.embedding.width, "stretch")
     coords: list[Float32Array] = []
     labels: list[float] = []
