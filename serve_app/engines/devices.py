@@ -46,11 +46,7 @@ def apply_compute(compute: Compute) -> None:
 
 
 def touch(device: str) -> None:
-    """Run a tiny operation on a device.
-
-    Raises:
-        RuntimeError: the device no longer works for this process.
-    """
+    """Run a tiny operation; RuntimeError if the device no longer works for this process."""
     torch.zeros(1, device=device).add_(1).item()
 
 

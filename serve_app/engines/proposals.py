@@ -157,11 +157,7 @@ def _objectness(gray: GrayArray, contour: Any, area: float) -> float:
 
 
 class Proposals:
-    """All sources of candidate regions.
-
-    Args:
-        detector: the detector, or None if none is configured.
-    """
+    """All sources of candidate regions; ``detector`` is None if none is configured."""
 
     def __init__(self, detector: DetectorEngine | None) -> None:
         self._detector = detector
@@ -173,16 +169,10 @@ class Proposals:
         source: ProposalSource,
         points_per_side: int,
     ) -> tuple[Proposal, ...]:
-        """Propose regions of an image, best first.
-
-        Args:
-            pixels: upright ``(H, W, 3) uint8`` RGB; not needed by the grid.
-            size: ``(width, height)`` in pixels.
-            source: where the regions come from.
-            points_per_side: the grid's points a side; other sources do not use it.
+        """Propose regions of an image, best first; see `serve_app.core.ports.Proposer`.
 
         Raises:
-            InvalidRequest: no such source is configured, or a grid of no points.
+            InvalidRequest: no such source is configured, no image, or a grid of no points.
         """
         if points_per_side < 1:
             raise InvalidRequest("points_per_side must be at least 1", "points_per_side")

@@ -53,11 +53,7 @@ class ImageRef:
         self.new = new
 
     async def pixels(self) -> RgbArray:
-        """Return the upright ``(H, W, 3) uint8`` RGB pixels.
-
-        Raises:
-            UnknownImage: only the id was sent, and the image is no longer stored.
-        """
+        """Return the upright ``(H, W, 3) uint8`` RGB pixels, as `ImageStore.load`."""
         source = self._source
         if source is None or isinstance(source, bytes):
             source = await self._store.load(self.id, source)
@@ -158,17 +154,17 @@ class ImageStore:
             UnknownImage: the request has no file, and none is stored.
         """
         image = file or self._images.get(id_)
-        if file is None and image is not None:
-            _count_lookup("memory")
-        if image is None:
-            pixels = await self._from_shared(id_)
-            _count_lookup("miss" if pixels is None else "redis")
-            if pixels is None:
-                raise UnknownImage(
-                    "this image is not, or no longer, stored: send the image itself", "image_id"
-                )
-            return pixels
-        return (await self._decoded(image))[1] if isinstance(image, bytes) else image
+        if image is not None:
+            if file is None:
+                _count_lookup("memory")
+            return (await self._decoded(image))[1] if isinstance(image, bytes) else image
+        pixels = await self._from_shared(id_)
+        _count_lookup("miss" if pixels is None else "redis")
+        if pixels is None:
+            raise UnknownImage(
+                "this image is not, or no longer, stored: send the image itself", "image_id"
+            )
+        return pixels
 
     async def _from_shared(self, id_: str) -> RgbArray | None:
         if self._shared is None:

@@ -88,11 +88,7 @@ def made_models(root: Path) -> dict[str, Manifest]:
 
 
 def open_registry(path: str | None, root: Path) -> Registry:
-    """A registry (None: the packaged one) with the models built on this machine.
-
-    Raises:
-        RegistryError: not readable, or not valid.
-    """
+    """As `load_registry`, with the models built on this machine."""
     registry = load_registry(path)
     made = {name: manifest.spec for name, manifest in made_models(root).items()}
     return Registry(models={**made, **registry.models})
@@ -137,11 +133,7 @@ def refusal(
     wanted: QuantizedSettings,
     cpu: str | None = None,
 ) -> str | None:
-    """The reason why a built model is not deployed; None if it is.
-
-    Args:
-        cpu: the required processor of its measurements; None: any.
-    """
+    """The reason why a built model is not deployed, measured on ``cpu`` if given; None if it is."""
     manifest = made.get(model)
     if manifest is None:
         return f"there is no {model}, in the registry or built here; {_COMMAND}"

@@ -175,11 +175,7 @@ class ModelSpec(Strict):
 
     @property
     def segmentation(self) -> Segmentation:
-        """What its family says of segmentation.
-
-        Raises:
-            ValueError: its models do not segment.
-        """
+        """What its family says of segmentation; ValueError if its models do not segment."""
         segmentation = self.description.segmentation
         if segmentation is None:
             raise ValueError(f"{self.title}: models of the family {self.family} do not segment")
@@ -198,11 +194,7 @@ class ModelSpec(Strict):
         return segmentation.engines(self.architecture, self.quantized)
 
     def engine(self, compute: Compute) -> EngineName:
-        """The engine that runs its encoder on a device.
-
-        Raises:
-            ValueError: it has no such engine, or none that supports the device.
-        """
+        """The engine that runs its encoder on a device; ValueError if it has none for it."""
         listed = self.engines or self._possible_engines[:1]
         usable = [e for e in listed if compute.device == "cpu" or e != "openvino"]
         if compute.engine in usable:
@@ -221,10 +213,7 @@ class ModelSpec(Strict):
 
     @property
     def weights_hash(self) -> str:
-        """SHA-256 over the files' hashes.
-
-        Part of a cached embedding's key: other weights never read these embeddings.
-        """
+        """SHA-256 over the files' hashes, part of the key of a cached embedding."""
         lines = [f"{key}:{file.sha256}" for key, file in sorted(self.files.items())]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -235,11 +224,7 @@ class Registry(Strict):
     models: dict[Annotated[str, Field(pattern=MODEL_NAME)], ModelSpec] = Field(min_length=1)
 
     def get(self, name: str) -> ModelSpec:
-        """The model of that name.
-
-        Raises:
-            RegistryError: there is none; the message lists the known ones.
-        """
+        """The model of that name; `RegistryError`, with the known ones, if there is none."""
         try:
             return self.models[name]
         except KeyError:

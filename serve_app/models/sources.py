@@ -53,11 +53,7 @@ class Fetcher:
         self._unreachable: set[str] = set()
 
     def __call__(self, source: Source, size: int, target: Path, bar: tqdm) -> None:
-        """Write ``source``'s file, ``size`` bytes, to ``target``.
-
-        Raises:
-            SourceFailed: the source did not provide it.
-        """
+        """As `Fetch`."""
         match source:
             case UrlSource():
                 self._from_url(source.url, size, target, bar)
@@ -195,11 +191,7 @@ def download_url(client: httpx.Client, url: str, size: int, target: Path, bar: t
 def write_limited(
     chunks: Iterator[bytes], size: int, target: Path, advance: Callable[[int], object]
 ) -> None:
-    """Write ``chunks`` to ``target``, at most ``size`` bytes; ``advance`` takes each length.
-
-    Raises:
-        SourceFailed: there are more bytes than ``size``.
-    """
+    """Write ``chunks`` to ``target``; `SourceFailed` if there are more bytes than ``size``."""
     written = 0
     with target.open("wb") as out:
         for chunk in chunks:

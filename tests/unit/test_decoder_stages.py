@@ -18,9 +18,8 @@ from serve_app.core.types import Prompt
 from serve_app.engines.sam import stages_openvino
 from serve_app.engines.sam.decoder import SamDecoder
 from serve_app.engines.sam.model import build_sam
-from serve_app.engines.sam.stages import TorchStages
 from serve_app.engines.sam.stages_openvino import OpenVinoStages
-from serve_app.engines.sam.two_way import ImageSide, ProjectImage
+from serve_app.engines.sam.two_way import ImageSide, ProjectImage, TorchStages
 
 pytestmark = pytest.mark.slow
 

@@ -79,13 +79,7 @@ class OpenClipScorer:
     def score(
         self, pixels: RgbArray, candidates: Sequence[Candidate], texts: Sequence[str]
     ) -> TextScores:
-        """Score each text against each candidate.
-
-        Args:
-            pixels: ``(H, W, 3) uint8``, the upright image.
-            candidates: boxes in its pixels, with masks where known.
-            texts: words or short descriptions.
-        """
+        """See `TextScoringEngine.score`; candidates have masks where they are known."""
         use_threads(self._threads)
         scores = np.zeros((len(texts), len(candidates)), np.float32)
         if candidates and texts:

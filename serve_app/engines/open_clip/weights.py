@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
@@ -59,10 +59,11 @@ def _local(pretrained: str) -> Path:
 def _from_hub(tag: dict[str, Any], offline: bool) -> Path:
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
-    repository = str(tag.get("hf_hub", "")).rsplit("/", 1)[0]
+    location = str(tag.get("hf_hub", "")).rsplit("/", 1)
+    repository, named = location[0], location[-1]
     if not repository:
         raise WeightsUnavailable("this OpenCLIP tag has no safetensors weights on the hub")
-    names = tuple(_safetensors_names(tag))
+    names = [f"{Path(named).stem}.safetensors", *_HUB_NAMES] if named else [*_HUB_NAMES]
     for name in names:
         cached = try_to_load_from_cache(repository, name)
         if isinstance(cached, str):
@@ -77,14 +78,7 @@ def _from_hub(tag: dict[str, Any], offline: bool) -> Path:
         raise WeightsUnavailable("the OpenCLIP weights could not be fetched from the hub") from exc
 
 
-def _safetensors_names(tag: dict[str, Any]) -> Iterator[str]:
-    named = str(tag["hf_hub"]).rsplit("/", 1)[-1]
-    if named:
-        yield f"{Path(named).stem}.safetensors"
-    yield from _HUB_NAMES
-
-
-def _probe(repository: str, names: tuple[str, ...]) -> str:
+def _probe(repository: str, names: Sequence[str]) -> str:
     """The first of ``names`` that the hub has; each is requested once.
 
     The hub's own download retries for half a minute where there is no network, and a resolver

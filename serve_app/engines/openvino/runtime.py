@@ -47,11 +47,7 @@ def load_or_build_graph(folder: Path, build: Callable[[], ov.Model]) -> ov.Model
     """Read the graph saved in a folder; build and save it if there is none or it is damaged.
 
     Building may take seconds and imports; a saved graph is mapped into memory in milliseconds.
-    A folder that cannot be written is logged, and the built graph is returned.
-
-    Args:
-        folder: named by a hash of the graph's inputs (`graph_name`).
-        build: builds the graph.
+    A folder that cannot be written is logged.  The folder's name is a `graph_name`.
     """
     try:
         return _read(folder)
@@ -82,11 +78,7 @@ def graph_name(parts: Sequence[str], code: Path, packages: Sequence[str]) -> str
 
 
 def _read(folder: Path) -> ov.Model:
-    """Read a saved graph.
-
-    Raises:
-        OSError, ValueError, RuntimeError: its files are missing or damaged.
-    """
+    """A saved graph; OSError, ValueError or RuntimeError if its files are missing or damaged."""
     if (folder / _SUM).read_text("ascii") != _checksum(folder):
         raise ValueError("a saved graph is damaged")
     return core().read_model(folder / _GRAPH)

@@ -20,8 +20,7 @@ from serve_app.core.types import Mask, Prompt
 from serve_app.engines.devices import as_tensor, torch_dtype, use_threads
 from serve_app.engines.sam.frame import Frame
 from serve_app.engines.sam.postprocess import choose, postprocess_masks
-from serve_app.engines.sam.stages import MASKS, TorchStages
-from serve_app.engines.sam.two_way import ImageSide
+from serve_app.engines.sam.two_way import MASKS, ImageSide, TorchStages
 
 if TYPE_CHECKING:
     from serve_app.engines.sam.stages_openvino import OpenVinoStages

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from serve_app.core.geometry import tight_box
@@ -86,27 +85,22 @@ def postprocess_masks(
     return tuple(results)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class _Axis:
     """Interpolation along one side of the image.
 
-    Attributes:
-        weights: ``(pixels, 256) float32``, of each cell in each pixel; rows sum to one.
-        first, last: ``(pixels,)``, the first and last cell with a weight; ascending.
+    Args:
+        weights: ``(pixels, 256) float32``, of each cell in each pixel: in each row a few
+            neighbouring ones, which sum to one.
     """
 
-    weights: Float32Array
-    first: NDArray[np.int64]
-    last: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, weights: Float32Array) -> _Axis:
-        """From ``(pixels, 256)`` weights, with a few neighbouring non-zero values in each row."""
+    def __init__(self, weights: Float32Array) -> None:
+        self.weights = weights
         seen = weights != 0
-        first = seen.argmax(axis=1)
+        # The first and the last cell of each pixel, both ascending.
+        self.first = seen.argmax(axis=1)
         last = seen.shape[1] - 1 - seen[:, ::-1].argmax(axis=1)
         # A weight may round to zero where those beside it do not.
-        return cls(weights, first, np.maximum.accumulate(last))
+        self.last = np.maximum.accumulate(last)
 
     def pixels(self, cells: BoolArray, axis: int) -> slice:
         """Pixels that depend on any of the ``(256, 256) bool`` cells, reduced over ``axis``."""
@@ -142,7 +136,7 @@ class _Axis:
 @lru_cache(maxsize=4)  # megabytes each, of large images
 def _axes(frame: Frame) -> tuple[_Axis, _Axis]:
     rows, columns = frame.weights()
-    return _Axis.of(rows.numpy()), _Axis.of(columns.numpy())
+    return _Axis(rows.numpy()), _Axis(columns.numpy())
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,8 +14,15 @@ from serve_app.engines.devices import as_tensor
 from serve_app.engines.openvino import ov
 from serve_app.engines.openvino.runtime import Network, graph_name, load_or_build_graph
 from serve_app.engines.sam import two_way
-from serve_app.engines.sam.stages import MASKS, Attended
-from serve_app.engines.sam.two_way import GRID, ImageSide, ProjectImage, TwoWay, Upscale
+from serve_app.engines.sam.two_way import (
+    GRID,
+    MASKS,
+    Attended,
+    ImageSide,
+    ProjectImage,
+    TwoWay,
+    Upscale,
+)
 
 _USUAL_TOKENS = 2
 """A click and its "no box" token, or the two corners of a box."""

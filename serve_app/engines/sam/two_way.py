@@ -18,13 +18,12 @@ Prompts are padded to the longest; padding is masked out of every softmax over t
 result equals that of the prompt alone.
 
 Shapes: I images, B prompts, T tokens, N = 4,096 positions, C = 256 channels, H = 8 heads of
-D = 16.  The modules are plain tensor programs: torch runs and compiles them, other engines trace
-them (`serve_app.engines.sam.stages`).
+D = 16.  The modules are plain tensor programs: `TorchStages` runs them, other engines trace them.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from segment_anything.modeling import MaskDecoder
@@ -34,6 +33,12 @@ from torch.nn import functional as F
 
 GRID = 64
 """Side of the image embedding, in cells."""
+
+Attended = tuple[Tensor, Tensor, Tensor]
+"""Predicted IoU, mask weights and image positions, as `TwoWay` returns them."""
+
+MASKS = 3
+"""Masks upscaled per prompt, always three: it costs little more, and one shape is compiled."""
 
 
 class ImageSide(NamedTuple):
@@ -274,3 +279,36 @@ class Upscale(nn.Module):
         logits = logits.view(batch, wanted, GRID, GRID, 2, 2, 2, 2)
         logits = logits.permute(0, 1, 2, 4, 6, 3, 5, 7)
         return logits.reshape(batch, wanted, GRID * 4, GRID * 4)
+
+
+class TorchStages:
+    """The three modules run by eager torch, on any device.
+
+    On CPUs `serve_app.engines.sam.stages_openvino` is faster.
+
+    On a GPU a chunk has many prompts, of any images.  On a CPU it has one: a second prompt's
+    activations (4 MiB each) would evict the first one's from the CPU cache.
+
+    Attributes:
+        chunk: the most efficient number of prompts in one pass.
+        mixes_images: prompts of different images may share a chunk.
+    """
+
+    def __init__(self, decoder: MaskDecoder, image_pe: Tensor) -> None:
+        self.mixes_images = image_pe.device.type == "cuda"
+        self.chunk = 64 if self.mixes_images else 1
+        self._project = ProjectImage(decoder, image_pe)
+        self._attend = TwoWay(decoder, image_pe)
+        self._upscale = Upscale(decoder)
+
+    def project(self, dense: Tensor) -> ImageSide:
+        """As `ProjectImage`."""
+        return ImageSide(*self._project(dense))
+
+    def attend(self, side: ImageSide, prompts: Tensor, padding: Tensor) -> Attended:
+        """As `TwoWay`; the result is valid until the same thread's next call."""
+        return cast(Attended, self._attend(*side, prompts, padding))
+
+    def upscale(self, keys: Tensor, weights: Tensor) -> Tensor:
+        """As `Upscale`, of `MASKS` masks each; valid until the same thread's next call."""
+        return cast(Tensor, self._upscale(keys, weights))
