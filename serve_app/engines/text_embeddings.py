@@ -26,9 +26,6 @@ class EmbeddingLru:
         self._known: LRUCache[str, Float32Array] = LRUCache(capacity)
         self._lock = threading.Lock()
 
-    def __len__(self) -> int:
-        return len(self._known)
-
     def __call__(self, texts: Sequence[str]) -> Float32Array:
         """``(len(texts), d) float32`` embeddings; uncached texts are embedded in one pass."""
         with self._lock:

@@ -143,7 +143,7 @@ class ImageStore:
     def _share(self, id_: str, source: bytes) -> None:
         if self._shared is None or id_ in self._recently_shared:
             return
-        key = _shared_key(id_)
+        key = f"img-{id_}"
         if self._shared.put(key, partial(add_checksum, key, source), len(source)):
             self._recently_shared[id_] = True
 
@@ -169,7 +169,7 @@ class ImageStore:
     async def _from_shared(self, id_: str) -> RgbArray | None:
         if self._shared is None:
             return None
-        key = _shared_key(id_)
+        key = f"img-{id_}"
         data = await self._shared.get(key)
         if data is None:
             return None
@@ -205,7 +205,3 @@ def _count_lookup(result: str) -> None:
 
 def _sha256(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
-
-
-def _shared_key(id_: str) -> str:
-    return f"img-{id_}"

@@ -23,7 +23,7 @@ from serve_app.core.ports import (
 )
 from serve_app.core.settings import Compute, GraphSettings, ProposalsSettings, TextSettings
 from serve_app.core.types import Prompt
-from serve_app.engines.family import Segmentation, TextScoring, Weights
+from serve_app.engines.family import TextScoring, Weights
 from serve_app.models.families import text_families
 from serve_app.models.quantized import open_registry
 from serve_app.models.registry import ModelSpec, Registry
@@ -86,7 +86,7 @@ class ModelSource:
         return load(self.weights(model), spec.engine(compute), compute)
 
     def load_decoder(self, model: str, compute: Compute) -> DecoderEngine:
-        """Load prompt encoder and mask decoder of a segmentation model; run them once.
+        """Load prompt encoder and mask decoder of a segmentation model; run them on an empty image.
 
         Raises:
             ValueError: the model does not segment.
@@ -94,7 +94,12 @@ class ModelSource:
         """
         segmentation = self.spec(model).segmentation
         decoder = segmentation.load_decoder(self.weights(model), compute)
-        _warm_up(decoder, segmentation)
+        # The first pass takes many times as long as later ones.
+        shapes = segmentation.embedding_shapes.items()
+        tensors = {name: np.zeros(shape, np.float32) for name, shape in shapes}
+        box = Prompt(box=np.array([8, 8, 56, 56], np.float32))
+        empty = Embedding(tensors, height=64, width=64)
+        decoder.decode_batch([DecodeJob(empty, box, DecodeOptions())])
         return decoder
 
     def warm_up_sizes(self, model: str, compute: Compute, most: int) -> tuple[int, ...]:
@@ -135,13 +140,8 @@ class ModelSource:
         started = time.monotonic()
         engine, reason = self._text_engine(settings)
         engine.info = replace(engine.info, reason=reason)
-        log.info(
-            "text engine: %s (%s), %s; loaded in %.1f s",
-            engine.info.engine,
-            engine.info.model,
-            reason,
-            time.monotonic() - started,
-        )
+        loaded_s, chosen = time.monotonic() - started, f"{engine.info.engine} ({engine.info.model})"
+        log.info("text engine: %s, %s; loaded in %.1f s", chosen, reason, loaded_s)
         return engine
 
     def _text_engine(self, settings: TextSettings) -> tuple[TextScoringEngine, str]:
@@ -162,11 +162,3 @@ class ModelSource:
         model = text.model(settings)
         weights = None if model is None else self.weights(model, offline)
         return text.load(weights, settings, offline)
-
-
-def _warm_up(decoder: DecoderEngine, segmentation: Segmentation) -> None:
-    """Run a decoder on an empty image: its first pass takes many times as long as later ones."""
-    shapes = segmentation.embedding_shapes.items()
-    tensors = {name: np.zeros(shape, np.float32) for name, shape in shapes}
-    box = Prompt(box=np.array([8, 8, 56, 56], np.float32))
-    decoder.decode_batch([DecodeJob(Embedding(tensors, height=64, width=64), box, DecodeOptions())])

@@ -99,9 +99,7 @@ class Fetcher:
             tool, command = "npm", _npm_pack(source, folder)
         bar.set_postfix_str(f"{tool}: downloading {package}")
         run_command(tool, command, folder, bar.refresh)
-        archives = [
-            path for path in folder.iterdir() if path.name.endswith((".gz", ".tgz", ".whl"))
-        ]
+        archives = [p for p in folder.iterdir() if p.suffix in (".gz", ".tgz", ".whl")]
         if len(archives) != 1:
             raise SourceFailed(f"{tool} left {len(archives)} archives instead of one")
         with archives[0].open("rb") as file:

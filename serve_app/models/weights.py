@@ -28,13 +28,10 @@ FOUND = frozenset({"verified", "present"})
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """State of one file of a model.
+    """State of one file of a model, which has a key there; its path is for the operator only.
 
-    Attributes:
-        key: its role in the model.
-        status: ``present`` has the right size but was not hashed; ``corrupt`` has another size
-            or hash than the pinned ones.
-        path: of the file, None if missing; for the operator only.
+    ``present`` has the right size but was not hashed; ``corrupt`` has another size or hash than
+    the pinned ones.
     """
 
     key: str

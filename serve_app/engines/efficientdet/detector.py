@@ -14,7 +14,6 @@ from typing import Any
 import cv2
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
-from numpy.typing import NDArray
 
 from serve_app.core.errors import WeightsUnavailable
 from serve_app.core.ports import Detection
@@ -60,7 +59,7 @@ class EfficientDet:
         # Outputs are named "...:0" count, ":1" scores, ":2" classes, ":3" boxes.
         outputs = self._interpreter.get_output_details()
         self._outputs = {str(o["name"]).rpartition(":")[2]: int(o["index"]) for o in outputs}
-        if not {"0", "1", "2", "3"} <= self._outputs.keys():
+        if not set("0123") <= self._outputs.keys():
             raise WeightsUnavailable("the detector's file is not an EfficientDet-Lite model")
         self._lock = threading.Lock()
 
@@ -75,7 +74,9 @@ class EfficientDet:
         with self._lock:
             self._interpreter.set_tensor(self._input, canvas)
             self._interpreter.invoke()
-            count, scores, classes, boxes = (self._read(name) for name in ("0", "1", "2", "3"))
+            count, scores, classes, boxes = (
+                self._interpreter.get_tensor(self._outputs[name])[0] for name in "0123"
+            )
 
         # Boxes are (y0, x0, y1, x1) in shares of the input.
         corners = boxes[:, [1, 0, 3, 2]] * self._side / scale
@@ -87,10 +88,6 @@ class EfficientDet:
             if label is not None and score >= MIN_SCORE and x1 - x0 >= 1 and y1 - y0 >= 1:
                 found.append(Detection((x0, y0, x1, y1), label, min(score, 1.0)))
         return sorted(found, key=lambda d: -d.score)
-
-    def _read(self, name: str) -> NDArray[np.float32]:
-        value: NDArray[np.float32] = self._interpreter.get_tensor(self._outputs[name])[0]
-        return value
 
 
 def _read_labels(path: Path) -> dict[int, str]:

@@ -104,13 +104,9 @@ class OpenClipScorer:
         step = self._settings.batch_size
         parts = []
         for start in range(0, len(candidates), step):
-            crops = np.stack(
-                [
-                    masked_crop(pixels, candidate, self.crop_side, self.fill)
-                    for candidate in candidates[start : start + step]
-                ]
-            )
-            batch = torch.from_numpy(crops).to(self._device).permute(0, 3, 1, 2).float()
+            some = candidates[start : start + step]
+            crops = [masked_crop(pixels, c, self.crop_side, self.fill) for c in some]
+            batch = torch.from_numpy(np.stack(crops)).to(self._device).permute(0, 3, 1, 2).float()
             batch = ((batch / 255 - self._mean) / self._std).to(self._dtype)
             parts.append(_array(self._model.encode_image(batch, normalize=True)))
         return np.concatenate(parts)

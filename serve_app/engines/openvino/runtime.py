@@ -23,8 +23,6 @@ log = logging.getLogger(__name__)
 
 _GRAPH, _WEIGHTS, _SUM = "graph.xml", "graph.bin", "graph.sha256"
 
-Shapes = tuple[tuple[int, ...], ...]
-
 
 @cache
 def core() -> ov.Core:
@@ -123,7 +121,7 @@ class Network:
         self._model: Any = model
         self._options = cpu_options(threads, precision)
         self._general = core().compile_model(model, "CPU", self._options)
-        self._specialized: dict[Shapes, ov.CompiledModel] = {}
+        self._specialized: dict[tuple[tuple[int, ...], ...], ov.CompiledModel] = {}
         self._local = threading.local()
 
     def specialize(self, shapes: Sequence[tuple[int, ...]]) -> None:

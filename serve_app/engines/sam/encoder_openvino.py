@@ -19,9 +19,8 @@ to rounding:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,8 +38,7 @@ _NORM_EPS = 1e-5
 _NECK_EPS = 1e-6
 
 
-@dataclass(frozen=True, slots=True)
-class _Stage:
+class _Stage(NamedTuple):
     """A stage of windowed attention: side of its grid, blocks, heads, side of a window."""
 
     side: int

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from serve_app.core.ports import DecoderEngine, EncoderEngine
 from serve_app.core.settings import Compute, EngineName
 from serve_app.engines.family import Family, Segmentation, Weights
@@ -21,23 +23,24 @@ def _load_encoder(weights: Weights, engine: EngineName, compute: Compute) -> Enc
             weights.paths["checkpoint"], weights.hash, weights.graphs
         )
         return OpenVinoEncoder(graph, compute)
-    from serve_app.engines.devices import apply_compute
     from serve_app.engines.sam.encoder import SamEncoder
-    from serve_app.engines.sam.model import load_sam
 
-    apply_compute(compute)
-    sam = load_sam(str(weights.architecture), weights.paths["checkpoint"])
-    return SamEncoder(sam, compute, engine == "compiled")
+    return SamEncoder(_load_sam(weights, compute, with_encoder=True), compute, engine == "compiled")
 
 
 def _load_decoder(weights: Weights, compute: Compute) -> DecoderEngine:
-    from serve_app.engines.devices import apply_compute
     from serve_app.engines.sam.decoder import SamDecoder
+
+    sam = _load_sam(weights, compute, with_encoder=False)
+    return SamDecoder(sam, compute, weights.graphs, weights.hash)
+
+
+def _load_sam(weights: Weights, compute: Compute, with_encoder: bool) -> Any:
+    from serve_app.engines.devices import apply_compute
     from serve_app.engines.sam.model import load_sam
 
     apply_compute(compute)
-    sam = load_sam(str(weights.architecture), weights.paths["checkpoint"], with_encoder=False)
-    return SamDecoder(sam, compute, weights.graphs, weights.hash)
+    return load_sam(str(weights.architecture), weights.paths["checkpoint"], with_encoder)
 
 
 def _warm_up_sizes(engine: EngineName, most: int) -> tuple[int, ...]:

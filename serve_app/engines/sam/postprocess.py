@@ -42,13 +42,9 @@ def choose(
     Returns:
         Indices into ``scores``, in the model's order.
     """
-    options = job.options
-    chosen = list(multi if job.prompt.multimask_output else single)
-    if not job.prompt.multimask_output:
-        chosen = [max(chosen, key=lambda i: scores[i])]
-    if options.pred_iou_thresh is not None:
-        chosen = [i for i in chosen if scores[i] > options.pred_iou_thresh]
-    return chosen
+    multimask, threshold = job.prompt.multimask_output, job.options.pred_iou_thresh
+    chosen = multi if multimask else [max(single, key=lambda i: scores[i])]
+    return [i for i in chosen if threshold is None or scores[i] > threshold]
 
 
 def postprocess_masks(

@@ -7,10 +7,6 @@ from serve_app.core.settings import Compute, EngineName
 from serve_app.engines.family import Family, Segmentation, Weights
 
 
-def _engines(architecture: str | None, quantized: bool) -> tuple[EngineName, ...]:
-    return ("onnxruntime",)
-
-
 def _load_encoder(weights: Weights, engine: EngineName, compute: Compute) -> EncoderEngine:
     from serve_app.engines.sam2.onnx import Sam2OnnxEncoder
 
@@ -29,7 +25,7 @@ SAM2_ONNX = Family(
     name="sam2_onnx",
     file_keys=frozenset({"encoder", "decoder"}),
     segmentation=Segmentation(
-        engines=_engines,
+        engines=lambda architecture, quantized: ("onnxruntime",),
         resize_mode="stretch",
         embedding_shapes={
             "image_embed": (256, 64, 64),
