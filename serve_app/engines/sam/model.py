@@ -19,12 +19,10 @@ from serve_app.engines.sam.frame import IMAGE_SIZE
 
 
 class ChannelNorm(nn.LayerNorm):
-    """The neck's norm over channels, usable in half precision.
+    """The neck's norm over the channels of ``(B, C, H, W)``, usable in half precision.
 
     `segment_anything`'s own ``LayerNorm2d`` squares its input.  MobileSAM's neck has values
     above 256; their squares overflow float16.  Torch's LayerNorm sums in float32.
-
-    `forward` takes and returns ``(B, C, H, W)``.
     """
 
     def __init__(self) -> None:

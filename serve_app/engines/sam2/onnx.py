@@ -60,10 +60,7 @@ class Sam2OnnxEncoder:
 
 
 class Sam2OnnxDecoder:
-    """SAM 2's prompt encoder and mask decoder.
-
-    A prompt takes about 40 MB while it is decoded, so groups are split into chunks.
-    """
+    """SAM 2's prompt encoder and mask decoder, in chunks: a prompt takes 40 MB in a pass."""
 
     def __init__(self, model: Path, compute: Compute) -> None:
         self._session = _session(model, compute)
