@@ -17,16 +17,11 @@ from torch.utils.dlpack import from_dlpack
 
 from serve_app.core.settings import Compute
 
-_DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
-
 
 def torch_dtype(name: str) -> torch.dtype:
     """The torch dtype of ``Compute.dtype``."""
-    return _DTYPES[name]
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def use_threads(count: int) -> None:
@@ -51,11 +46,7 @@ def apply_compute(compute: Compute) -> None:
 
 
 def touch(device: str) -> None:
-    """Run a tiny operation on a device.
-
-    Raises:
-        RuntimeError: the device no longer works for this process.
-    """
+    """Run a tiny operation; RuntimeError if the device no longer works for this process."""
     torch.zeros(1, device=device).add_(1).item()
 
 

@@ -1,26 +1,19 @@
 """Descriptions of model families for the rest of the project.
 
 Each family describes itself in ``family.py`` of its folder and is listed in
-`serve_app.models.families`.  Code outside the folder must not depend on a model's family.
-These descriptions are read by processes that load no model, so they import libraries such as
-torch only inside their functions.
+`serve_app.models.families`; other code does not depend on a model's family.  Processes that load
+no model read these descriptions, so they import libraries such as torch only inside functions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-
-from numpy.typing import NDArray
 
 from serve_app.core.geometry import ResizeMode
 from serve_app.core.ports import DecoderEngine, DetectorEngine, EncoderEngine, TextScoringEngine
 from serve_app.core.settings import Compute, EngineName, TextSettings
-from serve_app.core.types import BoolArray, Prompt, RgbArray
-
-Tensors = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,42 +33,21 @@ class Weights:
     graphs: Path
 
 
-class ReferenceModel(Protocol):
-    """Another implementation of a segmentation model, with which a variant is compared."""
-
-    name: str
-
-    def predict(
-        self, pixels: RgbArray, prompts: Sequence[Prompt]
-    ) -> tuple[Tensors, list[BoolArray]]:
-        """The embedding's tensors, and ``(M, H, W)`` masks for each prompt."""
-        ...
-
-
-def _one_image(engine: EngineName, most: int) -> tuple[int, ...]:
-    return (1,)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Segmentation:
     """A family of models that segment images by prompts.
 
     Attributes:
-        engines: from an architecture, and whether its encoder is quantized, to the engines that
-            can run the encoder, the default first.
+        engines: those that can run the encoder, the default first, from an architecture and
+            whether the encoder is quantized.
         resize_mode: how images become the square input.
         embedding_shapes: shapes of an embedding's tensors by name; float32.
         load_encoder: onto its device, for an engine.
         load_decoder: prompt encoder and mask decoder onto their device.
-        load_reference: the model by its authors' library or a plain runtime, on a torch device.
-        load_original: the same as an object of its authors' library (`segment_anything`), for
-            tools that compare with it; None: there is none.
-        libraries: modules that both loaders import, so that a loading time can exclude imports.
-        warm_up_sizes: from an engine and the largest batch in use to the batch sizes that an
-            encoder should run once before its first request.
+        warm_up_sizes: batch sizes that an encoder should run once before its first request, from
+            its engine and the largest batch in use.
         dtypes: those its engines compute in; empty: all.
         memory_fraction: whether its engines can limit their share of a GPU's memory.
-        can_quantize: whether ``serve_app quantise`` can make an int8 encoder of an architecture.
     """
 
     engines: Callable[[str | None, bool], tuple[EngineName, ...]]
@@ -83,20 +55,12 @@ class Segmentation:
     embedding_shapes: Mapping[str, tuple[int, ...]]
     load_encoder: Callable[[Weights, EngineName, Compute], EncoderEngine]
     load_decoder: Callable[[Weights, Compute], DecoderEngine]
-    load_reference: Callable[[Weights, str], ReferenceModel]
-    load_original: Callable[[Weights, str], Any] | None = None
-    libraries: tuple[str, ...] = ()
-    warm_up_sizes: Callable[[EngineName, int], tuple[int, ...]] = _one_image
+    warm_up_sizes: Callable[[EngineName, int], tuple[int, ...]] = lambda engine, most: (1,)
     dtypes: frozenset[str] = frozenset()
     memory_fraction: bool = True
-    can_quantize: Callable[[str | None], bool] = lambda architecture: False
 
     def check_compute(self, compute: Compute) -> None:
-        """Check the settings of an encoder or decoder.
-
-        Raises:
-            ValueError: the family's engines do not support them.
-        """
+        """Raise ValueError if the family's engines do not support these settings."""
         if self.dtypes and compute.dtype not in self.dtypes:
             raise ValueError(f"it runs in {' or '.join(sorted(self.dtypes))}")
         if compute.memory_fraction is not None and not self.memory_fraction:
@@ -144,11 +108,7 @@ class Family:
     text: TextScoring | None = None
 
     def check(self, architecture: str | None, file_keys: set[str]) -> None:
-        """Check a registry entry.
-
-        Raises:
-            ValueError: invalid architecture or files; the message lists the valid ones.
-        """
+        """Raise ValueError, with the valid values, if a registry entry's values are not valid."""
         if self.architectures and architecture not in self.architectures:
             allowed = f"{', '.join(self.architectures[:-1])} or {self.architectures[-1]}"
             raise ValueError(f"family {self.name} needs the architecture {allowed}")
@@ -158,18 +118,7 @@ class Family:
             if not file_keys:
                 raise ValueError(f"family {self.name} needs files")
             return
-        keys = self.file_keys
-        if self.is_quantized(file_keys):
-            keys |= self.quantized_keys
+        quantized = bool(self.quantized_keys & file_keys)
+        keys = self.file_keys | self.quantized_keys if quantized else self.file_keys
         if keys != file_keys:
             raise ValueError(f"family {self.name} takes the files: {', '.join(sorted(keys))}")
-
-    def is_quantized(self, file_keys: set[str]) -> bool:
-        """Whether a model with these files has a quantized encoder."""
-        return bool(self.quantized_keys & file_keys)
-
-    def encoder_engines(self, architecture: str | None, quantized: bool) -> tuple[EngineName, ...]:
-        """Engines that can run a model's encoder, the default first; none if it has no encoder."""
-        if self.segmentation is None:
-            return ()
-        return self.segmentation.engines(architecture, quantized)

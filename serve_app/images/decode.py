@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import io
 import warnings
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -45,19 +44,6 @@ _UPRIGHT = {
 _BLOCK = 2**20
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class DecodedImage:
-    """A decoded image, as models need it.
-
-    Attributes:
-        pixels: ``(H, W, 3) uint8`` RGB, upright, C-contiguous and read-only.
-        mode: pixel format of the file, in Pillow's terms (``L``, ``P``, ``CMYK``, ``I;16``, ...).
-    """
-
-    pixels: RgbArray
-    mode: str
-
-
 def silence_pillow_warnings() -> None:
     """Ignore Pillow's warnings in this process: one for each odd tag of a file would fill a log.
 
@@ -66,10 +52,13 @@ def silence_pillow_warnings() -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def decode_image(data: bytes, limits: Limits) -> DecodedImage:
+def decode_image(data: bytes, limits: Limits) -> RgbArray:
     """Decode an image file and apply its EXIF orientation.
 
     Pillow's own limit of about 179 million pixels applies as well.
+
+    Returns:
+        ``(H, W, 3) uint8`` RGB, upright, C-contiguous and read-only.
 
     Raises:
         InvalidImage: not a supported format, truncated, damaged, or without pixels.
@@ -80,8 +69,7 @@ def decode_image(data: bytes, limits: Limits) -> DecodedImage:
         with Image.open(io.BytesIO(plain), formats=(kind,)) as image:
             _check_size(image.width, image.height, limits)
             image.load()
-            mode = image.mode
-            return DecodedImage(_read_only(_rgb_pixels(_upright(image))), mode)
+            return _read_only(_rgb_pixels(_upright(image)))
     except (InvalidImage, ImageTooLarge):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:

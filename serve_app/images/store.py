@@ -53,11 +53,7 @@ class ImageRef:
         self.new = new
 
     async def pixels(self) -> RgbArray:
-        """Return the upright ``(H, W, 3) uint8`` RGB pixels.
-
-        Raises:
-            UnknownImage: only the id was sent, and the image is no longer stored.
-        """
+        """Return the upright ``(H, W, 3) uint8`` RGB pixels, as `ImageStore.load`."""
         source = self._source
         if source is None or isinstance(source, bytes):
             source = await self._store.load(self.id, source)
@@ -147,7 +143,7 @@ class ImageStore:
     def _share(self, id_: str, source: bytes) -> None:
         if self._shared is None or id_ in self._recently_shared:
             return
-        key = _shared_key(id_)
+        key = f"img-{id_}"
         if self._shared.put(key, partial(add_checksum, key, source), len(source)):
             self._recently_shared[id_] = True
 
@@ -158,22 +154,22 @@ class ImageStore:
             UnknownImage: the request has no file, and none is stored.
         """
         image = file or self._images.get(id_)
-        if file is None and image is not None:
-            _count_lookup("memory")
-        if image is None:
-            pixels = await self._from_shared(id_)
-            _count_lookup("miss" if pixels is None else "redis")
-            if pixels is None:
-                raise UnknownImage(
-                    "this image is not, or no longer, stored: send the image itself", "image_id"
-                )
-            return pixels
-        return (await self._decoded(image))[1] if isinstance(image, bytes) else image
+        if image is not None:
+            if file is None:
+                _count_lookup("memory")
+            return (await self._decoded(image))[1] if isinstance(image, bytes) else image
+        pixels = await self._from_shared(id_)
+        _count_lookup("miss" if pixels is None else "redis")
+        if pixels is None:
+            raise UnknownImage(
+                "this image is not, or no longer, stored: send the image itself", "image_id"
+            )
+        return pixels
 
     async def _from_shared(self, id_: str) -> RgbArray | None:
         if self._shared is None:
             return None
-        key = _shared_key(id_)
+        key = f"img-{id_}"
         data = await self._shared.get(key)
         if data is None:
             return None
@@ -195,7 +191,7 @@ class ImageStore:
         return await asyncio.get_running_loop().run_in_executor(self._decoders, self._decode, data)
 
     def _decode(self, data: bytes) -> tuple[str, RgbArray]:
-        pixels = decode_image(data, self._limits).pixels
+        pixels = decode_image(data, self._limits)
         return image_id(pixels), pixels
 
 
@@ -209,7 +205,3 @@ def _count_lookup(result: str) -> None:
 
 def _sha256(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
-
-
-def _shared_key(id_: str) -> str:
-    return f"img-{id_}"

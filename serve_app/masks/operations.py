@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from serve_app.core.geometry import tight_box
 from serve_app.core.rle import Rle, decode_rle, encode_part
 from serve_app.core.types import BoolArray, Mask
 
@@ -40,19 +41,17 @@ def mask_polygons(mask: BoolArray) -> list[Polygon]:
     and negative shoelace area), as RFC 7946 requires of GeoJSON.  As y points down here, an
     exterior ring looks clockwise on a screen.
     """
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if rows.size == 0:
+    x0, y0, x1, y1 = tight_box(mask)
+    if not x1:
         return []
-    top, left = int(rows[0]), int(columns[0])
-    part = mask[top : rows[-1] + 1, left : columns[-1] + 1]
     generator = contourpy.contour_generator(
-        z=np.pad(part, 1).astype(np.float64),
+        z=np.pad(mask[y0:y1, x0:x1], 1).astype(np.float64),
         name="serial",
         fill_type=contourpy.FillType.OuterOffset,
     )
     points, offsets = cast(_Filled, generator.filled(0.5, 2.0))
     # The origin of contourpy is the centre of the padded corner pixel.
-    origin = np.array([left - 0.5, top - 0.5])
+    origin = np.array([x0 - 0.5, y0 - 0.5])
     polygons = []
     for vertices, offset in zip(points, offsets, strict=True):
         # contourpy repeats the first vertex at the end; drop it.

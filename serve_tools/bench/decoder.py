@@ -19,7 +19,8 @@ from serve_app.core.inference import DecodeJob, DecodeOptions, Embedding
 from serve_app.core.ports import DecoderEngine
 from serve_app.core.types import LOW_RES, Prompt
 from serve_app.engines.devices import as_tensor
-from serve_app.engines.sam.model import IMAGE_SIZE, load_sam
+from serve_app.engines.sam.frame import IMAGE_SIZE
+from serve_app.engines.sam.model import load_sam
 from serve_tools.bench.encoder import export_onnx
 from serve_tools.bench.floor import (
     DECODER_AS_WRITTEN,

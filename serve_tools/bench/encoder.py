@@ -19,13 +19,15 @@ from serve_app.core.errors import SamServeError
 from serve_app.core.ports import EncoderEngine
 from serve_app.core.settings import Compute, GraphSettings
 from serve_app.core.types import RgbArray
-from serve_app.engines.sam.model import IMAGE_SIZE, load_sam
+from serve_app.engines.sam.frame import IMAGE_SIZE
+from serve_app.engines.sam.model import load_sam
 from serve_app.models.factory import ModelSource
 from serve_app.profiles.variants import encoder_compute
 from serve_tools.bench.floor import busiest, encoder_flops, matrix_flops, matrix_product
 from serve_tools.bench.rows import Row
 from serve_tools.profiling.engines import unbounded
 from serve_tools.profiling.timing import interleaved
+from serve_tools.references.families import family_tools
 
 EAGER = "segment_anything, eager, channels first"
 COMPILED = "torch.compile, channels last"
@@ -137,7 +139,7 @@ def load_ours(
                 raise
             notes.append(f"{label} could not be loaded ({type(exc).__name__}).")
             continue
-        if spec.architecture is not None and spec.segmentation.load_original is not None:
+        if spec.architecture is not None and family_tools(spec.family).load_original is not None:
             flops[label] = encoder_flops(spec.architecture)
         else:
             notes.append(f"{label} is another model: its ratio compares response times only.")

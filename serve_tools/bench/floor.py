@@ -7,10 +7,9 @@ from collections.abc import Callable
 from functools import cache
 
 import numpy as np
-import openvino as ov
 import torch
-from openvino import opset13 as op
 
+from serve_app.engines.openvino import op, ov
 from serve_app.engines.openvino.runtime import core, cpu_options
 
 DECODER_AS_WRITTEN = 3.62e9
@@ -79,7 +78,8 @@ def encoder_flops(architecture: str) -> float:
     """Operations of one 1024 x 1024 image, counted on tensors without contents."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from serve_app.engines.sam.model import IMAGE_SIZE, build_sam
+    from serve_app.engines.sam.frame import IMAGE_SIZE
+    from serve_app.engines.sam.model import build_sam
 
     with torch.device("meta"):
         encoder = build_sam(architecture).image_encoder

@@ -29,7 +29,8 @@ from serve_app.core.inference import Embedding
 from serve_app.core.settings import Compute
 from serve_app.engines.sam.decoder import SamDecoder
 from serve_app.engines.sam.encoder import compiled_pass
-from serve_app.engines.sam.model import IMAGE_SIZE, build_sam
+from serve_app.engines.sam.frame import IMAGE_SIZE
+from serve_app.engines.sam.model import build_sam
 from serve_tools.bench.decoder import clicks_on, jobs_at
 from serve_tools.bench.floor import DECODER_AS_WRITTEN, DECODER_REWRITTEN, encoder_flops
 from serve_tools.bench.machine import this_machine

@@ -147,4 +147,4 @@ def _load() -> SamPredictor:
     architecture = source.spec(model).architecture
     if architecture is None:
         raise ValueError(f"{model} is no SAM")
-    return SamPredictor(load_sam(architecture, source.files(model)["checkpoint"]))
+    return SamPredictor(load_sam(architecture, source.weights(model).paths["checkpoint"]))

@@ -112,7 +112,7 @@ class Suite:
 
     @cached_property
     def _checkpoint(self) -> Path:
-        return self._source.files(self._model)["checkpoint"]
+        return self._source.weights(self._model).paths["checkpoint"]
 
     @cached_property
     def _embedding(self) -> Embedding:

@@ -22,6 +22,7 @@ from serve_app.images.decode import decode_image
 from serve_tools.evaluation.annotations import Dataset
 from serve_tools.evaluation.metrics import iou_matrix, match_greedily
 from serve_tools.evaluation.records import FOUND_IOU
+from serve_tools.references.families import family_tools
 
 Generator = Callable[[RgbArray], Sequence[Rle]]
 """All masks of an upright ``(H, W, 3) uint8`` RGB image."""
@@ -131,7 +132,10 @@ def metas_generator(settings: GraphSettings, variant: str, task: Everything) -> 
     chosen = settings.variants[variant]
     source = ModelSource.of(settings)
     apply_compute(chosen.decoder.compute)
-    sam = source.load_original(chosen.model, chosen.decoder.compute.device)
+    load = family_tools(source.spec(chosen.model).family).load_original
+    if load is None:
+        raise ValueError(f"{chosen.model} has no library of its authors here")
+    sam = load(source.weights(chosen.model), chosen.decoder.compute.device)
     parameters = task.model_dump(exclude=set(_OWN))
     generator = SamAutomaticMaskGenerator(sam, **parameters, output_mode="coco_rle")
 
@@ -167,5 +171,5 @@ def annotated_images(dataset: Dataset, limits: Limits) -> Iterable[KnownImage]:
         InvalidImage: a file cannot be decoded.
     """
     for image in dataset.images:
-        pixels = decode_image(image.path.read_bytes(), limits).pixels
+        pixels = decode_image(image.path.read_bytes(), limits)
         yield KnownImage(pixels, tuple(found.rle for found in image.objects))

@@ -8,12 +8,13 @@ from serve_app.core.ports import DecoderEngine, EncoderEngine
 from serve_app.core.settings import Compute, GraphSettings
 from serve_app.models.factory import ModelSource
 from serve_app.profiles.variants import encoder_compute
+from serve_tools.references.families import family_tools
 
 
 def import_libraries(settings: GraphSettings, variant: str, source: ModelSource) -> None:
     """Import what the variant's engines need, so that loading them is timed without it."""
     spec = source.spec(settings.variants[variant].model)
-    for module in spec.segmentation.libraries:
+    for module in family_tools(spec.family).libraries:
         importlib.import_module(module)
 
 

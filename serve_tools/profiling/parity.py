@@ -9,8 +9,8 @@ import numpy as np
 from serve_app.core.geometry import mask_iou
 from serve_app.core.measurements import Agreement
 from serve_app.core.types import BoolArray
-from serve_app.engines.family import ReferenceModel, Tensors
 from serve_tools.profiling.quality import Prediction, mean_share
+from serve_tools.references.families import ReferenceModel, Tensors
 
 
 def parity(predictions: Sequence[Prediction], reference: ReferenceModel, seed: int) -> Agreement:

@@ -13,10 +13,10 @@ import numpy as np
 from serve_app.core.inference import DecodeJob, DecodeOptions
 from serve_app.core.settings import GraphSettings
 from serve_app.core.types import BoolArray, Prompt, RgbArray
-from serve_app.engines.family import ReferenceModel, Tensors
 from serve_app.models.factory import ModelSource
 from serve_app.profiles.variants import encoder_compute
 from serve_tools.profiling.engines import load_variant
+from serve_tools.references.families import ReferenceModel, Tensors, family_tools
 
 
 class VariantReference:
@@ -29,7 +29,7 @@ class VariantReference:
     def predict(
         self, pixels: RgbArray, prompts: Sequence[Prompt]
     ) -> tuple[Tensors, list[BoolArray]]:
-        """See `serve_app.engines.family.ReferenceModel.predict`."""
+        """See `ReferenceModel.predict`."""
         embedding = self._encoder.encode_batch([pixels])[0]
         jobs = [DecodeJob(embedding, prompt, DecodeOptions()) for prompt in prompts]
         empty = np.zeros((0, *pixels.shape[:2]), np.bool_)
@@ -44,4 +44,5 @@ def load_reference(settings: GraphSettings, variant: str, source: ModelSource) -
     chosen = settings.variants[variant]
     if chosen.reference is not None:
         return VariantReference(settings, chosen.reference, source)
-    return source.load_reference(chosen.model, encoder_compute(chosen).device)
+    load = family_tools(source.spec(chosen.model).family).load_reference
+    return load(source.weights(chosen.model), encoder_compute(chosen).device)

@@ -71,7 +71,7 @@ class SampleSet:
         return Sample(index, pixels, self._sampled(index, [encode_rle(mask) for mask in masks]))
 
     def _annotated(self, image: AnnotatedImage) -> Sample:
-        pixels = decode_image(image.path.read_bytes(), self.limits).pixels
+        pixels = decode_image(image.path.read_bytes(), self.limits)
         if pixels.shape[:2] != (image.height, image.width):
             raise ValueError("the size of the upright image differs from its annotations")
         return Sample(

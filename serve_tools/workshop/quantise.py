@@ -17,15 +17,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import openvino as ov
 
 from serve_app.core.errors import SamServeError
 from serve_app.core.host import this_host
 from serve_app.core.limits import Limits
 from serve_app.core.settings import Compute
 from serve_app.core.types import RgbArray
-from serve_app.engines.openvino import telemetry_hidden
-from serve_app.engines.sam.encoder_openvino import OpenVinoEncoder, model_input, tiny_vit_from
+from serve_app.engines.openvino import ov, telemetry_hidden
+from serve_app.engines.sam.encoder_openvino import OpenVinoEncoder, tiny_vit_from
+from serve_app.engines.sam.frame import model_input
 from serve_app.images.decode import decode_image
 from serve_app.models.factory import ModelSource
 from serve_app.models.quantized import MANIFEST, Figures, Manifest
@@ -35,6 +35,7 @@ from serve_tools.profiling.protocol import Effort
 from serve_tools.profiling.quality import Prediction, mean_iou, predict_sample, records_of
 from serve_tools.profiling.samples import load_samples
 from serve_tools.profiling.timing import interleaved
+from serve_tools.references.families import family_tools
 from serve_tools.synthetic.cells import draw_cells
 from serve_tools.synthetic.scenes import draw_scene
 
@@ -74,7 +75,7 @@ def folder_images(folder: Path, count: int) -> Calibration:
     images = []
     for path in (paths[i] for i in chosen):
         try:
-            images.append(decode_image(path.read_bytes(), Limits()).pixels)
+            images.append(decode_image(path.read_bytes(), Limits()))
         except (OSError, SamServeError):
             continue
     if not images:
@@ -88,7 +89,7 @@ def default_images(count: int) -> Calibration:
 
     folder = Path(skimage.__file__).parent / "data"
     photos = [
-        decode_image((folder / name).read_bytes(), Limits()).pixels
+        decode_image((folder / name).read_bytes(), Limits())
         for name in ("astronaut.png", "chelsea.png", "coffee.png")
         if (folder / name).is_file()
     ]
@@ -121,9 +122,9 @@ def quantise(
             "the folder to write to exists and contains no model made by this command"
         )
     spec = source.spec(original)
-    if spec.quantized or not spec.segmentation.can_quantize(spec.architecture):
+    if spec.quantized or spec.architecture not in family_tools(spec.family).quantizable:
         raise QuantiseError(f"there is no way to quantize {original}")
-    checkpoint = source.files(original)["checkpoint"]
+    checkpoint = source.weights(original).paths["checkpoint"]
     graph = tiny_vit_from(checkpoint)
     say(f"calibrating on {len(calibration.images)} images ...")
     made = quantised_graph(graph, calibration.images)
@@ -162,7 +163,7 @@ def quantised_graph(graph: ov.Model, images: Sequence[RgbArray]) -> ov.Model:
 
     made: ov.Model = nncf.quantize(
         graph,
-        nncf.Dataset(list(images), model_input),
+        nncf.Dataset(list(images), partial(model_input, resize_mode="pad")),
         preset=nncf.QuantizationPreset.MIXED,
         model_type=nncf.ModelType.TRANSFORMER,
         subset_size=len(images),

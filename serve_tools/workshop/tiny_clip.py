@@ -24,7 +24,7 @@ from torch import Tensor
 from serve_app.core.inference import Candidate
 from serve_app.core.rle import encode_rle, rle_bbox
 from serve_app.core.types import BoolArray, RgbArray
-from serve_app.engines.open_clip.crops import masked_crop, mean_colour
+from serve_app.engines.open_clip.scorer import masked_crop, mean_colour
 from serve_tools.synthetic.scenes import Scene, all_captions, draw_scene
 
 ARCHITECTURE = "tiny_clip"

@@ -31,7 +31,7 @@ from serve_app.core.inference import (
 from serve_app.core.ports import DecoderEngine, EncoderEngine, ProposalsEngine, TextScoringEngine
 from serve_app.core.settings import Compute, ProposalsSettings, Strict, TextSettings
 from serve_app.core.types import Mask, Prompt, ProposalSource, RgbArray
-from serve_app.engines.proposals.sources import grid_proposals
+from serve_app.engines.proposals import grid_proposals
 from serve_app.models.factory import ModelSource
 
 from .masks import rectangle_mask

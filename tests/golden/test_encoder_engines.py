@@ -122,5 +122,5 @@ def test_an_int8_encoder_is_made_checked_and_loaded(
     found = embedded(ModelSource.of(settings).load_encoder("vit_t_int8", TWO_THREADS))
     assert 0.97 < cosine(found["coffee"], wanted["coffee"]) < 0.99999
     assert not (tmp_path / "vit_t_int8" / "encoder.bin").samefile(
-        source.files("vit_t")["checkpoint"]
+        source.weights("vit_t").paths["checkpoint"]
     )

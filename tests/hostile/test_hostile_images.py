@@ -15,7 +15,8 @@ from PIL import Image
 
 from serve_app.core.errors import SamServeError
 from serve_app.core.limits import Limits
-from serve_app.images.decode import DecodedImage, decode_image
+from serve_app.core.types import RgbArray
+from serve_app.images.decode import decode_image
 
 from ..clocks import repeat_if_slow
 from .images import Canary, hostile_images, saved
@@ -48,18 +49,18 @@ def test_hostile_images(tmp_path: Path) -> None:
                 assert trace not in result.message, where
         else:
             assert case.outcome != "refused", where
-            assert result.pixels.dtype == np.uint8, where
-            assert result.pixels.ndim == 3, where
-            assert result.pixels.shape[2] == 3, where
+            assert result.dtype == np.uint8, where
+            assert result.ndim == 3, where
+            assert result.shape[2] == 3, where
         assert not canary.exists(), where
     assert len(seen) >= 16
 
 
-def _decoded(data: bytes, limits: Limits) -> tuple[DecodedImage | SamServeError, float]:
+def _decoded(data: bytes, limits: Limits) -> tuple[RgbArray | SamServeError, float]:
     """What becomes of a file, and this thread's seconds on the processor."""
     start = time.thread_time()
     try:
-        result: DecodedImage | SamServeError = decode_image(data, limits)
+        result: RgbArray | SamServeError = decode_image(data, limits)
     except SamServeError as exc:
         result = exc
     return result, time.thread_time() - start

@@ -281,7 +281,7 @@ def test_cve_2025_46722_an_images_name_has_its_shape_and_mode() -> None:
             picture.putpalette([255 - i // 3 for i in range(768)])
         buffer = io.BytesIO()
         picture.save(buffer, format="PNG")
-        as_modes.append(image_id(decode_image(buffer.getvalue(), Limits()).pixels))
+        as_modes.append(image_id(decode_image(buffer.getvalue(), Limits())))
     assert len(set(as_modes)) == 3
 
 

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from segment_anything.modeling import Sam
-from torch import Tensor
+from torch import Tensor, nn
 
 from serve_app.core.inference import DecodeJob, DecodeOptions, Embedding
 from serve_app.core.settings import Compute
 from serve_app.core.types import Prompt
-from serve_app.engines.openvino.traced import Graphs
+from serve_app.engines.sam import stages_openvino
 from serve_app.engines.sam.decoder import SamDecoder
 from serve_app.engines.sam.model import build_sam
-from serve_app.engines.sam.stages import TorchStages
 from serve_app.engines.sam.stages_openvino import OpenVinoStages
-from serve_app.engines.sam.two_way import ImageSide, ProjectImage
+from serve_app.engines.sam.two_way import ImageSide, ProjectImage, TorchStages
 
 pytestmark = pytest.mark.slow
 
@@ -38,13 +38,13 @@ def pe(sam: Sam) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def graphs(tmp_path_factory: pytest.TempPathFactory) -> Graphs:
-    return Graphs(tmp_path_factory.mktemp("graphs"), "weights")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("graphs")
 
 
 @pytest.fixture(scope="module")
-def openvino(sam: Sam, pe: Tensor, graphs: Graphs) -> OpenVinoStages:
-    return OpenVinoStages(sam.mask_decoder, pe, THREADS, graphs)
+def openvino(sam: Sam, pe: Tensor, graphs: Path) -> OpenVinoStages:
+    return OpenVinoStages(sam.mask_decoder, pe, THREADS, graphs, "weights")
 
 
 @pytest.fixture
@@ -205,31 +205,42 @@ def test_only_the_last_images_are_kept(
 # Kept graphs.
 
 
-def compiled(graphs: Graphs, sam: Sam, pe: Tensor) -> bool:
-    """Whether the graph of `ProjectImage` was traced anew."""
-    built = []
+@pytest.fixture
+def traced(sam: Sam, pe: Tensor, monkeypatch: pytest.MonkeyPatch) -> Callable[..., bool]:
+    """Whether the graph of `ProjectImage` was traced anew, in a folder and for some weights."""
+    calls: list[nn.Module] = []
+    trace = stages_openvino._trace
 
-    def build() -> ProjectImage:
-        built.append(True)
-        return ProjectImage(sam.mask_decoder, pe)
+    def counted_trace(module: nn.Module, *shapes: Any) -> Any:
+        calls.append(module)
+        return trace(module, *shapes)
 
-    graphs.get(ProjectImage, build, [(1, 256, 64, 64)], [()])
-    return bool(built)
+    monkeypatch.setattr(stages_openvino, "_trace", counted_trace)
+
+    def run(graphs: Path | None, weights_hash: str) -> bool:
+        calls.clear()
+        module = ProjectImage(sam.mask_decoder, pe)
+        stages_openvino.traced_graph(module, [(1, 256, 64, 64)], [()], graphs, weights_hash)
+        return bool(calls)
+
+    return run
 
 
-def test_a_graph_is_traced_once_for_its_weights(sam: Sam, pe: Tensor, tmp_path: Path) -> None:
-    assert compiled(Graphs(tmp_path, "a"), sam, pe)
-    assert not compiled(Graphs(tmp_path, "a"), sam, pe)
-    assert compiled(Graphs(tmp_path, "b"), sam, pe)
+def test_a_graph_is_traced_once_for_its_weights(
+    traced: Callable[..., bool], tmp_path: Path
+) -> None:
+    assert traced(tmp_path, "a")
+    assert not traced(tmp_path, "a")
+    assert traced(tmp_path, "b")
     for graph in tmp_path.glob("*/graph.xml"):
         graph.write_text("<damaged")
-    assert compiled(Graphs(tmp_path, "a"), sam, pe)
-    assert not compiled(Graphs(tmp_path, "a"), sam, pe)
+    assert traced(tmp_path, "a")
+    assert not traced(tmp_path, "a")
 
 
-def test_graphs_need_no_folder(sam: Sam, pe: Tensor, tmp_path: Path) -> None:
-    assert compiled(Graphs(None, "a"), sam, pe)
+def test_graphs_need_no_folder(traced: Callable[..., bool], tmp_path: Path) -> None:
+    assert traced(None, "a")
     occupied = tmp_path / "file"
     occupied.write_text("")
-    assert compiled(Graphs(occupied, "a"), sam, pe)
-    assert compiled(Graphs(occupied, "a"), sam, pe)
+    assert traced(occupied, "a")
+    assert traced(occupied, "a")

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from serve_app.core.settings import Compute, EngineName, VariantSettings
-from serve_app.engines.family import Family, Segmentation, Weights
+from serve_app.engines.family import Family, Segmentation
 from serve_app.models import families
 from serve_app.models.factory import ModelSource
 from serve_app.models.registry import ModelSpec, Registry, load_registry
@@ -66,10 +66,6 @@ def toy_engines(architecture: str | None, quantized: bool) -> tuple[EngineName, 
     return ("onnxruntime", "torch")
 
 
-def no_reference(weights: Weights, device: str) -> Any:
-    raise AssertionError("not loaded here")
-
-
 TOY = Family(
     name="toy",
     file_keys=frozenset({"weights"}),
@@ -79,7 +75,6 @@ TOY = Family(
         embedding_shapes={"e": (2, 3)},
         load_encoder=ToyEncoder,
         load_decoder=lambda weights, compute: FakeDecoder(masks_of=no_masks),
-        load_reference=no_reference,
         dtypes=frozenset({"float32"}),
         memory_fraction=False,
     ),

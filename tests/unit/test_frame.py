@@ -13,9 +13,13 @@ from torch.nn import functional as F
 
 from serve_app.core.geometry import ResizeMode
 from serve_app.core.inference import DecodeOptions
-from serve_app.engines.sam.frame import IMAGE_SIZE, Frame, as_input
-from serve_app.engines.sam.postprocess import postprocess_masks
-from serve_app.engines.sam.threshold import _PRODUCT, _axes, threshold_mask
+from serve_app.engines.sam.frame import IMAGE_SIZE, Frame, model_input
+from serve_app.engines.sam.postprocess import (
+    _PRODUCT,
+    _axes,
+    postprocess_masks,
+    threshold_mask,
+)
 
 SIDES = st.integers(1, 400)
 
@@ -131,11 +135,11 @@ def test_the_stretched_frame_fills_the_square() -> None:
 
 
 def test_padding_is_zero_after_normalisation() -> None:
-    mean, std = np.array([100, 0, 50], np.float32), np.array([2, 4, 5], np.float32)
-    tensor = as_input(np.full((3, 1024, 3), 60, np.uint8), mean, std)
-    assert tensor.shape == (3, 1024, 1024)
-    assert tensor[:, 2, 1023].tolist() == [-20, 15, 2]
-    assert not tensor[:, 3:].any()
+    tensor = model_input(np.full((3, 1024, 3), 60, np.uint8), "pad")
+    assert tensor.shape == (1, 3, 1024, 1024)
+    mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
+    np.testing.assert_allclose(tensor[0, :, 2, 1023], (60 - mean) / std, rtol=1e-6)
+    assert not tensor[0, :, 3:].any()
 
 
 def _finish(logits: Tensor, options: DecodeOptions) -> list[tuple[float, int]]:

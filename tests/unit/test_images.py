@@ -42,8 +42,12 @@ def file_of(image: Image.Image | NDArray[Any], kind: str = "PNG", **options: Any
     return buffer.getvalue()
 
 
+def mode_of(data: bytes) -> str:
+    return Image.open(io.BytesIO(data)).mode
+
+
 def pixels_of(data: bytes) -> RgbArray:
-    return decode_image(data, LIMITS).pixels
+    return decode_image(data, LIMITS)
 
 
 def close(a: RgbArray, b: RgbArray, tolerance: int) -> bool:
@@ -52,12 +56,13 @@ def close(a: RgbArray, b: RgbArray, tolerance: int) -> bool:
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG"])
 def test_each_format_decodes_to_its_pixels(kind: str) -> None:
-    decoded = decode_image(file_of(UPRIGHT, kind, **FAITHFUL.get(kind, {})), LIMITS)
-    assert close(decoded.pixels, UPRIGHT, 4 if kind == "JPEG" else 0)
-    assert decoded.pixels.dtype == np.uint8
-    assert decoded.pixels.flags.c_contiguous
-    assert not decoded.pixels.flags.writeable
-    assert decoded.mode == ("P" if kind == "GIF" else "RGB")
+    data = file_of(UPRIGHT, kind, **FAITHFUL.get(kind, {}))
+    assert mode_of(data) == ("P" if kind == "GIF" else "RGB")
+    pixels = decode_image(data, LIMITS)
+    assert close(pixels, UPRIGHT, 4 if kind == "JPEG" else 0)
+    assert pixels.dtype == np.uint8
+    assert pixels.flags.c_contiguous
+    assert not pixels.flags.writeable
 
 
 # How a camera that is held as EXIF's orientation says stores the upright picture.
@@ -161,9 +166,9 @@ def test_ycbcr_and_lab_keep_their_colours() -> None:
         outputMode="LAB",
     )
     assert lab is not None
-    decoded = decode_image(file_of(lab, "TIFF"), LIMITS)
-    assert decoded.mode == "LAB"
-    assert close(decoded.pixels, UPRIGHT, 12)
+    data = file_of(lab, "TIFF")
+    assert mode_of(data) == "LAB"
+    assert close(decode_image(data, LIMITS), UPRIGHT, 12)
 
 
 RAMP = np.linspace(2_000, 50_000, 40 * 50).reshape(40, 50)
@@ -304,7 +309,7 @@ def test_limits_are_checked_before_the_pixels_are_read() -> None:
 def test_an_image_at_the_limits_is_decoded() -> None:
     data = file_of(np.zeros((20, 30, 3), np.uint8))
     limits = Limits(max_image_pixels=600, max_image_side=30)
-    assert decode_image(data, limits).pixels.shape == (20, 30, 3)
+    assert decode_image(data, limits).shape == (20, 30, 3)
 
 
 def test_large_tiled_tiffs_are_read_within_the_limits() -> None:

@@ -21,9 +21,8 @@ from serve_app.core.measurements import Agreement, MeasurementsFile, Share
 from serve_app.core.rle import encode_rle
 from serve_app.core.settings import Compute, GraphSettings
 from serve_app.core.types import BoolArray, Mask, Prompt, RgbArray
-from serve_app.engines.family import ReferenceModel
 from serve_tools.profiling import probe as probing
-from serve_tools.profiling import runner
+from serve_tools.profiling import reference_models, runner
 from serve_tools.profiling.engines import unbounded
 from serve_tools.profiling.parity import least_cosine, parity
 from serve_tools.profiling.protocol import QUICK, Effort, ProbeEvent, ProbeRequest, ProbeResult
@@ -78,18 +77,15 @@ def make_decoder() -> FakeDecoder:
 
 @dataclass(frozen=True)
 class Source(FakeSource):
-    """The variant is its own reference model."""
-
     encoder: FakeEncoder = field(default_factory=make_encoder)
     decoder: FakeDecoder = field(default_factory=make_decoder)
-
-    def load_reference(self, model: str, device: str) -> ReferenceModel:
-        return VariantReference(SETTINGS, "fast", self)
 
 
 @pytest.fixture
 def source(monkeypatch: pytest.MonkeyPatch) -> Source:
+    """The variant is its own reference model."""
     monkeypatch.setattr(probing, "PHOTO", (48, 64))
+    monkeypatch.setattr(reference_models, "load_reference", VariantReference)
     return Source()
 
 

@@ -16,7 +16,7 @@ from serve_app.core.errors import InvalidRequest, WeightsUnavailable
 from serve_app.core.inference import Proposal
 from serve_app.core.types import ProposalSource, RgbArray
 from serve_app.engines.efficientdet.detector import Detection, EfficientDet
-from serve_app.engines.proposals.sources import MAX_CONTOURS, ContourProposals, Proposals
+from serve_app.engines.proposals import MAX_CONTOURS, Proposals, contour_proposals
 
 WeightPaths = Callable[[str], dict[str, Path]]
 
@@ -138,8 +138,7 @@ def test_contours_are_bounded_in_number_and_the_best_stay() -> None:
     for x in range(10, 800, 20):
         for y in range(10, 800, 20):
             cv2.circle(image, (x, y), 6, (60 + x // 6,) * 3, cv2.FILLED)
-    engine = ContourProposals()
-    found = engine.propose(image)
+    found = contour_proposals(image)
     assert len(found) == MAX_CONTOURS
     assert min(p.objectness for p in found) > 0.7
 
@@ -192,7 +191,7 @@ def test_detections_are_in_the_image_and_best_first(detector: EfficientDet) -> N
 @pytest.mark.weights
 def test_the_detector_knows_the_labels_of_coco(detector: EfficientDet) -> None:
     assert len(detector.labels) == 80
-    assert "???" not in detector.labels
+    assert "???" not in detector.labels.values()
 
 
 def test_other_files_are_no_detector(tmp_path: Path) -> None:

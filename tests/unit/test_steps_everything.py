@@ -14,7 +14,7 @@ from serve_app.capabilities import Everything
 from serve_app.capabilities.everything.run import Crop, _clean, _cut_off, crops_of, merge
 from serve_app.core.limits import Limits
 from serve_app.core.request import image_id
-from serve_app.engines.proposals.sources import grid_proposals
+from serve_app.engines.proposals import grid_proposals
 from serve_app.images.store import ImageRef, ImageStore
 
 from ..fakes.masks import mask_of

@@ -15,7 +15,6 @@ from serve_app.core.limits import Limits
 from serve_app.core.request import image_id
 from serve_app.core.types import RgbArray
 from serve_app.images import store as images
-from serve_app.images.decode import DecodedImage
 from serve_app.images.store import ImageStore
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
@@ -48,7 +47,7 @@ def decodings(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     seen: list[bytes] = []
     original = images.decode_image
 
-    def counted(data: bytes, limits: Limits) -> DecodedImage:
+    def counted(data: bytes, limits: Limits) -> RgbArray:
         seen.append(data)
         return original(data, limits)
 

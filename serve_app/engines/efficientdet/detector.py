@@ -14,7 +14,6 @@ from typing import Any
 import cv2
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
-from numpy.typing import NDArray
 
 from serve_app.core.errors import WeightsUnavailable
 from serve_app.core.ports import Detection
@@ -47,7 +46,7 @@ class EfficientDet:
 
     def __init__(self, path: Path, threads: int) -> None:
         try:
-            self._labels = _read_labels(path)
+            self.labels = _read_labels(path)
             self._interpreter = Interpreter(model_path=str(path), num_threads=threads)
             self._interpreter.allocate_tensors()
         except (OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile) as exc:
@@ -60,16 +59,11 @@ class EfficientDet:
         # Outputs are named "...:0" count, ":1" scores, ":2" classes, ":3" boxes.
         outputs = self._interpreter.get_output_details()
         self._outputs = {str(o["name"]).rpartition(":")[2]: int(o["index"]) for o in outputs}
-        if not {"0", "1", "2", "3"} <= self._outputs.keys():
+        if not set("0123") <= self._outputs.keys():
             raise WeightsUnavailable("the detector's file is not an EfficientDet-Lite model")
         self._lock = threading.Lock()
 
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The class names it can return, each once."""
-        return tuple(dict.fromkeys(name for name in self._labels if name != _NO_LABEL))
-
-    def detect(self, pixels: RgbArray, min_score: float = MIN_SCORE) -> list[Detection]:
+    def detect(self, pixels: RgbArray) -> list[Detection]:
         """Detect objects in an upright ``(H, W, 3) uint8`` RGB image, best first."""
         height, width = pixels.shape[:2]
         scale = self._side / max(height, width)
@@ -80,32 +74,27 @@ class EfficientDet:
         with self._lock:
             self._interpreter.set_tensor(self._input, canvas)
             self._interpreter.invoke()
-            count, scores, classes, boxes = (self._read(name) for name in ("0", "1", "2", "3"))
+            count, scores, classes, boxes = (
+                self._interpreter.get_tensor(self._outputs[name])[0] for name in "0123"
+            )
 
         # Boxes are (y0, x0, y1, x1) in shares of the input.
         corners = boxes[:, [1, 0, 3, 2]] * self._side / scale
         corners = np.clip(corners, 0, (width, height, width, height))
         found = []
         for i in range(min(int(count), len(scores))):
-            label, score = self._label(classes[i]), float(scores[i])
+            label, score = self.labels.get(int(classes[i])), float(scores[i])
             x0, y0, x1, y1 = corners[i].tolist()
-            if label is not None and score >= min_score and x1 - x0 >= 1 and y1 - y0 >= 1:
+            if label is not None and score >= MIN_SCORE and x1 - x0 >= 1 and y1 - y0 >= 1:
                 found.append(Detection((x0, y0, x1, y1), label, min(score, 1.0)))
         return sorted(found, key=lambda d: -d.score)
 
-    def _read(self, name: str) -> NDArray[np.float32]:
-        value: NDArray[np.float32] = self._interpreter.get_tensor(self._outputs[name])[0]
-        return value
 
-    def _label(self, index: np.float32) -> str | None:
-        i = int(index)
-        known = 0 <= i < len(self._labels) and self._labels[i] != _NO_LABEL
-        return self._labels[i] if known else None
-
-
-def _read_labels(path: Path) -> list[str]:
+def _read_labels(path: Path) -> dict[int, str]:
+    """The class names that are in use, by number."""
     with zipfile.ZipFile(path) as archive, archive.open(_LABEL_MEMBER) as member:
         text = member.read(_MAX_LABEL_BYTES + 1)
     if len(text) > _MAX_LABEL_BYTES:
         raise ValueError("the label map is too long")
-    return text.decode("utf-8").splitlines()
+    names = enumerate(text.decode("utf-8").splitlines())
+    return {i: name for i, name in names if name != _NO_LABEL}

@@ -7,11 +7,6 @@ from serve_app.core.settings import TextSettings
 from serve_app.engines.family import Family, TextScoring, Weights
 
 
-def _model(settings: TextSettings) -> str | None:
-    chosen = settings.open_clip
-    return None if chosen.pretrained else chosen.model
-
-
 def _load(weights: Weights | None, settings: TextSettings, offline: bool) -> TextScoringEngine:
     from serve_app.engines.open_clip.scorer import OpenClipScorer
 
@@ -26,5 +21,9 @@ OPEN_CLIP = Family(
     name="open_clip",
     file_keys=frozenset({"weights"}),
     needs_architecture=True,
-    text=TextScoring(engine="open_clip", model=_model, load=_load),
+    text=TextScoring(
+        engine="open_clip",
+        model=lambda settings: None if settings.open_clip.pretrained else settings.open_clip.model,
+        load=_load,
+    ),
 )

@@ -13,16 +13,20 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
+from PIL import Image
 from torch import Tensor
 
 from serve_app.core.errors import WeightsUnavailable
 from serve_app.core.inference import Candidate, ScorerInfo, TextScores
+from serve_app.core.rle import decode_rle
 from serve_app.core.settings import Compute, OpenClipSettings
 from serve_app.core.types import Float32Array, RgbArray
 from serve_app.engines.devices import apply_compute, torch_dtype, use_threads
-from serve_app.engines.open_clip.crops import masked_crop, mean_colour
 from serve_app.engines.open_clip.weights import find_weights
 from serve_app.engines.text_embeddings import EmbeddingLru
+
+CONTEXT = 0.1
+"""Margin on each side of a candidate's box, as a share of its longer side."""
 
 _PRECISION = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 _EMPTY_WORDS = frozenset({"a", "an", "the"})
@@ -75,24 +79,19 @@ class OpenClipScorer:
     def score(
         self, pixels: RgbArray, candidates: Sequence[Candidate], texts: Sequence[str]
     ) -> TextScores:
-        """Score each text against each candidate.
-
-        Args:
-            pixels: ``(H, W, 3) uint8``, the upright image.
-            candidates: boxes in its pixels, with masks where known.
-            texts: words or short descriptions.
-        """
+        """See `TextScoringEngine.score`; candidates have masks where they are known."""
         use_threads(self._threads)
         scores = np.zeros((len(texts), len(candidates)), np.float32)
         if candidates and texts:
             of_crops = self._encode_candidates(pixels, candidates)
             of_negatives = self._embed_texts(self._negatives) if self._negatives else None
             scale = float(self._model.logit_scale.detach().exp())
-            for i, row in enumerate(self._embed_texts([_plain(text) for text in texts])):
+            for i, row in enumerate(self._embed_texts([" ".join(t.split()) for t in texts])):
                 logits = scale * (of_crops @ row)
                 against = np.full(len(candidates), -np.inf)
                 if of_negatives is not None:
-                    counted = [not _is_kind_of(n, texts[i]) for n in self._negatives]
+                    words = _words(texts[i])
+                    counted = [not words <= _words(negative) for negative in self._negatives]
                     others = scale * (of_crops @ of_negatives[counted].T).astype(np.float64)
                     against = np.logaddexp.reduce(others, axis=1)
                 scores[i] = 1 / (1 + np.exp(np.clip(against - logits, -60, 60)))
@@ -105,13 +104,9 @@ class OpenClipScorer:
         step = self._settings.batch_size
         parts = []
         for start in range(0, len(candidates), step):
-            crops = np.stack(
-                [
-                    masked_crop(pixels, candidate, self.crop_side, self.fill)
-                    for candidate in candidates[start : start + step]
-                ]
-            )
-            batch = torch.from_numpy(crops).to(self._device).permute(0, 3, 1, 2).float()
+            some = candidates[start : start + step]
+            crops = [masked_crop(pixels, c, self.crop_side, self.fill) for c in some]
+            batch = torch.from_numpy(np.stack(crops)).to(self._device).permute(0, 3, 1, 2).float()
             batch = ((batch / 255 - self._mean) / self._std).to(self._dtype)
             parts.append(_array(self._model.encode_image(batch, normalize=True)))
         return np.concatenate(parts)
@@ -167,13 +162,44 @@ def _array(tensor: Tensor) -> Float32Array:
     return np.asarray(tensor.float().cpu().numpy(), np.float32)
 
 
-def _plain(text: str) -> str:
-    return " ".join(text.split())
-
-
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.lower().split()) - _EMPTY_WORDS
 
 
-def _is_kind_of(negative: str, text: str) -> bool:
-    return _words(text) <= _words(negative)
+def mean_colour(mean: Sequence[float]) -> tuple[int, int, int]:
+    """The RGB colour that preprocessing with this ``mean`` (0-1) maps to zero."""
+    r, g, b = (round(255 * v) for v in mean)
+    return r, g, b
+
+
+def masked_crop(
+    pixels: RgbArray, candidate: Candidate, side: int, fill: tuple[int, int, int]
+) -> RgbArray:
+    """Crop a candidate on a uniform background: a ``(side, side, 3) uint8`` RGB square.
+
+    The square is centred on the candidate's box and wider than its longer side by twice
+    `CONTEXT`, so the aspect ratio is preserved.  Pixels outside the mask or the image
+    are ``fill``; without a mask the surroundings stay visible.
+
+    Args:
+        pixels: ``(H, W, 3) uint8``, the upright image.
+        candidate: its box, and its mask at the image's full size, if known.
+        side: of the result in pixels.
+        fill: RGB, best the model's `mean_colour`.
+    """
+    x, y, w, h = candidate.bbox
+    extent = max(1, round(max(w, h) * (1 + 2 * CONTEXT)))
+    left, top = round(x + w / 2 - extent / 2), round(y + h / 2 - extent / 2)
+    x0, y0 = max(0, left), max(0, top)
+    x1 = min(pixels.shape[1], left + extent)
+    y1 = min(pixels.shape[0], top + extent)
+    square = np.empty((extent, extent, 3), np.uint8)
+    square[:] = fill
+    if x0 < x1 and y0 < y1:
+        part = pixels[y0:y1, x0:x1]
+        if candidate.mask is not None:
+            inside = decode_rle(candidate.mask)[y0:y1, x0:x1, None]
+            part = np.where(inside, part, np.array(fill, np.uint8))
+        square[y0 - top : y1 - top, x0 - left : x1 - left] = part
+    resized = Image.fromarray(square).resize((side, side), Image.Resampling.BICUBIC)
+    return np.asarray(resized, np.uint8)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +59,11 @@ def _local(pretrained: str) -> Path:
 def _from_hub(tag: dict[str, Any], offline: bool) -> Path:
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
-    repository = str(tag.get("hf_hub", "")).rsplit("/", 1)[0]
+    location = str(tag.get("hf_hub", "")).rsplit("/", 1)
+    repository, named = location[0], location[-1]
     if not repository:
         raise WeightsUnavailable("this OpenCLIP tag has no safetensors weights on the hub")
-    names = tuple(_safetensors_names(tag))
+    names = [f"{Path(named).stem}.safetensors", *_HUB_NAMES] if named else [*_HUB_NAMES]
     for name in names:
         cached = try_to_load_from_cache(repository, name)
         if isinstance(cached, str):
@@ -75,14 +78,7 @@ def _from_hub(tag: dict[str, Any], offline: bool) -> Path:
         raise WeightsUnavailable("the OpenCLIP weights could not be fetched from the hub") from exc
 
 
-def _safetensors_names(tag: dict[str, Any]) -> Iterator[str]:
-    named = str(tag["hf_hub"]).rsplit("/", 1)[-1]
-    if named:
-        yield f"{Path(named).stem}.safetensors"
-    yield from _HUB_NAMES
-
-
-def _probe(repository: str, names: tuple[str, ...]) -> str:
+def _probe(repository: str, names: Sequence[str]) -> str:
     """The first of ``names`` that the hub has; each is requested once.
 
     The hub's own download retries for half a minute where there is no network, and a resolver
@@ -91,30 +87,24 @@ def _probe(repository: str, names: tuple[str, ...]) -> str:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError
 
-    outcome: list[str | Exception] = []
+    found: Future[str] = Future()
 
     def probe() -> None:
-        for name in names:
-            try:
-                get_hf_file_metadata(hf_hub_url(repository, name), timeout=HUB_TIMEOUT_S)
-            except EntryNotFoundError:
-                continue
-            except Exception as exc:
-                outcome.append(exc)
-                return
-            outcome.append(name)
-            return
-        outcome.append(EntryNotFoundError("no safetensors file"))
+        try:
+            for name in names:
+                with suppress(EntryNotFoundError):
+                    get_hf_file_metadata(hf_hub_url(repository, name), timeout=HUB_TIMEOUT_S)
+                    found.set_result(name)
+                    return
+            raise WeightsUnavailable("this OpenCLIP tag has no safetensors weights on the hub")
+        except Exception as exc:
+            found.set_exception(exc)
 
-    probing = threading.Thread(target=probe, name="open-clip-hub-probe", daemon=True)
-    probing.start()
-    probing.join(HUB_TIMEOUT_S)
-    result = outcome[0] if outcome else TimeoutError("the hub did not respond in time")
-    if isinstance(result, str):
-        return result
-    if isinstance(result, EntryNotFoundError):
-        raise WeightsUnavailable(
-            "this OpenCLIP tag has no safetensors weights on the hub"
-        ) from result
-    logger.debug("the hub is out of reach", exc_info=result)
-    raise WeightsUnavailable("the hub of the OpenCLIP weights is out of reach") from result
+    threading.Thread(target=probe, name="open-clip-hub-probe", daemon=True).start()
+    try:
+        return found.result(HUB_TIMEOUT_S)
+    except WeightsUnavailable:
+        raise
+    except Exception as exc:
+        logger.debug("the hub is out of reach", exc_info=True)
+        raise WeightsUnavailable("the hub of the OpenCLIP weights is out of reach") from exc

@@ -1,4 +1,4 @@
-"""OpenVINO for engines on CPUs.  This package imports `openvino`, without its usage reports."""
+"""OpenVINO without its usage reports: other modules import `openvino` from here."""
 
 from __future__ import annotations
 
@@ -29,4 +29,7 @@ def telemetry_hidden() -> Iterator[None]:
 
 
 with telemetry_hidden():
-    import openvino as openvino
+    import openvino as ov
+    from openvino import opset13 as op
+
+__all__ = ["op", "ov", "telemetry_hidden"]

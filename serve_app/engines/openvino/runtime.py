@@ -12,18 +12,16 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
+
+from serve_app.engines.openvino import ov
 
 log = logging.getLogger(__name__)
 
 _GRAPH, _WEIGHTS, _SUM = "graph.xml", "graph.bin", "graph.sha256"
-_PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
-
-Shapes = tuple[tuple[int, ...], ...]
 
 
 @cache
@@ -32,17 +30,12 @@ def core() -> ov.Core:
     return ov.Core()
 
 
-def cpu_options(threads: int, dtype: Literal["float32", "bfloat16"] = "float32") -> dict[str, Any]:
-    """Options with which graphs are compiled for a CPU.
-
-    Args:
-        threads: CPU threads of a pass.
-        dtype: precision of the layers that are not quantized.
-    """
+def cpu_options(threads: int, precision: str = "f32") -> dict[str, Any]:
+    """Options with which graphs are compiled for a CPU; see `Network`."""
     return {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": _PRECISIONS[dtype],
+        "INFERENCE_PRECISION_HINT": precision,
         # Replicas share the cores of a machine: pinned, all would use the first ones.
         "ENABLE_CPU_PINNING": False,
     }
@@ -52,11 +45,7 @@ def load_or_build_graph(folder: Path, build: Callable[[], ov.Model]) -> ov.Model
     """Read the graph saved in a folder; build and save it if there is none or it is damaged.
 
     Building may take seconds and imports; a saved graph is mapped into memory in milliseconds.
-    A folder that cannot be written is logged, and the built graph is returned.
-
-    Args:
-        folder: named by a hash of the graph's inputs (`graph_name`).
-        build: builds the graph.
+    A folder that cannot be written is logged.  The folder's name is a `graph_name`.
     """
     try:
         return _read(folder)
@@ -87,11 +76,7 @@ def graph_name(parts: Sequence[str], code: Path, packages: Sequence[str]) -> str
 
 
 def _read(folder: Path) -> ov.Model:
-    """Read a saved graph.
-
-    Raises:
-        OSError, ValueError, RuntimeError: its files are missing or damaged.
-    """
+    """A saved graph; OSError, ValueError or RuntimeError if its files are missing or damaged."""
     if (folder / _SUM).read_text("ascii") != _checksum(folder):
         raise ValueError("a saved graph is damaged")
     return core().read_model(folder / _GRAPH)
@@ -129,19 +114,14 @@ class Network:
     Args:
         model: a graph, or the path of a saved one (``.xml`` beside its ``.bin``).
         threads: CPU threads of a pass.
-        dtype: precision of the layers that are not quantized.
+        precision: ``f32`` or ``bf16``, of the layers that are not quantized.
     """
 
-    def __init__(
-        self,
-        model: ov.Model | Path,
-        threads: int,
-        dtype: Literal["float32", "bfloat16"] = "float32",
-    ) -> None:
+    def __init__(self, model: ov.Model | Path, threads: int, precision: str = "f32") -> None:
         self._model: Any = model
-        self._options = cpu_options(threads, dtype)
+        self._options = cpu_options(threads, precision)
         self._general = core().compile_model(model, "CPU", self._options)
-        self._specialized: dict[Shapes, ov.CompiledModel] = {}
+        self._specialized: dict[tuple[tuple[int, ...], ...], ov.CompiledModel] = {}
         self._local = threading.local()
 
     def specialize(self, shapes: Sequence[tuple[int, ...]]) -> None:

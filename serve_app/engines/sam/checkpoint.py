@@ -28,7 +28,6 @@ def read_checkpoint(architecture: str, checkpoint: Path) -> Mapping[str, Tensor]
 
 
 _RENAMES = (
-    (r"^image_encoder\.neck\.", "image_encoder.neck."),
     (r"^image_encoder\.patch_embed\.seq\.0\.", "image_encoder.patch_embed.conv1."),
     (r"^image_encoder\.patch_embed\.seq\.2\.", "image_encoder.patch_embed.conv2."),
     (r"^image_encoder\.layers\.(\d+)\.blocks\.", r"image_encoder.stages.\1.blocks."),
@@ -41,9 +40,8 @@ def _rename_mobile_sam(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename MobileSAM's parameters as in timm, which puts a downsampling into the next stage."""
     renamed = {}
     for key, value in state.items():
-        if key.startswith(("image_encoder.head.", "image_encoder.norm_head.")):
-            continue
-        if key.endswith("attention_bias_idxs"):
+        unused = key.startswith(("image_encoder.head.", "image_encoder.norm_head."))
+        if unused or key.endswith("attention_bias_idxs"):
             continue
         new = re.sub(
             r"^image_encoder\.layers\.(\d+)\.downsample\.",

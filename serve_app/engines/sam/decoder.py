@@ -7,20 +7,23 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from segment_anything.modeling import Sam
+from cachetools import LRUCache
+from segment_anything.modeling import PromptEncoder, Sam
 from torch import Tensor
 
 from serve_app.core.inference import DecodeJob, Embedding
 from serve_app.core.settings import Compute
-from serve_app.core.types import Mask
+from serve_app.core.types import Mask, Prompt
 from serve_app.engines.devices import as_tensor, torch_dtype, use_threads
 from serve_app.engines.sam.frame import Frame
 from serve_app.engines.sam.postprocess import choose, postprocess_masks
-from serve_app.engines.sam.stages import MASKS, Stages, TorchStages
-from serve_app.engines.sam.tokens import pad_tokens, prompt_tokens
-from serve_app.engines.sam.two_way import ImageSide
+from serve_app.engines.sam.two_way import MASKS, ImageSide, TorchStages
+
+if TYPE_CHECKING:
+    from serve_app.engines.sam.stages_openvino import OpenVinoStages
 
 # The decoder's mask tokens: the first is for one unambiguous mask, three are for ambiguity.
 _SINGLE, _MULTI = (0,), (1, 2, 3)
@@ -53,20 +56,19 @@ class SamDecoder:
         pe = self._prompts.get_dense_pe().to(self._dtype)
         decoder = sam.mask_decoder.to(self._device, self._dtype)
         self._no_mask = self._prompts.no_mask_embed.weight[0][:, None, None].to(self._dtype)
-        self._stages: Stages
+        self._stages: TorchStages | OpenVinoStages
         if self._device.type == "cpu" and self._dtype is torch.float32:
             # Imported here: GPU engines do not need OpenVINO.
-            from serve_app.engines.openvino.traced import Graphs
             from serve_app.engines.sam.stages_openvino import OpenVinoStages
 
-            saved = Graphs(graphs, weights)
-            self._stages = OpenVinoStages(decoder, pe, compute.threads, saved)
+            self._stages = OpenVinoStages(decoder, pe, compute.threads, graphs, weights)
             # Torch does little here: its waiting threads would compete with OpenVINO's.
             self._torch_threads = 1
         else:
             self._stages = TorchStages(decoder, pe)
             self._torch_threads = compute.threads
-        self._sides: dict[int, tuple[Embedding, ImageSide]] = {}  # by identity, last used last
+        # By identity: while its embedding is referenced, no other object has its id.
+        self._sides: LRUCache[int, tuple[Embedding, ImageSide]] = LRUCache(_SIDES)
         self._lock = threading.Lock()
         self._postprocessing = ThreadPoolExecutor(compute.threads, "postprocess")
 
@@ -115,16 +117,12 @@ class SamDecoder:
             return self._project(job, self._prompts.mask_downscaling(mask)[0].to(self._dtype))
         key = id(job.embedding)
         with self._lock:
-            cached = self._sides.pop(key, None)
-            if cached is not None:
-                self._sides[key] = cached
-                return cached[1]
+            cached = self._sides.get(key)
+        if cached is not None:
+            return cached[1]
         side = self._project(job, self._no_mask)
         with self._lock:
-            # With the embedding itself: while it is referenced, no other object has its id.
             self._sides[key] = job.embedding, side
-            while len(self._sides) > _SIDES:
-                del self._sides[next(iter(self._sides))]
         return side
 
     def _project(self, job: DecodeJob, dense: Tensor) -> ImageSide:
@@ -137,7 +135,9 @@ class SamDecoder:
     ) -> Iterator[Future[tuple[Mask, ...]]]:
         """Each prompt's masks, postprocessed while the next chunk is computed."""
         frames = [Frame.of(j.embedding.height, j.embedding.width, "pad") for j in jobs]
-        tokens, padding = pad_tokens(prompt_tokens(self._prompts, [j.prompt for j in jobs], frames))
+        tokens, padding = _pad_tokens(
+            _prompt_tokens(self._prompts, [j.prompt for j in jobs], frames)
+        )
         iou, weights, keys = self._stages.attend(
             side, tokens.to(self._dtype), padding.to(self._dtype)
         )
@@ -153,9 +153,7 @@ class SamDecoder:
                     postprocess_masks, logits[i], scores[i, chosen[i]], frame, job.options
                 )
             else:
-                nothing: Future[tuple[Mask, ...]] = Future()
-                nothing.set_result(())
-                yield nothing
+                yield self._postprocessing.submit(tuple)
 
     def _upscale(
         self, keys: Tensor, weights: Tensor, chosen: Sequence[Sequence[int]]
@@ -171,3 +169,55 @@ class SamDecoder:
         # A copy: the next chunk would overwrite them before they are postprocessed.
         logits = self._stages.upscale(seen, picked).float().clone()
         return {i: logits[n, : len(chosen[i])] for n, i in enumerate(rows)}
+
+
+def _prompt_tokens(
+    encoder: PromptEncoder, prompts: Sequence[Prompt], frames: Sequence[Frame]
+) -> list[Tensor]:
+    """Each prompt's sparse tokens, ``(n, 256)`` with its own ``n``, equal to SAM's.
+
+    Points come first; without a box SAM adds one "not a point" token; a box adds its corners.
+    A prompt with only a mask has no token.
+    """
+    coords: list[Tensor] = []
+    labels: list[int] = []
+    lengths: list[int] = []
+    for prompt, frame in zip(prompts, frames, strict=True):
+        before = len(labels)
+        if prompt.point_coords is not None and prompt.point_labels is not None:
+            coords.append(torch.from_numpy(frame.to_input(prompt.point_coords)))
+            labels.extend(prompt.point_labels.tolist())
+            if prompt.box is None:
+                coords.append(torch.zeros((1, 2)))
+                labels.append(-1)
+        if prompt.box is not None:
+            coords.append(torch.from_numpy(frame.to_input(prompt.box.reshape(2, 2))))
+            labels.extend((2, 3))
+        lengths.append(len(labels) - before)
+    device = encoder.no_mask_embed.weight.device
+    if not labels:
+        return [torch.zeros((0, encoder.embed_dim), device=device) for _ in prompts]
+    # One positional encoding for all points of all prompts; +0.5 is SAM's pixel centre.
+    points = torch.cat(coords).to(device) + 0.5
+    kinds = torch.tensor(labels, device=device)
+    encoded = encoder.pe_layer.forward_with_coords(points[None], encoder.input_image_size)[0]
+    table = torch.cat(
+        [e.weight for e in encoder.point_embeddings] + [encoder.not_a_point_embed.weight]
+    )
+    encoded = torch.where((kinds == -1)[:, None], 0.0, encoded)
+    tokens = encoded + table[kinds]  # index -1 is the last row: "not a point"
+    return list(torch.split(tokens, lengths))
+
+
+def _pad_tokens(tokens: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Stack ragged token lists.
+
+    Returns:
+        ``(B, T, 256)`` tokens padded with zeros, and ``(B, T) float32`` to add to attention
+        scores: 0 where a token is real, minus infinity where it is padding.
+    """
+    padded = torch.nn.utils.rnn.pad_sequence(list(tokens), batch_first=True)
+    lengths = torch.tensor([len(t) for t in tokens], device=padded.device)
+    missing = torch.arange(padded.shape[1], device=padded.device)[None] >= lengths[:, None]
+    padding = torch.zeros(missing.shape, device=padded.device)
+    return padded, padding.masked_fill(missing, float("-inf"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from serve_app.core.inference import Embedding
 from serve_app.core.settings import Compute
 from serve_app.core.types import RgbArray
 from serve_app.engines.devices import torch_dtype, use_threads
-from serve_app.engines.sam.frame import Frame, as_input
+from serve_app.engines.sam.frame import model_input
 
 Run = Callable[[Tensor], Tensor]
 
@@ -42,15 +41,12 @@ class SamEncoder:
         # Convolutions are fastest in channels-last format, on CPUs and GPUs.
         encoder = sam.image_encoder.to(self._device, self._dtype, memory_format=torch.channels_last)
         self._run: Run = compiled_pass(encoder, self._device) if compiled else encoder
-        self._mean = sam.pixel_mean.flatten().cpu().numpy()
-        self._std = sam.pixel_std.flatten().cpu().numpy()
 
     @torch.inference_mode()
     def encode_batch(self, images: Sequence[RgbArray]) -> list[Embedding]:
         """Embed upright ``(H, W, 3) uint8`` images of any sizes in one pass."""
         use_threads(self._threads)
-        frames = [Frame.of(image.shape[0], image.shape[1], "pad").resize(image) for image in images]
-        inputs = torch.from_numpy(np.stack([as_input(f, self._mean, self._std) for f in frames]))
+        inputs = torch.from_numpy(np.concatenate([model_input(image, "pad") for image in images]))
         if self._compiled:
             # Pad to the next compiled batch size; the padding is removed below.
             padded = inputs.new_zeros((batch_sizes(len(images))[-1], *inputs.shape[1:]))
@@ -82,19 +78,12 @@ def compiled_pass(encoder: torch.nn.Module, device: torch.device) -> Run:
     return _Graphs(tuned)
 
 
-@dataclass(frozen=True, slots=True)
-class _Captured:
-    graph: torch.cuda.CUDAGraph
-    inputs: Tensor
-    outputs: Tensor
-
-
 class _Graphs:
     """A module as CUDA graphs, one for each batch size."""
 
     def __init__(self, module: Run) -> None:
         self._module = module
-        self._captured: dict[int, _Captured] = {}
+        self._captured: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
         self._lock = threading.Lock()
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -102,12 +91,13 @@ class _Graphs:
         with self._lock:
             if len(x) not in self._captured:
                 self._captured[len(x)] = self._capture(x)
-            captured = self._captured[len(x)]
-            captured.inputs.copy_(x)
-            captured.graph.replay()
-            return captured.outputs.clone()
+            graph, inputs, outputs = self._captured[len(x)]
+            inputs.copy_(x)
+            graph.replay()
+            return outputs.clone()
 
-    def _capture(self, x: Tensor) -> _Captured:
+    def _capture(self, x: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
+        """A graph for this batch size, and the buffers of its input and output."""
         inputs = x.clone(memory_format=torch.channels_last)
         side: Any = torch.cuda.Stream(x.device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(x.device))
@@ -118,4 +108,4 @@ class _Graphs:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             outputs = self._module(inputs)
-        return _Captured(graph, inputs, outputs)
+        return graph, inputs, outputs

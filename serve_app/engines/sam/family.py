@@ -6,10 +6,7 @@ from typing import Any
 
 from serve_app.core.ports import DecoderEngine, EncoderEngine
 from serve_app.core.settings import Compute, EngineName
-from serve_app.engines.family import Family, ReferenceModel, Segmentation, Weights
-
-_QUANTIZED_KEYS = frozenset({"encoder", "encoder_weights"})
-"""OpenVINO's files of an int8 encoder, beside the checkpoint."""
+from serve_app.engines.family import Family, Segmentation, Weights
 
 
 def _engines(architecture: str | None, quantized: bool) -> tuple[EngineName, ...]:
@@ -26,35 +23,24 @@ def _load_encoder(weights: Weights, engine: EngineName, compute: Compute) -> Enc
             weights.paths["checkpoint"], weights.hash, weights.graphs
         )
         return OpenVinoEncoder(graph, compute)
-    from serve_app.engines.devices import apply_compute
     from serve_app.engines.sam.encoder import SamEncoder
-    from serve_app.engines.sam.model import load_sam
 
-    apply_compute(compute)
-    sam = load_sam(str(weights.architecture), weights.paths["checkpoint"])
-    return SamEncoder(sam, compute, engine == "compiled")
+    return SamEncoder(_load_sam(weights, compute, with_encoder=True), compute, engine == "compiled")
 
 
 def _load_decoder(weights: Weights, compute: Compute) -> DecoderEngine:
-    from serve_app.engines.devices import apply_compute
     from serve_app.engines.sam.decoder import SamDecoder
-    from serve_app.engines.sam.model import load_sam
 
-    apply_compute(compute)
-    sam = load_sam(str(weights.architecture), weights.paths["checkpoint"], with_encoder=False)
+    sam = _load_sam(weights, compute, with_encoder=False)
     return SamDecoder(sam, compute, weights.graphs, weights.hash)
 
 
-def _load_reference(weights: Weights, device: str) -> ReferenceModel:
-    from serve_app.engines.sam.reference import SamReference
-
-    return SamReference(_load_original(weights, device))
-
-
-def _load_original(weights: Weights, device: str) -> Any:
+def _load_sam(weights: Weights, compute: Compute, with_encoder: bool) -> Any:
+    from serve_app.engines.devices import apply_compute
     from serve_app.engines.sam.model import load_sam
 
-    return load_sam(str(weights.architecture), weights.paths["checkpoint"]).to(device)
+    apply_compute(compute)
+    return load_sam(str(weights.architecture), weights.paths["checkpoint"], with_encoder)
 
 
 def _warm_up_sizes(engine: EngineName, most: int) -> tuple[int, ...]:
@@ -70,7 +56,7 @@ def _warm_up_sizes(engine: EngineName, most: int) -> tuple[int, ...]:
 SAM = Family(
     name="sam",
     file_keys=frozenset({"checkpoint"}),
-    quantized_keys=_QUANTIZED_KEYS,
+    quantized_keys=frozenset({"encoder", "encoder_weights"}),  # OpenVINO's files
     architectures=("vit_t", "vit_b", "vit_l", "vit_h"),
     segmentation=Segmentation(
         engines=_engines,
@@ -78,10 +64,6 @@ SAM = Family(
         embedding_shapes={"image_embed": (256, 64, 64)},
         load_encoder=_load_encoder,
         load_decoder=_load_decoder,
-        load_reference=_load_reference,
-        load_original=_load_original,
-        libraries=("serve_app.engines.sam.encoder", "serve_app.engines.sam.decoder"),
         warm_up_sizes=_warm_up_sizes,
-        can_quantize=lambda architecture: architecture == "vit_t",
     ),
 )

@@ -1,6 +1,6 @@
 """Mapping between an image's pixels and a model's square input of 1024 x 1024.
 
-`Frame` implements both resize modes (`serve_app.core.geometry.ResizeMode`) for prompts and masks.
+Both resize modes (`serve_app.core.geometry.ResizeMode`) are implemented here.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -19,6 +18,10 @@ from serve_app.core.geometry import ResizeMode
 from serve_app.core.types import LOW_RES, Float32Array, RgbArray
 
 IMAGE_SIZE = 1024
+
+# ImageNet's mean and deviation, in units of 0-255.
+_MEAN = np.array([123.675, 116.28, 103.53], dtype=np.float32)
+_STD = np.array([58.395, 57.12, 57.375], dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,20 +91,19 @@ class Frame:
         return F.interpolate(cells, pixels, mode="linear", align_corners=False)[0].T.contiguous()
 
 
-def as_input(
-    resized: RgbArray, mean: NDArray[np.float32], std: NDArray[np.float32]
-) -> Float32Array:
-    """Normalise a resized image and pad it with zeros.
+def model_input(image: RgbArray, resize_mode: ResizeMode) -> Float32Array:
+    """An image as an encoder's input: resized, normalised, padded with zeros.
 
     Args:
-        resized: ``(h, w, 3) uint8``, at most 1024 x 1024.
-        mean, std: of each channel, in units of 0-255.
+        image: ``(H, W, 3) uint8``, upright.
+        resize_mode: the model's.
 
     Returns:
-        ``(3, 1024, 1024) float32``.
+        ``(1, 3, 1024, 1024) float32``.
     """
-    canvas = np.zeros((3, IMAGE_SIZE, IMAGE_SIZE), dtype=np.float32)
-    height, width = resized.shape[:2]
-    normalised = (resized.astype(np.float32) - mean) / std
-    canvas[:, :height, :width] = normalised.transpose(2, 0, 1)
+    height, width = image.shape[:2]
+    resized = Frame.of(height, width, resize_mode).resize(image)
+    rows, columns = resized.shape[:2]
+    canvas = np.zeros((1, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=np.float32)
+    canvas[0, :, :rows, :columns] = ((resized.astype(np.float32) - _MEAN) / _STD).transpose(2, 0, 1)
     return canvas

@@ -15,20 +15,14 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from serve_app.engines.sam.checkpoint import read_checkpoint
-
-ARCHITECTURES = ("vit_t", "vit_b", "vit_l", "vit_h")
-
-IMAGE_SIZE = 1024
-"""Side of the square input of SAM's encoders, in pixels."""
+from serve_app.engines.sam.frame import IMAGE_SIZE
 
 
 class ChannelNorm(nn.LayerNorm):
-    """The neck's norm over channels, usable in half precision.
+    """The neck's norm over the channels of ``(B, C, H, W)``, usable in half precision.
 
     `segment_anything`'s own ``LayerNorm2d`` squares its input.  MobileSAM's neck has values
     above 256; their squares overflow float16.  Torch's LayerNorm sums in float32.
-
-    `forward` takes and returns ``(B, C, H, W)``.
     """
 
     def __init__(self) -> None:
@@ -73,11 +67,9 @@ def build_sam(architecture: str, with_encoder: bool = True) -> Sam:
     """A SAM with random weights, in evaluation mode.
 
     Args:
-        architecture: one of `ARCHITECTURES`.
+        architecture: ``vit_t``, ``vit_b``, ``vit_l`` or ``vit_h``.
         with_encoder: False for a process that only decodes: the encoder is 99 % of the weights.
     """
-    if architecture not in ARCHITECTURES:
-        raise ValueError(f"unknown SAM architecture {architecture!r}")
     if with_encoder and architecture != "vit_t":
         sam = sam_model_registry[architecture]()
         neck = sam.image_encoder.neck

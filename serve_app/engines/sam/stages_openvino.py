@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
 from segment_anything.modeling import MaskDecoder
-from torch import Tensor
+from torch import Tensor, nn
 
 from serve_app.engines.devices import as_tensor
-from serve_app.engines.openvino.runtime import Network
-from serve_app.engines.openvino.traced import Graphs
-from serve_app.engines.sam.stages import MASKS, Attended
-from serve_app.engines.sam.two_way import GRID, ImageSide, ProjectImage, TwoWay, Upscale
+from serve_app.engines.openvino import ov
+from serve_app.engines.openvino.runtime import Network, graph_name, load_or_build_graph
+from serve_app.engines.sam import two_way
+from serve_app.engines.sam.two_way import (
+    GRID,
+    MASKS,
+    Attended,
+    ImageSide,
+    ProjectImage,
+    TwoWay,
+    Upscale,
+)
 
 _USUAL_TOKENS = 2
 """A click and its "no box" token, or the two corners of a box."""
 
+_Shape = tuple[int, ...]
+
 
 class OpenVinoStages:
-    """OpenVINO on a CPU, in single precision.
+    """As `TorchStages`, by OpenVINO on a CPU, in single precision.
 
     A chunk has the prompts of one image, so that its first layer is shared without a copy.  Two
     prompts together take less time each than one alone; more only take more memory.
@@ -26,49 +41,41 @@ class OpenVinoStages:
     mixes_images = False
 
     def __init__(
-        self, decoder: MaskDecoder, image_pe: Tensor, threads: int, graphs: Graphs
+        self,
+        decoder: MaskDecoder,
+        image_pe: Tensor,
+        threads: int,
+        graphs: Path | None,
+        weights_hash: str,
     ) -> None:
         """Compile the three modules.
 
         Args:
             decoder, image_pe: as `ProjectImage` takes them; on the CPU.
             threads: CPU threads to use.
-            graphs: where traced graphs are saved.
+            graphs, weights_hash: as `traced_graph` takes them.
         """
+
+        def network(module: nn.Module, shapes: Sequence[_Shape], free: Sequence[_Shape]) -> Network:
+            return Network(traced_graph(module, shapes, free, graphs, weights_hash), threads)
+
         channels = image_pe.shape[1]
         positions, depth = GRID * GRID, channels // 8
         heads = decoder.transformer.layers[0].cross_attn_token_to_image.num_heads
         dim = channels // 2 // heads
         side = [(1, positions, channels), *[(1, heads, positions, dim)] * 3]
 
-        def prompts(count: int) -> list[tuple[int, ...]]:
+        def prompts(count: int) -> list[_Shape]:
             return [*side, (count, _USUAL_TOKENS, channels), (count, _USUAL_TOKENS)]
 
-        def finished(count: int) -> list[tuple[int, ...]]:
+        def finished(count: int) -> list[_Shape]:
             return [(count, positions, channels), (count, MASKS, depth)]
 
-        self._project = Network(
-            graphs.get(
-                ProjectImage,
-                lambda: ProjectImage(decoder, image_pe),
-                [tuple(image_pe.shape)],
-                [()],
-            ),
-            threads,
+        self._project = network(ProjectImage(decoder, image_pe), [tuple(image_pe.shape)], [()])
+        self._attend = network(
+            TwoWay(decoder, image_pe), prompts(self.chunk), [(), (), (), (), (0, 1), (0, 1)]
         )
-        self._attend = Network(
-            graphs.get(
-                TwoWay,
-                lambda: TwoWay(decoder, image_pe),
-                prompts(self.chunk),
-                [(), (), (), (), (0, 1), (0, 1)],
-            ),
-            threads,
-        )
-        self._upscale = Network(
-            graphs.get(Upscale, lambda: Upscale(decoder), finished(self.chunk), [(0,), (0,)]),
-            threads,
-        )
+        self._upscale = network(Upscale(decoder), finished(self.chunk), [(0,), (0,)])
         for count in (1, self.chunk):
             self._attend.specialize(prompts(count))
             self._upscale.specialize(finished(count))
@@ -82,6 +89,46 @@ class OpenVinoStages:
 
     def upscale(self, keys: Tensor, weights: Tensor) -> Tensor:
         return _run(self._upscale, keys, weights)[0]
+
+
+def traced_graph(
+    module: nn.Module,
+    shapes: Sequence[_Shape],
+    free: Sequence[_Shape],
+    graphs: Path | None,
+    weights_hash: str,
+) -> ov.Model:
+    """A module of `serve_app.engines.sam.two_way` as a graph, traced or read from a folder.
+
+    Tracing takes seconds and hundreds of megabytes; a saved graph is mapped into memory in
+    milliseconds.
+
+    Args:
+        module: its inputs are float32 tensors.
+        shapes: example shapes of the inputs.
+        free: the axes of variable length, for each input.
+        graphs: the folder of saved graphs; None, or one that cannot be written: always traced.
+        weights_hash: of the model.
+    """
+    if graphs is None:
+        return _trace(module, shapes, free)
+    parts = [weights_hash, type(module).__name__, repr((shapes, free))]
+    name = graph_name(parts, Path(two_way.__file__), ("torch", "segment-anything"))
+    return load_or_build_graph(graphs / name, lambda: _trace(module, shapes, free))
+
+
+def _trace(module: nn.Module, shapes: Sequence[_Shape], free: Sequence[_Shape]) -> ov.Model:
+    with torch.no_grad(), warnings.catch_warnings():
+        # torch announces that tracing is deprecated; the conversion is OpenVINO's.
+        warnings.simplefilter("ignore", FutureWarning)
+        example = tuple(torch.zeros(shape) for shape in shapes)
+        model = ov.convert_model(module.eval(), example_input=example)
+    lengths = [list(shape) for shape in shapes]
+    for shape, axes in zip(lengths, free, strict=True):
+        for axis in axes:
+            shape[axis] = -1
+    model.reshape(dict(enumerate(map(ov.PartialShape, lengths))))
+    return model
 
 
 def _run(network: Network, *tensors: Tensor) -> list[Tensor]:

@@ -18,13 +18,12 @@ Prompts are padded to the longest; padding is masked out of every softmax over t
 result equals that of the prompt alone.
 
 Shapes: I images, B prompts, T tokens, N = 4,096 positions, C = 256 channels, H = 8 heads of
-D = 16.  The modules are plain tensor programs: torch runs and compiles them, other engines trace
-them (`serve_app.engines.sam.stages`).
+D = 16.  The modules are plain tensor programs: `TorchStages` runs them, other engines trace them.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from segment_anything.modeling import MaskDecoder
@@ -34,6 +33,12 @@ from torch.nn import functional as F
 
 GRID = 64
 """Side of the image embedding, in cells."""
+
+Attended = tuple[Tensor, Tensor, Tensor]
+"""Predicted IoU, mask weights and image positions, as `TwoWay` returns them."""
+
+MASKS = 3
+"""Masks upscaled per prompt, always three: it costs little more, and one shape is compiled."""
 
 
 class ImageSide(NamedTuple):
@@ -54,25 +59,19 @@ class ImageSide(NamedTuple):
 class _Cross(nn.Module):
     """One cross attention, its weights cut into heads."""
 
-    q_weight: Tensor
-    k_weight: Tensor
-    v_weight: Tensor
-    q_bias: Tensor
-    out_weight: Tensor
-    inner: Any
-
     def __init__(self, attention: Attention) -> None:
         super().__init__()
         self.heads = attention.num_heads
         self.dim = attention.internal_dim // attention.num_heads
         self.scale = self.dim**-0.5
-        self.inner = attention
-        for name in ("q", "k", "v"):
-            weight = getattr(attention, f"{name}_proj").weight
-            self.register_buffer(f"{name}_weight", weight.view(self.heads, self.dim, -1))
-        self.register_buffer("q_bias", attention.q_proj.bias.view(self.heads, 1, self.dim))
+        self.inner: Any = attention
+        self.q_weight, self.k_weight, self.v_weight = (
+            nn.Buffer(projection.weight.view(self.heads, self.dim, -1))
+            for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        self.q_bias = nn.Buffer(attention.q_proj.bias.view(self.heads, 1, self.dim))
         out = attention.out_proj.weight.view(-1, self.heads, self.dim)
-        self.register_buffer("out_weight", out.permute(1, 2, 0).contiguous())
+        self.out_weight = nn.Buffer(out.permute(1, 2, 0).contiguous())
 
     def split(self, x: Tensor) -> Tensor:
         """``(B, n, H * D)`` to ``(B, H, n, D)``."""
@@ -159,8 +158,6 @@ def _self_attend(block: TwoWayAttentionBlock, x: Tensor, v: Tensor, padding: Ten
 class ProjectImage(nn.Module):
     """``(I, C, 64, 64)`` embedding plus dense prompt to an `ImageSide`; once per image."""
 
-    pe: Tensor
-
     def __init__(self, decoder: MaskDecoder, image_pe: Tensor) -> None:
         """Wrap a decoder's weights.
 
@@ -172,7 +169,7 @@ class ProjectImage(nn.Module):
         block = decoder.transformer.layers[0]
         self.to_image = _Cross(block.cross_attn_token_to_image)
         self.to_tokens = _Cross(block.cross_attn_image_to_token)
-        self.register_buffer("pe", _positions(image_pe))
+        self.pe = nn.Buffer(_positions(image_pe))
 
     def forward(self, dense: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         keys = _positions(dense)
@@ -191,29 +188,18 @@ def _positions(grid: Tensor) -> Tensor:
 class TwoWay(nn.Module):
     """The two-way transformer, and the heads that read its tokens."""
 
-    pe: Tensor
-    outputs: Tensor
-    transformer: Any
-    iou_head: Any
-    to_image: Any
-    to_tokens: Any
-
     def __init__(self, decoder: MaskDecoder, image_pe: Tensor) -> None:
         """As `ProjectImage`."""
         super().__init__()
-        self.transformer = decoder.transformer
-        self.iou_head = decoder.iou_prediction_head
+        self.transformer: Any = decoder.transformer
+        self.iou_head: Any = decoder.iou_prediction_head
         self.hypernetworks = decoder.output_hypernetworks_mlps
-        self.to_image = nn.ModuleList(
-            _Cross(b.cross_attn_token_to_image) for b in decoder.transformer.layers
-        )
-        self.to_tokens = nn.ModuleList(
-            _Cross(b.cross_attn_image_to_token) for b in decoder.transformer.layers
-        )
+        layers = decoder.transformer.layers
+        self.to_image: Any = nn.ModuleList(_Cross(b.cross_attn_token_to_image) for b in layers)
+        self.to_tokens: Any = nn.ModuleList(_Cross(b.cross_attn_image_to_token) for b in layers)
         self.final = _Cross(decoder.transformer.final_attn_token_to_image)
-        self.register_buffer("pe", _positions(image_pe))
-        outputs = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-        self.register_buffer("outputs", outputs)
+        self.pe = nn.Buffer(_positions(image_pe))
+        self.outputs = nn.Buffer(torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]))
 
     def forward(
         self, keys: Tensor, k: Tensor, v: Tensor, q: Tensor, prompts: Tensor, padding: Tensor
@@ -259,20 +245,16 @@ class TwoWay(nn.Module):
 class Upscale(nn.Module):
     """Finished image positions and mask weights to low-resolution logits."""
 
-    first: Tensor
-    first_bias: Tensor
-    second: Tensor
-    second_bias: Tensor
-    norm: Any
-
     def __init__(self, decoder: MaskDecoder) -> None:
         """As `ProjectImage`."""
         super().__init__()
-        first, self.norm, _, second, _ = decoder.output_upscaling
-        for name, convolution in (("first", first), ("second", second)):
-            weight = convolution.weight.permute(0, 2, 3, 1)
-            self.register_buffer(name, weight.reshape(len(weight), -1).contiguous())
-            self.register_buffer(f"{name}_bias", convolution.bias.repeat(4))
+        first, norm, _, second, _ = decoder.output_upscaling
+        self.norm: Any = norm
+        self.first, self.second = (
+            nn.Buffer(c.weight.permute(0, 2, 3, 1).flatten(1).contiguous()) for c in (first, second)
+        )
+        self.first_bias = nn.Buffer(first.bias.repeat(4))
+        self.second_bias = nn.Buffer(second.bias.repeat(4))
 
     def forward(self, keys: Tensor, weights: Tensor) -> Tensor:
         """Upscale and weigh.
@@ -297,3 +279,36 @@ class Upscale(nn.Module):
         logits = logits.view(batch, wanted, GRID, GRID, 2, 2, 2, 2)
         logits = logits.permute(0, 1, 2, 4, 6, 3, 5, 7)
         return logits.reshape(batch, wanted, GRID * 4, GRID * 4)
+
+
+class TorchStages:
+    """The three modules run by eager torch, on any device.
+
+    On CPUs `serve_app.engines.sam.stages_openvino` is faster.
+
+    On a GPU a chunk has many prompts, of any images.  On a CPU it has one: a second prompt's
+    activations (4 MiB each) would evict the first one's from the CPU cache.
+
+    Attributes:
+        chunk: the most efficient number of prompts in one pass.
+        mixes_images: prompts of different images may share a chunk.
+    """
+
+    def __init__(self, decoder: MaskDecoder, image_pe: Tensor) -> None:
+        self.mixes_images = image_pe.device.type == "cuda"
+        self.chunk = 64 if self.mixes_images else 1
+        self._project = ProjectImage(decoder, image_pe)
+        self._attend = TwoWay(decoder, image_pe)
+        self._upscale = Upscale(decoder)
+
+    def project(self, dense: Tensor) -> ImageSide:
+        """As `ProjectImage`."""
+        return ImageSide(*self._project(dense))
+
+    def attend(self, side: ImageSide, prompts: Tensor, padding: Tensor) -> Attended:
+        """As `TwoWay`; the result is valid until the same thread's next call."""
+        return cast(Attended, self._attend(*side, prompts, padding))
+
+    def upscale(self, keys: Tensor, weights: Tensor) -> Tensor:
+        """As `Upscale`, of `MASKS` masks each; valid until the same thread's next call."""
+        return cast(Tensor, self._upscale(keys, weights))

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from serve_app.core.ports import DecoderEngine, EncoderEngine
 from serve_app.core.settings import Compute, EngineName
-from serve_app.engines.family import Family, ReferenceModel, Segmentation, Weights
-
-
-def _engines(architecture: str | None, quantized: bool) -> tuple[EngineName, ...]:
-    return ("onnxruntime",)
+from serve_app.engines.family import Family, Segmentation, Weights
 
 
 def _load_encoder(weights: Weights, engine: EngineName, compute: Compute) -> EncoderEngine:
@@ -25,17 +21,11 @@ def _load_decoder(weights: Weights, compute: Compute) -> DecoderEngine:
     return Sam2OnnxDecoder(weights.paths["decoder"], compute)
 
 
-def _load_reference(weights: Weights, device: str) -> ReferenceModel:
-    from serve_app.engines.sam2.reference import Sam2Reference
-
-    return Sam2Reference(weights.paths["encoder"], weights.paths["decoder"])
-
-
 SAM2_ONNX = Family(
     name="sam2_onnx",
     file_keys=frozenset({"encoder", "decoder"}),
     segmentation=Segmentation(
-        engines=_engines,
+        engines=lambda architecture, quantized: ("onnxruntime",),
         resize_mode="stretch",
         embedding_shapes={
             "image_embed": (256, 64, 64),
@@ -44,8 +34,6 @@ SAM2_ONNX = Family(
         },
         load_encoder=_load_encoder,
         load_decoder=_load_decoder,
-        load_reference=_load_reference,
-        libraries=("serve_app.engines.devices", "serve_app.engines.sam2.onnx"),
         dtypes=frozenset({"float32"}),
         memory_fraction=False,
     ),

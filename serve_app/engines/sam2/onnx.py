@@ -23,21 +23,13 @@ from torch import Tensor
 from serve_app.core.geometry import box_iou
 from serve_app.core.inference import DecodeJob, Embedding
 from serve_app.core.settings import Compute
-from serve_app.core.types import LOW_RES, Float32Array, Mask, Prompt, RgbArray
+from serve_app.core.types import LOW_RES, Float32Array, Mask, RgbArray
 from serve_app.engines.devices import use_threads
-from serve_app.engines.sam.frame import IMAGE_SIZE, Frame, as_input
-from serve_app.engines.sam.postprocess import choose, postprocess_masks
-from serve_app.engines.sam.threshold import threshold_mask
-
-# ImageNet's mean and deviation, in units of 0-255.
-_MEAN = np.array([123.675, 116.28, 103.53], dtype=np.float32)
-_STD = np.array([58.395, 57.12, 57.375], dtype=np.float32)
+from serve_app.engines.sam.frame import IMAGE_SIZE, Frame, model_input
+from serve_app.engines.sam.postprocess import choose, postprocess_masks, threshold_mask
 
 _OUTPUTS = ("high_res_feats_0", "high_res_feats_1", "image_embed")
 _MASKS = (0, 1, 2)
-
-_CPU_CHUNK = 4
-_GPU_CHUNK = 64
 
 
 def _session(model: Path, compute: Compute) -> onnxruntime.InferenceSession:
@@ -62,23 +54,17 @@ class Sam2OnnxEncoder:
         return [self._encode(image) for image in images]
 
     def _encode(self, image: RgbArray) -> Embedding:
-        height, width = image.shape[:2]
-        resized = Frame.of(height, width, "stretch").resize(image)
-        tensor = as_input(resized, _MEAN, _STD)[None]
-        values = self._session.run(list(_OUTPUTS), {"image": tensor})
+        values = self._session.run(list(_OUTPUTS), {"image": model_input(image, "stretch")})
         tensors = {name: value[0] for name, value in zip(_OUTPUTS, values, strict=True)}
-        return Embedding(tensors, height=height, width=width)
+        return Embedding(tensors, height=image.shape[0], width=image.shape[1])
 
 
 class Sam2OnnxDecoder:
-    """SAM 2's prompt encoder and mask decoder.
-
-    A prompt takes about 40 MB while it is decoded, so groups are split into chunks.
-    """
+    """SAM 2's prompt encoder and mask decoder, in chunks: a prompt takes 40 MB in a pass."""
 
     def __init__(self, model: Path, compute: Compute) -> None:
         self._session = _session(model, compute)
-        self._chunk = _CPU_CHUNK if compute.device == "cpu" else _GPU_CHUNK
+        self._chunk = 4 if compute.device == "cpu" else 64
 
     def decode_batch(self, jobs: Sequence[DecodeJob]) -> list[tuple[Mask, ...]]:
         """Masks for each job at its image's full size; independent of the batch's other jobs."""
@@ -153,7 +139,7 @@ def _points(job: DecodeJob) -> tuple[Float32Array, Float32Array]:
     A box is its two corners, labelled 2 and 3, before the points; a mask alone needs one padding
     point (label -1).
     """
-    prompt: Prompt = job.prompt
+    prompt = job.prompt
     frame = Frame.of(job.embedding.height, job.embedding.width, "stretch")
     coords: list[Float32Array] = []
     labels: list[float] = []

@@ -17,17 +17,13 @@ def _load(weights: Weights | None, settings: TextSettings, offline: bool) -> Tex
 
     if settings.compute.device != "cpu":
         log.warning("the labels engine runs on the CPU; its share of a GPU is not used")
-    # `_model` always names a model.
+    # `model` below always names one.
     folder = cast(Weights, weights).paths["config"].parent
     return LabelsScorer(folder, settings.labels, settings.compute.threads)
-
-
-def _model(settings: TextSettings) -> str | None:
-    return settings.labels.model
 
 
 SENTENCE_TRANSFORMER = Family(
     name="sentence_transformer",
     file_keys=None,
-    text=TextScoring(engine="labels", model=_model, load=_load),
+    text=TextScoring(engine="labels", model=lambda settings: settings.labels.model, load=_load),
 )

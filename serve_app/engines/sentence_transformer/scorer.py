@@ -109,13 +109,7 @@ class LabelsScorer:
     def score(
         self, pixels: RgbArray, candidates: Sequence[Candidate], texts: Sequence[str]
     ) -> TextScores:
-        """Score each text against each candidate's label.
-
-        Args:
-            pixels: the image, not used.
-            candidates: with labels and objectness, from a detector.
-            texts: words or short phrases.
-        """
+        """See `TextScoringEngine.score`; candidates have a detector's labels and objectness."""
         labels = sorted({c.label for c in candidates if c.label is not None})
         scores = np.zeros((len(texts), len(candidates)), np.float32)
         if labels and texts:

@@ -1,25 +1,61 @@
-"""SAM 2 in plain onnxruntime sessions: the reference for variants of this family."""
+"""Models by their authors' library or a plain runtime, with which variants are compared."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 from PIL import Image
+from segment_anything import SamPredictor
+from segment_anything.modeling import Sam
 from torch.nn import functional as F
 
 from serve_app.core.geometry import box_iou, tight_box
 from serve_app.core.types import LOW_RES, BoolArray, Prompt, RgbArray
-from serve_app.engines.family import Tensors
+from serve_tools.references.families import Tensors
 
 _SIDE = 1024
 
 
+class SamReference:
+    """`segment_anything.SamPredictor`, eager and in single precision, prompt by prompt."""
+
+    name = "segment_anything"
+
+    def __init__(self, sam: Sam) -> None:
+        self._predictor = SamPredictor(sam)
+
+    @torch.inference_mode()
+    def predict(
+        self, pixels: RgbArray, prompts: Sequence[Prompt]
+    ) -> tuple[Tensors, list[BoolArray]]:
+        """See `ReferenceModel.predict`."""
+        self._predictor.set_image(pixels)
+        tensors = {"image_embed": self._predictor.get_image_embedding()[0].cpu().numpy()}
+        masks = [
+            self._predictor.predict(
+                point_coords=_writable(prompt.point_coords),
+                point_labels=_writable(prompt.point_labels),
+                box=_writable(prompt.box),
+                multimask_output=prompt.multimask_output,
+            )[0]
+            for prompt in prompts
+        ]
+        return tensors, masks
+
+
+def _writable(array: NDArray[Any] | None) -> NDArray[Any] | None:
+    """A copy: torch warns of a prompt's arrays, which are read-only."""
+    return None if array is None else array.copy()
+
+
 class Sam2Reference:
-    """SAM 2's files on the CPU, prompt by prompt."""
+    """SAM 2's files in plain onnxruntime sessions on the CPU, prompt by prompt."""
 
     name = "onnxruntime"
 
@@ -34,7 +70,7 @@ class Sam2Reference:
     def predict(
         self, pixels: RgbArray, prompts: Sequence[Prompt]
     ) -> tuple[Tensors, list[BoolArray]]:
-        """See `serve_app.engines.family.ReferenceModel.predict`."""
+        """See `ReferenceModel.predict`."""
         image = Image.fromarray(pixels).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
         values = np.asarray(image, np.float32) / 255
         # ImageNet's mean and deviation.
