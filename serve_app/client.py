@@ -39,18 +39,12 @@ _SPREAD = 0.25
 """Jitter, as a share of the wait: clients rejected together do not all retry together."""
 
 
-class Unreachable(SamServeError):
+class Unreachable(SamServeError, code="unreachable", status=503):
     """No response: wrong address, refused connection, or this client's timeout."""
 
-    code = "unreachable"
-    status = 503
 
-
-class UnexpectedResponse(SamServeError):
+class UnexpectedResponse(SamServeError, code="unexpected_answer", status=502):
     """The response does not follow this interface: the address may be another server's."""
-
-    code = "unexpected_answer"
-    status = 502
 
 
 class HttpService:

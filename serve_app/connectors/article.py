@@ -194,11 +194,7 @@ def _file(content: bytes) -> bytes:
 
 
 async def _segment(
-    service: SegmentationService,
-    limits: Limits,
-    file: bytes,
-    variant: str,
-    prompt: dict[str, Any],
+    service: SegmentationService, limits: Limits, file: bytes, variant: str, prompt: dict[str, Any]
 ) -> SegmentResult:
     """Segment one image with one prompt; without one, at its centre."""
     try:

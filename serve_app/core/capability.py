@@ -1,6 +1,6 @@
 """What a capability is: a request model, a result model, a cost for the router, and a run.
 
-A capability is one folder under `serve_app.capabilities` and one line of its registry.  Routes,
+A capability is one module under `serve_app.capabilities` and one line of its registry.  Routes,
 form fields, the OpenAPI document, the client, limits, deadlines, metrics and the audit log come
 from what is declared here.
 """

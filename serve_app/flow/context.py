@@ -1,23 +1,27 @@
-"""What a capability's run works with: the chosen variant, the other deployments, the time."""
+"""What a capability's run works with: the chosen variant, the cascade, the other deployments."""
 
 from __future__ import annotations
 
-import math
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 from serve_app.core.capability import Escalation, Image, Masks
+from serve_app.core.deadline import time_limit
 from serve_app.core.errors import UnknownImage
 from serve_app.core.inference import DecodeOptions, Prediction, Proposal
 from serve_app.core.ports import Predictor, Proposer, TextScorer
 from serve_app.core.types import CacheTier, Prompt, ProposalSource, RgbArray
-from serve_app.flow.cascade import Cascade
 from serve_app.images.store import ImageRef
+from serve_app.routing.cascade import select_for_escalation, should_replace
+from serve_app.routing.dispatcher import Dispatcher
 from serve_app.routing.load_tracker import LoadTracker
 from serve_app.telemetry.context import span
-from serve_app.telemetry.metrics import STAGE_SECONDS
+from serve_app.telemetry.metrics import ESCALATIONS, STAGE_SECONDS
+
+log = logging.getLogger(__name__)
 
 
 class Timings:
@@ -66,7 +70,7 @@ class VariantSession:
         predictor: Predictor,
         load_tracker: LoadTracker,
         timings: Timings,
-        return_logits: bool = False,
+        return_logits: bool,
     ) -> None:
         self.variant = variant
         self.cache: CacheTier | None = None
@@ -129,9 +133,10 @@ class RunContext:
     Args:
         image: of the request.
         session: of the chosen variant.
+        second: of the cascade's second variant; None: the request allows none.
         proposer, scorer: the other deployments.
         timings: of the request.
-        cascade: improves unsure masks; None: the request allows no second variant.
+        dispatcher: which prompts are escalated, and what the second variant would take.
         respond_by: gives the instant of ``time.monotonic`` at which the response must leave, as
             seen when it is called.
     """
@@ -140,18 +145,20 @@ class RunContext:
         self,
         image: ImageRef,
         session: VariantSession,
+        second: VariantSession | None,
         proposer: Proposer,
         scorer: TextScorer | None,
         timings: Timings,
-        cascade: Cascade | None = None,
-        respond_by: Callable[[], float] = lambda: math.inf,
+        dispatcher: Dispatcher,
+        respond_by: Callable[[], float],
     ) -> None:
         self.image = image
         self.scorer = scorer
         self.stage = timings.stage
         self._session = session
+        self._second = second
         self._proposer = proposer
-        self._cascade = cascade
+        self._dispatcher = dispatcher
         self._respond_by = respond_by
 
     async def predict(
@@ -169,7 +176,52 @@ class RunContext:
         return await self._proposer.propose(pixels, size, source, points_per_side)
 
     async def escalate(self, prompts: Sequence[Prompt], masks: Masks) -> Escalation:
-        """Send prompts with unsure masks to the second variant, if there is time."""
-        if self._cascade is None:
+        """Replace masks of unsure prompts where the second variant's are better, if time allows."""
+        if self._second is None:
             return Escalation(masks=masks)
-        return await self._cascade.improve(self.image, prompts, masks, self._respond_by())
+        image, second = self.image, self._second.variant
+        rules = self._dispatcher.escalation(self._session.variant, second)
+        router = self._dispatcher.router
+        now = self._dispatcher.variant_state(second, image.id)
+        picked = select_for_escalation(
+            prompts, masks, rules, share=router.cascade_share, cached=now.cached
+        )
+        if not picked:
+            return Escalation(masks=masks)
+        left_ms = (self._respond_by() - time.monotonic()) * 1e3
+        unsure = f"unsure of {len(picked)} of {len(prompts)} prompts"
+        needed_ms = self._dispatcher.expected_ms(second, image.id, len(picked))
+        if needed_ms > left_ms:
+            if router.cascade_scales_from_zero and now.scaled_to_zero:
+                self._dispatcher.scale_from_zero(second)
+            ESCALATIONS.inc(outcome="no_time")
+            note = f"{unsure}, but {second} would take {needed_ms:.0f} ms more"
+            return Escalation(masks=masks, note=note, degraded=True)
+        try:
+            # The first masks are there already: no error or delay of the second may lose them.
+            async with time_limit(left_ms / 1e3):
+                again = await self._second.predict(
+                    image, [prompts[i] for i in picked], DecodeOptions()
+                )
+        except UnknownImage:
+            ESCALATIONS.inc(outcome="failed")
+            note = f"{unsure}, but the image is no longer kept for {second}"
+            return Escalation(masks=masks, note=note)
+        except Exception:
+            ESCALATIONS.inc(outcome="failed")
+            log.warning("the cascade's second variant failed or timed out", exc_info=True)
+            note = f"{unsure}, but {second} did not respond in time"
+            return Escalation(masks=masks, sent=len(picked), note=note, degraded=True)
+        ESCALATIONS.inc(outcome="answered")
+        merged, replaced = list(masks), set()
+        for index, of_second in zip(picked, again, strict=True):
+            if should_replace(prompts[index], masks[index], of_second, rules):
+                merged[index] = of_second
+                replaced.add(index)
+        return Escalation(
+            masks=tuple(merged),
+            replaced=frozenset(replaced),
+            variant=second,
+            sent=len(picked),
+            note=f"{unsure}, escalated to {second}, {len(replaced)} of its masks kept",
+        )

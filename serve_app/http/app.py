@@ -14,11 +14,7 @@ from serve_app.core.settings import SecuritySettings
 from serve_app.http.docs import SamApi
 from serve_app.http.errors import ErrorEnvelope, register_exception_handlers
 from serve_app.http.gate import GateMiddleware, InFlightTracker
-from serve_app.http.middleware import (
-    AuditLogMiddleware,
-    BodyLimitMiddleware,
-    SlowClientMiddleware,
-)
+from serve_app.http.middleware import AuditLogMiddleware, BodyLimitMiddleware, SlowClientMiddleware
 from serve_app.http.routes_service import service_router
 from serve_app.http.routes_v1 import v1_router
 

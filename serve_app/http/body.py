@@ -328,8 +328,7 @@ def check_values(
         )
     if containers + commas > limits.max_json_values:
         raise InvalidRequest(
-            f"the JSON has more than {limits.max_json_values} values; send masks as base64",
-            field,
+            f"the JSON has more than {limits.max_json_values} values; send masks as base64", field
         )
 
 

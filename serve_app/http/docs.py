@@ -243,8 +243,7 @@ class SamApi(FastAPI):
         bodies = [request_body(body_name(route), found) for route, found in routes.items()]
         models: list[type[BaseModel]] = [*bodies, EmbedFields, BatchBody]
         _, requests = models_json_schema(
-            [(model, "validation") for model in models],
-            ref_template=_REF,
+            [(model, "validation") for model in models], ref_template=_REF
         )
         results = list(dict.fromkeys(c.result for c in self._capabilities.values()))
         kinds = (SegmentResult, EmbedResult, Mask, PromptResult, Feature, BatchLine, *results)

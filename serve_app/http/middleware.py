@@ -24,12 +24,7 @@ from serve_app.core.errors import BodyTimeout, InternalError
 from serve_app.core.limits import Limits
 from serve_app.http.errors import count_rejection, error_response, unexpected_error
 from serve_app.http.gate import too_large
-from serve_app.http.request_info import (
-    NONE,
-    PROBES,
-    UNKNOWN_ROUTE,
-    RequestInfo,
-)
+from serve_app.http.request_info import NONE, PROBES, UNKNOWN_ROUTE, RequestInfo
 from serve_app.telemetry.context import current_request_id, rename_request
 from serve_app.telemetry.metrics import REQUEST_SECONDS, REQUESTS, REQUESTS_IN_FLIGHT
 

@@ -28,8 +28,7 @@ class ImageFields(Wire):
         None, description="the image file as base64, or as a `data:` URL; URLs are never fetched"
     )
     image_id: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(
-        None,
-        description="the `image_id` of an earlier response, instead of the image",
+        None, description="the `image_id` of an earlier response, instead of the image"
     )
 
 
@@ -43,7 +42,7 @@ class EmbedFields(ImageFields):
 
 def _format(value: Any) -> str:
     if not isinstance(value, str) or value not in FORMATS:
-        raise fault(UnknownFormat.code, f"format must be one of {', '.join(FORMATS)}")
+        raise fault(UnknownFormat, f"format must be one of {', '.join(FORMATS)}")
     return value
 
 

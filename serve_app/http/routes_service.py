@@ -18,9 +18,7 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def service_router(
-    service: SegmentationService,
-    metrics: Callable[[], Awaitable[bytes]],
-    tracker: InFlightTracker,
+    service: SegmentationService, metrics: Callable[[], Awaitable[bytes]], tracker: InFlightTracker
 ) -> APIRouter:
     """Return the routes ``/healthz``, ``/readyz`` and ``/metrics``."""
     router = APIRouter(tags=["service"])

@@ -232,12 +232,7 @@ class _Calls:
         return await receive(request, self._limits, file_field, self._body, self._capabilities)
 
     async def _line(
-        self,
-        timeout_s: float | None,
-        request_id: str,
-        index: int,
-        members: Any,
-        file: bytes | None,
+        self, timeout_s: float | None, request_id: str, index: int, members: Any, file: bytes | None
     ) -> bytes:
         """An item's line; an error of the item is reported in it."""
         started = time.perf_counter()

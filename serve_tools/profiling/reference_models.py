@@ -15,7 +15,6 @@ from serve_app.core.settings import GraphSettings
 from serve_app.core.types import BoolArray, Prompt, RgbArray
 from serve_app.engines.family import ReferenceModel, Tensors
 from serve_app.models.factory import ModelSource
-from serve_app.profiles.variants import encoder_compute
 from serve_tools.profiling.engines import load_variant
 
 
@@ -44,4 +43,4 @@ def load_reference(settings: GraphSettings, variant: str, source: ModelSource) -
     chosen = settings.variants[variant]
     if chosen.reference is not None:
         return VariantReference(settings, chosen.reference, source)
-    return source.load_reference(chosen.model, encoder_compute(chosen).device)
+    return source.load_reference(chosen.model, chosen.encoder_compute.device)
