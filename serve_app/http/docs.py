@@ -13,37 +13,77 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from pydantic.json_schema import models_json_schema
+from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from serve_app.core.capability import Capabilities
+from serve_app.core.errors import (
+    BodyTimeout,
+    DeadlineExceeded,
+    HintsUnmet,
+    ImageTooLarge,
+    InternalError,
+    InvalidImage,
+    InvalidPrompt,
+    InvalidRequest,
+    Overloaded,
+    PayloadTooLarge,
+    RateLimited,
+    ReplicaLost,
+    SamServeError,
+    ShuttingDown,
+    TextUnavailable,
+    TooManyPrompts,
+    Unauthorized,
+    UnknownFormat,
+    UnknownImage,
+    UnknownVariant,
+    WeightsUnavailable,
+)
 from serve_app.core.types import EmbedResult, Mask, PromptResult, SegmentResult
-from serve_app.http.body import TIMEOUT_HEADER, form_readers
-from serve_app.http.errors import ErrorBody
+from serve_app.http.body import TIMEOUT_HEADER, form_fields
+from serve_app.http.errors import RETRYABLE, ErrorBody, ErrorEnvelope
 from serve_app.http.formats import GEOJSON_TYPE, JSON_TYPE, NPZ_TYPE
 from serve_app.http.gate import KEY_HEADER
 from serve_app.http.request_info import PROBES
 from serve_app.http.requests import BatchBody, EmbedFields, request_body
+from serve_app.http.stream import NdjsonResponse
 
 _REF = "#/components/schemas/{model}"
 _FILE = {"type": "string", "format": "binary", "description": "an image file"}
+_FILES: dict[str, Any] = {"type": "array", "items": _FILE, "minItems": 1}
 
-SEGMENT_EXAMPLES: dict[str, Any] = {
+_EXAMPLES: dict[str, dict[str, Any]] = {
     "a point": {
-        "value": {
-            "image_id": "640x480-5d41…",
-            "prompts": [{"point_coords": [[320, 240]], "point_labels": [1]}],
-        }
+        "image_id": "640x480-5d41…",
+        "prompts": [{"point_coords": [[320, 240]], "point_labels": [1]}],
     },
     "boxes": {
-        "value": {
-            "image_id": "640x480-5d41…",
-            "prompts": [{"box": [10, 20, 200, 300]}, {"box": [220, 40, 400, 310]}],
-            "multimask_output": False,
-            "format": "polygon",
-        }
+        "image_id": "640x480-5d41…",
+        "prompts": [{"box": [10, 20, 200, 300]}, {"box": [220, 40, 400, 310]}],
+        "multimask_output": False,
+        "format": "polygon",
     },
-    "texts": {"value": {"image_id": "640x480-5d41…", "text": ["dog", "red car"]}},
-    "everything": {"value": {"image_id": "640x480-5d41…", "everything": {"points_per_side": 16}}},
+    "texts": {"image_id": "640x480-5d41…", "text": ["dog", "red car"]},
+    "everything": {"image_id": "640x480-5d41…", "everything": {"points_per_side": 16}},
+}
+"""Requests; a route has those of which it has all members."""
+
+WORK = (Overloaded, ReplicaLost, WeightsUnavailable, DeadlineExceeded)
+"""Errors of every route that runs a model."""
+
+_IMAGE = (InvalidImage, ImageTooLarge, UnknownImage)
+_CALL = (
+    *(InvalidRequest, InvalidPrompt, TooManyPrompts, UnknownFormat, UnknownVariant),
+    *(TextUnavailable, HintsUnmet),
+)
+_TIMEOUT: dict[str, Any] = {
+    "name": TIMEOUT_HEADER,
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string"},
+    "description": "the caller's timeout in seconds: work for the request then stops with "
+    "`deadline_exceeded`; what is not a positive number is ignored",
 }
 
 Ring = list[tuple[float, float]]
@@ -116,51 +156,77 @@ def _members(body: type[BaseModel], without: Sequence[str] = ()) -> dict[str, An
     """Form fields that hold single members of the JSON body."""
     return {
         name: {"type": "string", "description": f"`{name}` as JSON text, see the JSON body"}
-        for name in form_readers(body)
+        for name in form_fields(body)
         if name not in without
     }
 
 
-def _body(name: str, form: Any, examples: Any = None) -> dict[str, Any]:
-    json_part: dict[str, Any] = {"schema": ref(name)}
-    if examples:
-        json_part["examples"] = examples
+def _route(
+    json_part: dict[str, Any], form: Any, response: dict[str, Any], *errors: type[SamServeError]
+) -> dict[str, Any]:
+    """What FastAPI is given of a route that reads and writes its bodies itself."""
     content = {"application/json": json_part, "multipart/form-data": form}
-    return {"requestBody": {"required": True, "content": content}}
+    return {
+        "tags": ["segment"],
+        "response_class": Response,
+        "responses": {200: response, **error_responses(*errors)},
+        "openapi_extra": {"requestBody": {"required": True, "content": content}},
+    }
 
 
-def call_body(body: type[BaseModel]) -> dict[str, Any]:
-    """The body of a capability's route."""
+def call_route(body: type[BaseModel]) -> dict[str, Any]:
+    """FastAPI's arguments for a capability's route."""
     request = {"type": "string", "description": "a request without image, as JSON text"}
     form = _form({"file": _FILE, "request": request, **_members(body)}, [])
-    return _body(body.__name__, form, SEGMENT_EXAMPLES if body.__name__ == "SegmentBody" else None)
+    json_part: dict[str, Any] = {"schema": ref(body.__name__)}
+    known = body.model_fields.keys()
+    if examples := {name: {"value": e} for name, e in _EXAMPLES.items() if e.keys() <= known}:
+        json_part["examples"] = examples
+    content = {
+        JSON_TYPE: {"schema": ref(SegmentResult.__name__)},
+        GEOJSON_TYPE: {"schema": ref("FeatureCollection")},
+        NPZ_TYPE: {"schema": {"type": "string", "format": "binary"}},
+    }
+    response = {"content": content, "description": "results, in the requested format"}
+    route = _route(json_part, form, response, *_CALL, *_IMAGE, *WORK)
+    route["openapi_extra"]["parameters"] = [_TIMEOUT]
+    return route
 
 
-def embed_body() -> dict[str, Any]:
-    """The body of ``/v1/embed``."""
+def embed_route() -> dict[str, Any]:
+    """FastAPI's arguments for ``/v1/embed``."""
     form = _form({"file": _FILE, **_members(EmbedFields, ["image_id"])}, ["file"])
-    return _body(EmbedFields.__name__, form)
+    content = {JSON_TYPE: {"schema": ref(EmbedResult.__name__)}}
+    response = {"content": content, "description": "the image is known"}
+    errors = (InvalidRequest, UnknownVariant, *_IMAGE, *WORK)
+    return _route({"schema": ref(EmbedFields.__name__)}, form, response, *errors)
 
 
-def batch_body(body: type[BaseModel]) -> dict[str, Any]:
-    """The body of the batch of a capability's route."""
+def batch_route(body: type[BaseModel]) -> dict[str, Any]:
+    """FastAPI's arguments for the batch of a capability's route."""
     form = _form(
         {
-            "files": {"type": "array", "items": _FILE, "minItems": 1},
+            "files": _FILES,
             "request": {"type": "string", "description": "a request for all files"},
             "requests": {"type": "string", "description": "a JSON list, a request for each file"},
             **_members(body, ["image_id"]),
         },
         ["files"],
     )
-    return _body(BatchBody.__name__, form)
+    # Items are checked one by one, so that a faulty one fails alone.
+    batch = BatchBody.model_json_schema()
+    batch["properties"]["items"]["items"] = ref(body.__name__)
+    content = {NdjsonResponse.media_type: {"schema": ref(BatchLine.__name__)}}
+    response = {"content": content, "description": "a line for each image, when ready"}
+    route = _route({"schema": batch}, form, response, InvalidRequest, TooManyPrompts)
+    route["openapi_extra"]["parameters"] = [_TIMEOUT]
+    return route
 
 
 def plain_form(file_field: str, fields: Mapping[str, str]) -> dict[str, Any]:
     """A form of one image file, or of several ``files``, and of texts, also as query fields."""
-    several: dict[str, Any] = {"type": "array", "items": _FILE, "minItems": 1}
     texts = {name: {"type": "string", "description": text} for name, text in fields.items()}
-    file = several if file_field == "files" else _FILE
+    file = _FILES if file_field == "files" else _FILE
     form = _form({file_field: file, **texts}, [file_field], more=True)
     return {
         "requestBody": {"required": True, "content": {"multipart/form-data": form}},
@@ -171,21 +237,29 @@ def plain_form(file_field: str, fields: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-TIMEOUT_PARAMETER: dict[str, Any] = {
-    "name": TIMEOUT_HEADER,
-    "in": "header",
-    "required": False,
-    "schema": {"type": "string"},
-    "description": "the caller's timeout in seconds: work for the request then stops with "
-    "`deadline_exceeded`; what is not a positive number is ignored",
-}
-CALL_CONTENT: dict[str, Any] = {
-    JSON_TYPE: {"schema": ref(SegmentResult.__name__)},
-    GEOJSON_TYPE: {"schema": ref("FeatureCollection")},
-    NPZ_TYPE: {"schema": {"type": "string", "format": "binary"}},
-}
-EMBED_CONTENT: dict[str, Any] = {JSON_TYPE: {"schema": ref(EmbedResult.__name__)}}
-BATCH_CONTENT: dict[str, Any] = {"application/x-ndjson": {"schema": ref(BatchLine.__name__)}}
+def error_responses(
+    *errors: type[SamServeError], status: Mapping[int, int] | None = None, body: bool = True
+) -> dict[int | str, dict[str, Any]]:
+    """Return OpenAPI ``responses`` for the errors of a route, grouped by status.
+
+    Args:
+        errors: those of the route itself; the errors of all routes are added.
+        status: replaces a status by another, for routes that follow older conventions.
+        body: whether the route reads a body, which is subject to body and capacity limits.
+    """
+    of_body = (PayloadTooLarge, BodyTimeout, Overloaded, ShuttingDown) if body else ()
+    by_status: dict[int, list[type[SamServeError]]] = {}
+    for error in dict.fromkeys((*errors, Unauthorized, RateLimited, *of_body, InternalError)):
+        by_status.setdefault((status or {}).get(error.status, error.status), []).append(error)
+    responses: dict[int | str, dict[str, Any]] = {}
+    for code, kinds in sorted(by_status.items()):
+        lines = [f"`{kind.code}`: {(kind.__doc__ or '').splitlines()[0]}" for kind in kinds]
+        responses[code] = {"model": ErrorEnvelope, "description": "\n\n".join(lines)}
+        if any(kind in RETRYABLE for kind in kinds):
+            responses[code]["headers"] = {
+                "Retry-After": {"schema": {"type": "string"}, "description": "seconds to wait"}
+            }
+    return responses
 
 
 _SCHEMES: dict[str, Any] = {
@@ -241,7 +315,7 @@ class SamApi(FastAPI):
         """The schemas of requests and responses."""
         routes = self._capabilities.routes()
         bodies = [request_body(body_name(route), found) for route, found in routes.items()]
-        models: list[type[BaseModel]] = [*bodies, EmbedFields, BatchBody]
+        models: list[type[BaseModel]] = [*bodies, EmbedFields]
         _, requests = models_json_schema(
             [(model, "validation") for model in models], ref_template=_REF
         )
@@ -253,8 +327,6 @@ class SamApi(FastAPI):
         )
         schemas.update(responses["$defs"])
         schemas.update(requests["$defs"])
-        # Items are checked one by one, so that a faulty one fails alone.
-        schemas["BatchBody"]["properties"]["items"]["items"] = ref(bodies[0].__name__)
         for name in (SegmentResult.__name__, Mask.__name__, *(kind.__name__ for kind in results)):
             schemas[name]["additionalProperties"] = False
         schemas[SegmentResult.__name__]["properties"]["results"] = _list_of(*results)

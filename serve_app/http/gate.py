@@ -248,7 +248,7 @@ class GateMiddleware:
             # Keep the connection only if what is left of the body is small.
             close = size is None or size > _DRAINED_BYTES
             more = {"connection": "close"} if close else None
-            response = error_response(count_rejection(error), info.id, headers=more)
+            response = error_response(count_rejection(error), info, headers=more)
             await response(scope, receive, send)
             return
         if scope["method"] == "POST":

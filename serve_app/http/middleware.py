@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.core.errors import BodyTimeout, InternalError
+from serve_app.core.errors import BodyTimeout
 from serve_app.core.limits import Limits
 from serve_app.http.errors import count_rejection, error_response, unexpected_error
 from serve_app.http.gate import too_large
@@ -87,13 +87,13 @@ class AuditLogMiddleware:
             raise
         except Exception as exc:
             exchange.failed = True
-            info.error_code = InternalError.code
             error = unexpected_error(exc, request_id)
+            info.error_code = error.code
             if exchange.status:
                 # A truncated response must not look complete: the server drops the connection.
                 raise
             with suppress(ClientDisconnect):
-                await error_response(error, request_id)(scope, exchange.receive, exchange.send)
+                await error_response(error, info)(scope, exchange.receive, exchange.send)
         finally:
             self._count(-1)
             self._record(scope, info, exchange, self._clock() - started)

@@ -75,7 +75,6 @@ class Call(NamedTuple):
 
     request: SegmentRequest
     format: str
-    capability: Capability
 
 
 @cache
@@ -119,8 +118,8 @@ def parse_call(
     if not members.keys() <= known:
         raise InvalidRequest("the request has an unknown field; see /docs for the known ones")
     given = _given(members)
-    common = CommonFields.parse(_picked(given, CommonFields.model_fields), limits)
     rest = {name: value for name, value in given.items() if name not in CommonFields.model_fields}
+    common = CommonFields.parse({n: v for n, v in given.items() if n not in rest}, limits)
     capability = _requested(capabilities, rest)
     own = {name: value for name, value in rest.items() if name in capability.task.member_names}
     task = capability.task.from_members(own, limits)
@@ -132,7 +131,7 @@ def parse_call(
         timeout_s=timeout_s,
         **{name: getattr(common, name) for name in Options.model_fields},
     )
-    return Call(request, common.format, capability)
+    return Call(request, common.format)
 
 
 def _requested(capabilities: Sequence[Capability], members: Members) -> Capability:
@@ -142,7 +141,8 @@ def _requested(capabilities: Sequence[Capability], members: Members) -> Capabili
         InvalidRequest: none or several, or members of another task beside it.
     """
     # `everything: false` requests nothing, as if it were left out.
-    names = {n for n in members if members[n] is not False or n not in _switches(capabilities)}
+    switches = {c.task.name for c in capabilities if not c.task.flat}
+    names = {name for name in members if members[name] is not False or name not in switches}
     found = [c for c in capabilities if names & c.task.requested_by]
     if len(found) != 1:
         raise InvalidRequest(f"give exactly one of {' | '.join(c.task.name for c in capabilities)}")
@@ -151,11 +151,6 @@ def _requested(capabilities: Sequence[Capability], members: Members) -> Capabili
         name = next(name for name in owners if name in foreign)
         raise InvalidRequest(f"{name} requires {owners[name]}", name)
     return found[0]
-
-
-def _switches(capabilities: Sequence[Capability]) -> set[str]:
-    """Members that hold a whole task, which `false` switches off."""
-    return {c.task.name for c in capabilities if not c.task.flat}
 
 
 def parse_embed(members: dict[str, Any], file: bytes | None) -> tuple[bytes | str, str]:
@@ -202,13 +197,13 @@ def image_of(fields: ImageFields, file: bytes | None) -> bytes | str:
     if len(given) != 1:
         raise InvalidRequest("give exactly one image: a file, image (base64) or image_id", "image")
     if file is not None:
-        return image_file(file, "file")
+        return image_file(file)
     if fields.image_id is not None:
         return fields.image_id
     return image_file(_decoded_image(fields.image or ""), "image")
 
 
-def image_file(content: bytes, field: str) -> bytes:
+def image_file(content: bytes, field: str = "file") -> bytes:
     """``content``, which must not be empty.
 
     Raises:
@@ -235,7 +230,3 @@ def _decoded_image(text: str) -> bytes:
 def _given(members: Members) -> dict[str, Any]:
     """The members without those that are null where null stands for nothing."""
     return {n: v for n, v in members.items() if v is not None or n in _NEVER_NULL}
-
-
-def _picked(members: Members, names: Iterable[str]) -> dict[str, Any]:
-    return {name: members[name] for name in names if name in members}

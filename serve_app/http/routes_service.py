@@ -9,8 +9,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from serve_app.core.ports import SegmentationService
-from serve_app.http.docs import Readiness, Status
-from serve_app.http.errors import error_responses
+from serve_app.http.docs import Readiness, Status, error_responses
 from serve_app.http.formats import JSON_TYPE, to_json
 from serve_app.http.gate import InFlightTracker
 
