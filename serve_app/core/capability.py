@@ -7,9 +7,10 @@ from what is declared here.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from serve_app.core.errors import InvalidRequest
@@ -99,17 +100,12 @@ class Escalation:
 
 
 class Context(Protocol):
-    """What a run works with: the image, the chosen variant, and the other deployments.
-
-    Attributes:
-        image: of the request.
-        scorer: text scores; None: not deployed here.
-    """
+    """What a run works with: the request's image, the chosen variant, and the other deployments."""
 
     @property
     def image(self) -> Image: ...
     @property
-    def scorer(self) -> TextScorer | None: ...
+    def scorer(self) -> TextScorer | None: ...  # None: not deployed here
 
     def stage(self, name: str) -> AbstractContextManager[None]:
         """Time a block as a stage of the response's ``timings_ms``, and as a span."""
@@ -132,6 +128,10 @@ class Context(Protocol):
         ...
 
 
+async def _no_cost(task: Task, image: Image, scorer: TextScorer | None) -> Cost:
+    return Cost()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capability:
     """One thing that the service can do with an image.
@@ -147,15 +147,9 @@ class Capability:
 
     task: type[Task]
     run: Callable[[Any, Context], Awaitable[Outcome]]
-    cost: Callable[[Any, Image, TextScorer | None], Awaitable[Cost]] = field(
-        default=lambda *_: _no_cost()
-    )
+    cost: Callable[[Any, Image, TextScorer | None], Awaitable[Cost]] = _no_cost
     result: type[Any] = PromptResult
     route: str = "segment"
-
-
-async def _no_cost() -> Cost:
-    return Cost()
 
 
 class Capabilities(dict[type[Task], Capability]):
@@ -166,20 +160,11 @@ class Capabilities(dict[type[Task], Capability]):
         ValueError: two capabilities have the same name or the same member of a request.
     """
 
-    def __init__(self, capabilities: Iterable[Capability] = ()) -> None:
-        super().__init__()
-        for capability in capabilities:
-            self.register(capability)
-
-    def register(self, capability: Capability) -> None:
-        """Add a capability."""
-        task = capability.task
-        if task in self:
-            return
-        for other in self:
+    def __init__(self, capabilities: Iterable[Capability]) -> None:
+        super().__init__({capability.task: capability for capability in capabilities})
+        for task, other in itertools.combinations(reversed(self), 2):
             if shared := {task.name, *task.member_names} & {other.name, *other.member_names}:
                 raise ValueError(f"{task.name} and {other.name} share the member {min(shared)}")
-        self[task] = capability
 
     def __missing__(self, task: type[Task]) -> Capability:
         raise InvalidRequest(f"this service has no capability {task.name}")

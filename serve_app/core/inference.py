@@ -128,8 +128,7 @@ class TextScores:
 
     Attributes:
         scores: ``(n_texts, n_candidates) float32``, calibrated to 0-1.
-        engine: the engine that scored.
-        threshold: the engine's documented threshold of "present".
+        engine, threshold: of the engine that scored, as in `ScorerInfo`.
     """
 
     scores: Float32Array

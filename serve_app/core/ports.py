@@ -89,12 +89,7 @@ class ProposalsEngine(Protocol):
 
 
 class TextScoringEngine(Protocol):
-    """The computation of a `TextScorer`: blocking, on one device.
-
-    Attributes:
-        info: the engine, its model and its requirements on the flow.
-        device: the torch device of its passes.
-    """
+    """The computation of a `TextScorer`: blocking, on one torch device."""
 
     info: ScorerInfo
     device: str
@@ -102,7 +97,7 @@ class TextScoringEngine(Protocol):
     def score(
         self, pixels: RgbArray, candidates: Sequence[Candidate], texts: Sequence[str]
     ) -> TextScores:
-        """Calibrated scores (0-1) of each text for each candidate of an upright image."""
+        """See `TextScorer.score`."""
         ...
 
 

@@ -235,11 +235,6 @@ _Logits = Annotated[
     PlainValidator(_logits_of_json, json_schema_input_type=str),
     PlainSerializer(_logits_json, return_type=str),
 ]
-_Timings = Annotated[
-    Mapping[str, float],
-    PlainValidator(dict, json_schema_input_type=dict[str, float]),
-    PlainSerializer(dict, return_type=dict[str, float]),
-]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -322,7 +317,7 @@ class EmbedResult:
     model: Annotated[str, Field(description="the registry's name of the model behind it")]
     cache: Annotated[CacheTier, Field(description="where the embedding was")]
     timings_ms: Annotated[
-        _Timings,
+        Mapping[str, float],
         Field(
             description="by stage; `parse` reads and checks the request, `predict` is all of the "
             "variant's work with the round trip to it, `embed` and `decode_masks` its parts in the "

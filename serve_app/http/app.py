@@ -15,8 +15,7 @@ from serve_app.http.docs import SamApi
 from serve_app.http.errors import ErrorEnvelope, register_exception_handlers
 from serve_app.http.gate import GateMiddleware, InFlightTracker
 from serve_app.http.middleware import AuditLogMiddleware, BodyLimitMiddleware, SlowClientMiddleware
-from serve_app.http.routes_service import service_router
-from serve_app.http.routes_v1 import v1_router
+from serve_app.http.routes import service_router, v1_router
 
 Connector = Callable[[SegmentationService, Limits, str], APIRouter]
 """Makes the routes of another client's protocol; the last argument is the service's version."""

@@ -16,30 +16,8 @@ from pydantic.json_schema import models_json_schema
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
+from serve_app.core import errors
 from serve_app.core.capability import Capabilities
-from serve_app.core.errors import (
-    BodyTimeout,
-    DeadlineExceeded,
-    HintsUnmet,
-    ImageTooLarge,
-    InternalError,
-    InvalidImage,
-    InvalidPrompt,
-    InvalidRequest,
-    Overloaded,
-    PayloadTooLarge,
-    RateLimited,
-    ReplicaLost,
-    SamServeError,
-    ShuttingDown,
-    TextUnavailable,
-    TooManyPrompts,
-    Unauthorized,
-    UnknownFormat,
-    UnknownImage,
-    UnknownVariant,
-    WeightsUnavailable,
-)
 from serve_app.core.types import EmbedResult, Mask, PromptResult, SegmentResult
 from serve_app.http.body import TIMEOUT_HEADER, form_fields
 from serve_app.http.errors import RETRYABLE, ErrorBody, ErrorEnvelope
@@ -69,13 +47,14 @@ _EXAMPLES: dict[str, dict[str, Any]] = {
 }
 """Requests; a route has those of which it has all members."""
 
-WORK = (Overloaded, ReplicaLost, WeightsUnavailable, DeadlineExceeded)
+WORK = (errors.Overloaded, errors.ReplicaLost, errors.WeightsUnavailable, errors.DeadlineExceeded)
 """Errors of every route that runs a model."""
 
-_IMAGE = (InvalidImage, ImageTooLarge, UnknownImage)
+_BODY = (errors.PayloadTooLarge, errors.BodyTimeout, errors.Overloaded, errors.ShuttingDown)
+_IMAGE = (errors.InvalidImage, errors.ImageTooLarge, errors.UnknownImage)
 _CALL = (
-    *(InvalidRequest, InvalidPrompt, TooManyPrompts, UnknownFormat, UnknownVariant),
-    *(TextUnavailable, HintsUnmet),
+    *(errors.InvalidRequest, errors.InvalidPrompt, errors.TooManyPrompts, errors.UnknownFormat),
+    *(errors.UnknownVariant, errors.TextUnavailable, errors.HintsUnmet),
 )
 _TIMEOUT: dict[str, Any] = {
     "name": TIMEOUT_HEADER,
@@ -162,14 +141,14 @@ def _members(body: type[BaseModel], without: Sequence[str] = ()) -> dict[str, An
 
 
 def _route(
-    json_part: dict[str, Any], form: Any, response: dict[str, Any], *errors: type[SamServeError]
+    json_part: Any, form: Any, response: Any, *kinds: type[errors.SamServeError]
 ) -> dict[str, Any]:
     """What FastAPI is given of a route that reads and writes its bodies itself."""
     content = {"application/json": json_part, "multipart/form-data": form}
     return {
         "tags": ["segment"],
         "response_class": Response,
-        "responses": {200: response, **error_responses(*errors)},
+        "responses": {200: response, **error_responses(*kinds)},
         "openapi_extra": {"requestBody": {"required": True, "content": content}},
     }
 
@@ -198,8 +177,8 @@ def embed_route() -> dict[str, Any]:
     form = _form({"file": _FILE, **_members(EmbedFields, ["image_id"])}, ["file"])
     content = {JSON_TYPE: {"schema": ref(EmbedResult.__name__)}}
     response = {"content": content, "description": "the image is known"}
-    errors = (InvalidRequest, UnknownVariant, *_IMAGE, *WORK)
-    return _route({"schema": ref(EmbedFields.__name__)}, form, response, *errors)
+    kinds = (errors.InvalidRequest, errors.UnknownVariant, *_IMAGE, *WORK)
+    return _route({"schema": ref(EmbedFields.__name__)}, form, response, *kinds)
 
 
 def batch_route(body: type[BaseModel]) -> dict[str, Any]:
@@ -218,7 +197,7 @@ def batch_route(body: type[BaseModel]) -> dict[str, Any]:
     batch["properties"]["items"]["items"] = ref(body.__name__)
     content = {NdjsonResponse.media_type: {"schema": ref(BatchLine.__name__)}}
     response = {"content": content, "description": "a line for each image, when ready"}
-    route = _route({"schema": batch}, form, response, InvalidRequest, TooManyPrompts)
+    route = _route({"schema": batch}, form, response, errors.InvalidRequest, errors.TooManyPrompts)
     route["openapi_extra"]["parameters"] = [_TIMEOUT]
     return route
 
@@ -238,24 +217,24 @@ def plain_form(file_field: str, fields: Mapping[str, str]) -> dict[str, Any]:
 
 
 def error_responses(
-    *errors: type[SamServeError], status: Mapping[int, int] | None = None, body: bool = True
+    *kinds: type[errors.SamServeError], status: Mapping[int, int] | None = None, body: bool = True
 ) -> dict[int | str, dict[str, Any]]:
     """Return OpenAPI ``responses`` for the errors of a route, grouped by status.
 
     Args:
-        errors: those of the route itself; the errors of all routes are added.
+        kinds: those of the route itself; the errors of all routes are added.
         status: replaces a status by another, for routes that follow older conventions.
         body: whether the route reads a body, which is subject to body and capacity limits.
     """
-    of_body = (PayloadTooLarge, BodyTimeout, Overloaded, ShuttingDown) if body else ()
-    by_status: dict[int, list[type[SamServeError]]] = {}
-    for error in dict.fromkeys((*errors, Unauthorized, RateLimited, *of_body, InternalError)):
+    of_all = (errors.Unauthorized, errors.RateLimited, *(_BODY if body else ()))
+    by_status: dict[int, list[type[errors.SamServeError]]] = {}
+    for error in dict.fromkeys((*kinds, *of_all, errors.InternalError)):
         by_status.setdefault((status or {}).get(error.status, error.status), []).append(error)
     responses: dict[int | str, dict[str, Any]] = {}
-    for code, kinds in sorted(by_status.items()):
-        lines = [f"`{kind.code}`: {(kind.__doc__ or '').splitlines()[0]}" for kind in kinds]
+    for code, found in sorted(by_status.items()):
+        lines = [f"`{kind.code}`: {(kind.__doc__ or '').splitlines()[0]}" for kind in found]
         responses[code] = {"model": ErrorEnvelope, "description": "\n\n".join(lines)}
-        if any(kind in RETRYABLE for kind in kinds):
+        if any(kind in RETRYABLE for kind in found):
             responses[code]["headers"] = {
                 "Retry-After": {"schema": {"type": "string"}, "description": "seconds to wait"}
             }

@@ -251,7 +251,11 @@ class _Body:
             self._timer = None
 
     async def _receive_in_time(self) -> Message:
-        """Like `asyncio.timeout`, but with one timer for the body instead of one per message."""
+        """Like `asyncio.timeout`, but with one timer for the body instead of one per message.
+
+        Timers that were cancelled keep their memory until the loop runs, which it does not while
+        pieces of a body are there already.
+        """
         task = self._waiting = asyncio.current_task()
         if self._timer is None:
             self._check()

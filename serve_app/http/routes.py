@@ -1,9 +1,10 @@
-"""The service's own routes: one pair for each route of the capabilities, embed, and models."""
+"""The service's own routes: a pair for each route of the capabilities, embed, models, probes."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,6 +21,8 @@ from serve_app.core.ports import SegmentationService
 from serve_app.http.body import Received, receive, timeout_of
 from serve_app.http.docs import (
     Models,
+    Readiness,
+    Status,
     batch_route,
     body_name,
     call_route,
@@ -37,6 +40,7 @@ from serve_app.http.formats import (
     segment_response,
     to_json,
 )
+from serve_app.http.gate import InFlightTracker
 from serve_app.http.request_info import request_info
 from serve_app.http.requests import (
     BatchBody,
@@ -47,6 +51,8 @@ from serve_app.http.requests import (
     request_body,
 )
 from serve_app.http.stream import NdjsonResponse
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def v1_router(
@@ -76,7 +82,6 @@ def v1_router(
     async def embed(request: Request) -> Response:
         started = time.perf_counter()
         received = await receive(request, limits, "file", EmbedFields)
-        _no_requests(received)
         image, variant = parse_embed(received.members, _one_file(received))
         info = request_info(request)
         info.record_size(images=1, prompts=0)
@@ -94,6 +99,45 @@ def v1_router(
     )
     async def models() -> Response:
         return Response(to_json(await service.models()), media_type=JSON_TYPE)
+
+    return router
+
+
+def service_router(
+    service: SegmentationService, metrics: Callable[[], Awaitable[bytes]], tracker: InFlightTracker
+) -> APIRouter:
+    """Return the routes ``/healthz``, ``/readyz`` and ``/metrics``."""
+    router = APIRouter(tags=["service"])
+
+    @router.get("/healthz", summary="Liveness: whether the process runs", response_model=Status)
+    async def healthz() -> Response:
+        return Response(to_json({"status": "alive"}), media_type=JSON_TYPE)
+
+    @router.get(
+        "/readyz",
+        summary="Readiness: whether the models are loaded",
+        response_model=Readiness,
+        responses={503: {"model": Readiness, "description": "still loading, or draining"}},
+    )
+    async def readyz() -> Response:
+        """`draining`: new requests are rejected; `in_flight` requests are still being served."""
+        body: dict[str, Any] = {"status": "draining", "in_flight": tracker.in_flight}
+        if not tracker.draining:
+            body = {"status": "ready" if await service.ready() else "loading"}
+        status_code = 200 if body["status"] == "ready" else 503
+        return Response(to_json(body), status_code=status_code, media_type=JSON_TYPE)
+
+    @router.get(
+        "/metrics",
+        summary="Metrics in Prometheus' text format",
+        response_class=Response,
+        responses={
+            200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+            **error_responses(body=False),
+        },
+    )
+    async def metrics_text() -> Response:
+        return Response(await metrics(), headers={"content-type": METRICS_TYPE})
 
     return router
 
@@ -120,8 +164,7 @@ class _Calls:
         for `numpy.load`, `geojson` a FeatureCollection, the others JSON.
         """
         started = time.perf_counter()
-        received = await self._received(request, "file")
-        _no_requests(received)
+        received = await receive(request, self.limits, "file", self.body, self.capabilities)
         call = parse_call(
             self.capabilities,
             received.members,
@@ -150,7 +193,8 @@ class _Calls:
         `{"index": 0, "result": {…}}` or `{"index": 0, "error": {…}}`.  A faulty image fails
         alone.  Closing the connection cancels the rest.
         """
-        items = _batch_items(await self._received(request, "files"), self.limits)
+        received = await receive(request, self.limits, "files", self.body, self.capabilities)
+        items = _batch_items(received, self.limits)
         prompts = check_totals(self.capabilities, (m for m, _ in items), self.limits)
         info = request_info(request)
         info.record_size(images=len(items), prompts=prompts)
@@ -161,9 +205,6 @@ class _Calls:
             for index, (members, file) in enumerate(items)
         )
         return NdjsonResponse(jobs, self.limits.batch_concurrency)
-
-    async def _received(self, request: Request, file_field: str) -> Received:
-        return await receive(request, self.limits, file_field, self.body, self.capabilities)
 
     async def _line(
         self, timeout_s: float | None, request_id: str, index: int, members: Any, file: bytes | None
@@ -181,12 +222,10 @@ class _Calls:
             return to_json({"index": index, "error": {**error.body(), "request_id": request_id}})
 
 
-def _no_requests(received: Received) -> None:
+def _one_file(received: Received) -> bytes | None:
+    """The file of a request for one image, if it came with one."""
     if received.requests is not None:
         raise InvalidRequest("requests is for the batch route; use request here", "requests")
-
-
-def _one_file(received: Received) -> bytes | None:
     if len(received.files) > 1:
         raise InvalidRequest("one file here; the batch route takes many", "file")
     return received.files[0] if received.files else None
