@@ -71,11 +71,9 @@ class Image(Protocol):
 
     async def pixels(self) -> RgbArray:
         """The upright ``(H, W, 3) uint8`` RGB pixels."""
-        ...
 
     async def crop(self, x: int, y: int, width: int, height: int) -> Image:
         """A part of the image, in pixels, as an image of its own."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,23 +107,19 @@ class Context(Protocol):
 
     def stage(self, name: str) -> AbstractContextManager[None]:
         """Time a block as a stage of the response's ``timings_ms``, and as a span."""
-        ...
 
     async def predict(
         self, image: Image, prompts: Sequence[Prompt], options: DecodeOptions
     ) -> Masks:
         """Masks of each prompt by the chosen variant; without prompts the image is embedded."""
-        ...
 
     async def propose(
         self, image: Image, source: ProposalSource, points_per_side: int
     ) -> tuple[Proposal, ...]:
         """Candidate regions of the image."""
-        ...
 
     async def escalate(self, prompts: Sequence[Prompt], masks: Masks) -> Escalation:
         """Send prompts with unsure masks to the cascade's second variant, if there is time."""
-        ...
 
 
 async def _no_cost(task: Task, image: Image, scorer: TextScorer | None) -> Cost:

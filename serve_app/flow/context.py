@@ -131,11 +131,8 @@ class RunContext:
     """A `serve_app.core.capability.Context` over the ports.
 
     Args:
-        image: of the request.
-        session: of the chosen variant.
-        second: of the cascade's second variant; None: the request allows none.
-        proposer, scorer: the other deployments.
-        timings: of the request.
+        session, second: of the chosen variant, and of the cascade's second one (None: the request
+            allows none).
         dispatcher: which prompts are escalated, and what the second variant would take.
         respond_by: gives the instant of ``time.monotonic`` at which the response must leave, as
             seen when it is called.

@@ -44,12 +44,8 @@ class SegmentationFlow:
     """The `SegmentationService` over the ports.
 
     Args:
-        capabilities: what can be requested.
-        images: opens and keeps images.
         variants, predictors: of each deployed variant, its description and its predictor.
         proposer, scorer: candidate regions, and text scores (None: not deployed).
-        dispatcher: chooses among the variants.
-        limits: bounds on a request.
         timeout_s: timeout of a request in seconds; None: no bound.
         checks: what must have loaded before the service is ready.
     """

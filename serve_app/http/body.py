@@ -69,13 +69,10 @@ def _content_type(request: Request) -> str:
 
 
 def _check_charset(request: Request) -> None:
-    """Check that a form's texts are UTF-8.
+    """Raise `InvalidRequest` unless a form's texts are UTF-8.
 
     The form parser would use any Python codec that the header names, and some take time quadratic
     in the text's length.  It parses the header with the same function.
-
-    Raises:
-        InvalidRequest: another charset.
     """
     _, options = parse_options_header(request.headers["content-type"])
     if options.get(b"charset", _CHARSETS[0]).lower() not in _CHARSETS:
@@ -133,11 +130,7 @@ async def _whole(request: Request) -> bytearray:
 
 
 def the_only(values: list[Any], field: str) -> Any:
-    """The only value of a field.
-
-    Raises:
-        InvalidRequest: the field is repeated.
-    """
+    """The only value of a field; `InvalidRequest` if it is repeated or missing."""
     if len(values) != 1:
         raise InvalidRequest(f"{field} is given {len(values)} times; give it once", field)
     return values[0]
@@ -276,11 +269,7 @@ def load_json(text: bytes | bytearray | str, limits: Limits, field: str | None =
 def check_values(
     texts: Iterable[bytes | bytearray | str], limits: Limits, field: str | None = None
 ) -> None:
-    """Check upper bounds of the number of values in JSON texts, before they are parsed.
-
-    Raises:
-        InvalidRequest: the texts together have too many; the error has ``field``.
-    """
+    """Raise `InvalidRequest` if JSON texts together have too many values; they are not parsed."""
     containers = commas = 0
     for text in texts:
         containers += _count(text, "[") + _count(text, "{")
@@ -306,10 +295,7 @@ def _containers(node: Any) -> Iterable[Any]:
 
 
 def timeout_of(headers: Mapping[str, str]) -> float | None:
-    """The caller's timeout in seconds; None: none.
-
-    The header is that of Ray Serve's proxy, and invalid values are ignored as there.
-    """
+    """The caller's timeout in seconds, or None; the header and its reading are Ray Serve's."""
     try:
         seconds = float(headers.get(TIMEOUT_HEADER, ""))
     except ValueError:

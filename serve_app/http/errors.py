@@ -103,10 +103,7 @@ def error_response(
     """Build the response to a failed request, and note its code for the audit log.
 
     Args:
-        error: the error to return.
-        info: of the failed request.
         status: HTTP status, if not the error's own.
-        headers: further headers.
         extra: further members beside ``error``.
     """
     info.error_code = error.code

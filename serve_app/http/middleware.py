@@ -46,10 +46,7 @@ class AuditLogMiddleware:
 
     The id is the client's ``x-request-id`` if that is plain and at most 64 characters long, and the
     response repeats it.  The audit line is written at INFO; for probes and ``/metrics`` at DEBUG.
-
-    Args:
-        templates: returns the paths of all routes; called at the first request.
-        clock: monotonic seconds.
+    ``templates`` returns the paths of all routes; it is called at the first request.
     """
 
     def __init__(

@@ -154,11 +154,7 @@ def _requested(capabilities: Sequence[Capability], members: Members) -> Capabili
 
 
 def parse_embed(members: dict[str, Any], file: bytes | None) -> tuple[bytes | str, str]:
-    """The image and the variant of an embed request.
-
-    Raises:
-        SamServeError: of the kind and at the field of the first fault.
-    """
+    """The image and the variant of an embed request; raises as `parse_call` does."""
     fields = EmbedFields.parse(_given(members))
     return image_of(fields, file), fields.variant
 
@@ -204,11 +200,7 @@ def image_of(fields: ImageFields, file: bytes | None) -> bytes | str:
 
 
 def image_file(content: bytes, field: str = "file") -> bytes:
-    """``content``, which must not be empty.
-
-    Raises:
-        InvalidImage: it is.
-    """
+    """``content``; `InvalidImage` if it is empty."""
     if not content:
         raise InvalidImage("the file is empty", field)
     return content
