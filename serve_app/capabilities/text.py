@@ -103,81 +103,70 @@ async def run(query: TextQuery, context: Context) -> Outcome:
         proposals = await context.propose(
             context.image, query.proposals or info.proposals, query.points_per_side
         )
-    search = _Search(query, context, scorer)
-    if info.needs_masks:
-        results, scored = await search.segment_then_score(proposals)
-    else:
-        results, scored = await search.score_then_segment(proposals)
+    find = _segment_then_score if info.needs_masks else _score_then_segment
+    results, scored = await find(query, context, scorer, proposals)
     return Outcome(results=results, text_engine=scored.engine, threshold=scored.threshold)
 
 
-class _Search:
-    """One query at work."""
+async def _score(
+    query: TextQuery, context: Context, scorer: TextScorer, candidates: Sequence[Candidate]
+) -> TextScores:
+    with context.stage("score_text"):
+        pixels = await context.image.pixels()
+        scored = await scorer.score(pixels, candidates, query.text)
+    if query.text_threshold is not None:
+        scored = replace(scored, threshold=query.text_threshold)
+    return scored
 
-    def __init__(self, query: TextQuery, context: Context, scorer: TextScorer) -> None:
-        self._query = query
-        self._context = context
-        self._scorer = scorer
 
-    async def _score(self, candidates: Sequence[Candidate]) -> TextScores:
-        with self._context.stage("score_text"):
-            pixels = await self._context.image.pixels()
-            scored = await self._scorer.score(pixels, candidates, self._query.text)
-        if self._query.text_threshold is not None:
-            scored = replace(scored, threshold=self._query.text_threshold)
-        return scored
+async def _segment_then_score(
+    query: TextQuery, context: Context, scorer: TextScorer, proposals: Sequence[Proposal]
+) -> tuple[tuple[PromptResult, ...], TextScores]:
+    """For engines that look at the masked regions."""
+    by_prompt = await context.predict(context.image, [p.prompt for p in proposals], _CANDIDATES)
+    found = [
+        replace(mask, label=proposal.label)
+        for proposal, of_prompt in zip(proposals, by_prompt, strict=True)
+        for mask in of_prompt
+        if mask.area
+    ]
+    masks = [found[i] for i in mask_nms(found, _DUPLICATES)]
+    candidates = [Candidate(bbox=m.bbox, mask=m.rle, label=m.label) for m in masks]
+    scored = await _score(query, context, scorer, candidates)
+    results = []
+    for text, row in zip(query.text, scored.scores, strict=True):
+        picked = _best(row, scored.threshold, query.max_masks)
+        results.append(
+            _result(text, row, [replace(masks[i], text_score=float(row[i])) for i in picked])
+        )
+    return tuple(results), scored
 
-    async def segment_then_score(
-        self, proposals: Sequence[Proposal]
-    ) -> tuple[tuple[PromptResult, ...], TextScores]:
-        """For engines that look at the masked regions."""
-        context, query = self._context, self._query
-        by_prompt = await context.predict(context.image, [p.prompt for p in proposals], _CANDIDATES)
-        found = [
-            replace(mask, label=proposal.label)
-            for proposal, of_prompt in zip(proposals, by_prompt, strict=True)
-            for mask in of_prompt
-            if mask.area
-        ]
-        masks = [found[i] for i in mask_nms(found, _DUPLICATES)]
-        candidates = [Candidate(bbox=m.bbox, mask=m.rle, label=m.label) for m in masks]
-        scored = await self._score(candidates)
-        results = []
-        for text, row in zip(query.text, scored.scores, strict=True):
-            picked = _best(row, scored.threshold, query.max_masks)
-            results.append(
-                _result(text, row, [replace(masks[i], text_score=float(row[i])) for i in picked])
-            )
-        return tuple(results), scored
 
-    async def score_then_segment(
-        self, proposals: Sequence[Proposal]
-    ) -> tuple[tuple[PromptResult, ...], TextScores]:
-        """For engines that score boxes and their labels: only matches are segmented."""
-        context, query = self._context, self._query
-        candidates = [
-            Candidate(bbox=_bbox(p), label=p.label, objectness=p.objectness) for p in proposals
-        ]
-        scored = await self._score(candidates)
-        picked = [_best(row, scored.threshold, query.max_masks) for row in scored.scores]
-        wanted = sorted({i for of_text in picked for i in of_text})
-        prompts = [
-            proposals[i].prompt.model_copy(update={"multimask_output": False}) for i in wanted
-        ]
-        # Without candidates the image is embedded anyway, so that the next prompt is fast.
-        by_prompt = await context.predict(context.image, prompts, DecodeOptions())
-        masks: dict[int, Mask] = {
-            i: replace(of_prompt[0], label=proposals[i].label)
-            for i, of_prompt in zip(wanted, by_prompt, strict=True)
-            if of_prompt and of_prompt[0].area
-        }
-        results = []
-        for text, row, of_text in zip(query.text, scored.scores, picked, strict=True):
-            found = [replace(masks[i], text_score=float(row[i])) for i in of_text if i in masks]
-            # A region in which SAM finds nothing is not present, whatever its text score.
-            row = np.where([i in of_text and i not in masks for i in range(len(row))], 0.0, row)
-            results.append(_result(text, row, found))
-        return tuple(results), scored
+async def _score_then_segment(
+    query: TextQuery, context: Context, scorer: TextScorer, proposals: Sequence[Proposal]
+) -> tuple[tuple[PromptResult, ...], TextScores]:
+    """For engines that score boxes and their labels: only matches are segmented."""
+    candidates = [
+        Candidate(bbox=_bbox(p), label=p.label, objectness=p.objectness) for p in proposals
+    ]
+    scored = await _score(query, context, scorer, candidates)
+    picked = [_best(row, scored.threshold, query.max_masks) for row in scored.scores]
+    wanted = sorted({i for of_text in picked for i in of_text})
+    prompts = [proposals[i].prompt.model_copy(update={"multimask_output": False}) for i in wanted]
+    # Without candidates the image is embedded anyway, so that the next prompt is fast.
+    by_prompt = await context.predict(context.image, prompts, DecodeOptions())
+    masks: dict[int, Mask] = {
+        i: replace(of_prompt[0], label=proposals[i].label)
+        for i, of_prompt in zip(wanted, by_prompt, strict=True)
+        if of_prompt and of_prompt[0].area
+    }
+    results = []
+    for text, row, of_text in zip(query.text, scored.scores, picked, strict=True):
+        found = [replace(masks[i], text_score=float(row[i])) for i in of_text if i in masks]
+        # A region in which SAM finds nothing is not present, whatever its text score.
+        row = np.where([i in of_text and i not in masks for i in range(len(row))], 0.0, row)
+        results.append(_result(text, row, found))
+    return tuple(results), scored
 
 
 def _best(row: Float32Array, threshold: float, limit: int) -> list[int]:

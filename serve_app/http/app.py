@@ -49,9 +49,7 @@ def create_app(
     """Return the HTTP interface of a service.
 
     Args:
-        service: serves the requests.
         limits: bounds on requests, checked before the service sees them.
-        capabilities: what can be requested.
         metrics: returns the process' metrics in Prometheus' text format.
         version: version of the service, for the documents.
         security: API keys and rate limits; None: open to everybody, without rate limits.
@@ -67,6 +65,11 @@ def create_app(
         redirect_slashes=False,
         keys_needed=bool(security.api_keys),
         capabilities=capabilities,
+        routers=(
+            v1_router(service, limits, capabilities),
+            *(connector(service, limits, version) for connector in connectors),
+            service_router(service, metrics, tracker),
+        ),
         # FastAPI's own would split a request's trace in two, and records paths and bodies.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         responses={500: {"model": ErrorEnvelope, "description": "`internal_error`"}},
@@ -77,8 +80,4 @@ def create_app(
     app.add_middleware(GateMiddleware, limits=limits, security=security, tracker=tracker)
     app.add_middleware(AuditLogMiddleware, templates=app.templates)
     app.add_middleware(SlowClientMiddleware, limits=limits)
-    app.include_router(v1_router(service, limits, capabilities))
-    for connector in connectors:
-        app.include_router(connector(service, limits, version))
-    app.include_router(service_router(service, metrics, tracker))
     return app

@@ -121,14 +121,6 @@ async def read_form(request: Request, limits: Limits) -> Form:
     return Form(fields, files)
 
 
-async def _whole(request: Request) -> bytearray:
-    """Read the body into one buffer: a list of many small chunks would need much more memory."""
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-    return body
-
-
 def the_only(values: list[Any], field: str) -> Any:
     """The only value of a field; `InvalidRequest` if it is repeated or missing."""
     if len(values) != 1:
@@ -195,7 +187,11 @@ async def receive(
     """
     kind = _content_type(request)
     if kind == "application/json":
-        members = load_json(await _whole(request), limits)
+        # One buffer: a list of many small chunks would need much more memory.
+        text = bytearray()
+        async for piece in request.stream():
+            text += piece
+        members = load_json(text, limits)
         if not isinstance(members, dict):
             raise InvalidRequest("the request must be a JSON object")
         return Received(members, [])

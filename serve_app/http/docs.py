@@ -253,28 +253,30 @@ class SamApi(FastAPI):
     Args:
         keys_needed: every route except the probes requires an API key.
         capabilities: their requests and results are documented.
+        routers: all routes.
         more: arguments of `FastAPI`.
     """
 
-    def __init__(self, *, keys_needed: bool, capabilities: Capabilities, **more: Any) -> None:
+    def __init__(
+        self,
+        *,
+        keys_needed: bool,
+        capabilities: Capabilities,
+        routers: Sequence[APIRouter],
+        **more: Any,
+    ) -> None:
         super().__init__(**more)
         self._keys_needed = keys_needed
-        self._paths: list[str] = []
         self._capabilities = capabilities
-
-    def include_router(self, router: APIRouter, **more: Any) -> None:
-        """As FastAPI's; the paths are then known without building the document, which is slow."""
-        super().include_router(router, **more)
-        self._paths += [
-            more.get("prefix", "") + route.path
-            for route in router.routes
-            if isinstance(route, APIRoute)
-        ]
+        self._routers = routers
+        for router in routers:
+            self.include_router(router)
 
     def templates(self) -> list[str]:
-        """The paths of all routes, with their parameters' names."""
+        """The paths of all routes; without building the document, which is slow."""
+        routes = (route for router in self._routers for route in router.routes)
         own = (self.openapi_url, self.docs_url, self.swagger_ui_oauth2_redirect_url, self.redoc_url)
-        return [*self._paths, *filter(None, own)]
+        return [*(r.path for r in routes if isinstance(r, APIRoute)), *filter(None, own)]
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
@@ -293,7 +295,7 @@ class SamApi(FastAPI):
     def _add_models(self, schemas: dict[str, Any]) -> None:
         """The schemas of requests and responses."""
         routes = self._capabilities.routes()
-        bodies = [request_body(body_name(route), found) for route, found in routes.items()]
+        bodies = [request_body(route, found) for route, found in routes.items()]
         models: list[type[BaseModel]] = [*bodies, EmbedFields]
         _, requests = models_json_schema(
             [(model, "validation") for model in models], ref_template=_REF
@@ -316,19 +318,12 @@ def _list_of(*kinds: type[Any]) -> dict[str, Any]:
     return {"type": "array", "items": {"anyOf": [ref(kind.__name__) for kind in kinds]}}
 
 
-def _derived(
-    schema: dict[str, Any], title: str, *, without: str, more: dict[str, Any], optional: str = ""
-) -> dict[str, Any]:
-    """A schema with another title, without a property, and with more of them."""
+def _derived(schema: Any, title: str, *, without: str, more: dict[str, Any]) -> dict[str, Any]:
+    """A schema with another title, without a property, and with more required ones."""
     properties = {name: p for name, p in schema["properties"].items() if name != without}
-    required = [name for name in schema.get("required", ()) if name != without]
-    needed = [name for name in more if name != optional]
-    return {
-        **schema,
-        "title": title,
-        "properties": {**properties, **more},
-        "required": [*required, *needed],
-    }
+    required = [*(name for name in schema.get("required", ()) if name != without), *more]
+    changed = {"title": title, "properties": {**properties, **more}, "required": required}
+    return {**schema, **changed}
 
 
 def _add_formats(schemas: dict[str, Any]) -> None:
@@ -336,13 +331,10 @@ def _add_formats(schemas: dict[str, Any]) -> None:
     whole: dict[str, Any] = {"type": "integer"}
     summary = _derived(schemas["PromptResult"], "PromptSummary", without="masks", more={})
     schemas["PromptSummary"] = summary
-    schemas["FeatureProperties"] = _derived(
-        schemas["Mask"],
-        "FeatureProperties",
-        without="segmentation",
-        more={"result": whole, "mask": whole, "text": {"type": "string"}},
-        optional="text",
-    )
+    more: dict[str, Any] = {"result": whole, "mask": whole}
+    of_feature = _derived(schemas["Mask"], "FeatureProperties", without="segmentation", more=more)
+    of_feature["properties"]["text"] = {"type": "string"}
+    schemas["FeatureProperties"] = of_feature
     schemas["Feature"]["properties"]["properties"] = ref("FeatureProperties")
     summaries = {"type": "array", "items": ref("PromptSummary")}
     features = {"type": "array", "items": ref("Feature")}
@@ -354,8 +346,3 @@ def _add_formats(schemas: dict[str, Any]) -> None:
         schemas[title] = _derived(schemas["SegmentResult"], title, without="results", more=more)
     forms = [ref(name) for name in ("SegmentResult", "FeatureCollection", "NpzLine")]
     schemas["BatchLine"]["properties"]["result"] = {"anyOf": forms}
-
-
-def body_name(route: str) -> str:
-    """The name of a route's request in the document."""
-    return f"{''.join(part.capitalize() for part in route.split('/'))}Body"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Any
 
 import orjson
 from fastapi import FastAPI
@@ -53,8 +53,6 @@ _REASONS: dict[type[SamServeError], str] = {
     ShuttingDown: "stopping",
 }
 """Values of the label ``reason`` of the metric `REJECTIONS`."""
-
-ErrorT = TypeVar("ErrorT", bound=SamServeError)
 
 
 class ErrorBody(BaseModel):
@@ -121,7 +119,7 @@ def error_response(
     )
 
 
-def count_rejection(error: ErrorT) -> ErrorT:
+def count_rejection(error: SamServeError) -> SamServeError:
     """Count the rejection of a request, and return the error to raise."""
     REJECTIONS.inc(reason=_REASONS[type(error)])
     return error

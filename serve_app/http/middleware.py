@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.core.errors import BodyTimeout
+from serve_app.core.errors import BodyTimeout, SamServeError
 from serve_app.core.limits import Limits
 from serve_app.http.errors import count_rejection, error_response, unexpected_error
 from serve_app.http.gate import too_large
@@ -280,7 +280,7 @@ class _Body:
         at_rate = limits.body_grace_seconds + self._arrived / limits.min_body_bytes_per_second
         return self._started + min(limits.max_body_seconds, at_rate) - self._clock()
 
-    def _timeout(self) -> BodyTimeout:
+    def _timeout(self) -> SamServeError:
         return count_rejection(
             BodyTimeout(f"only {self._arrived} bytes of the request body arrived in time")
         )

@@ -78,7 +78,7 @@ class Call(NamedTuple):
 
 
 @cache
-def request_body(name: str, capabilities: tuple[Capability, ...]) -> type[BaseModel]:
+def request_body(route: str, capabilities: tuple[Capability, ...]) -> type[BaseModel]:
     """The JSON body of a route, for the OpenAPI document and for the meaning of form fields."""
     members: dict[str, Any] = {}
     for capability in capabilities:
@@ -91,9 +91,9 @@ def request_body(name: str, capabilities: tuple[Capability, ...]) -> type[BaseMo
                 Field(None, description=field.description, examples=field.examples),
             )
     names = " | ".join(capability.task.name for capability in capabilities)
-    return create_model(
-        name, __base__=CommonFields, __doc__=f"An image, and exactly one of {names}.", **members
-    )
+    name = f"{''.join(part.capitalize() for part in route.split('/'))}Body"
+    about = f"An image, and exactly one of {names}."
+    return create_model(name, __base__=CommonFields, __doc__=about, **members)
 
 
 def parse_call(

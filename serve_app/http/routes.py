@@ -24,7 +24,6 @@ from serve_app.http.docs import (
     Readiness,
     Status,
     batch_route,
-    body_name,
     call_route,
     embed_route,
     error_responses,
@@ -61,7 +60,7 @@ def v1_router(
     """Routes under ``/v1``."""
     router = APIRouter(prefix="/v1")
     for route, found in capabilities.routes().items():
-        body = request_body(body_name(route), found)
+        body = request_body(route, found)
         names = ", ".join(capability.task.name for capability in found)
         calls = _Calls(service, limits, found, body)
         router.post(f"/{route}", name=route, summary=f"One image: {names}", **call_route(body))(
