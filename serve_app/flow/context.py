@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
 
 from serve_app.core.capability import Escalation, Image, Masks
 from serve_app.core.deadline import time_limit
@@ -56,29 +56,22 @@ class Timings:
         return {name: round(value, 3) for name, value in self._ms.items()}
 
 
+@dataclass(slots=True)
 class VariantSession:
     """Predictions of one request by one variant.
 
     Attributes:
-        variant: the variant's name.
         cache: the tier that held the embedding of the first image.
+        known: ids of the images that the variant has embedded.
     """
 
-    def __init__(
-        self,
-        variant: str,
-        predictor: Predictor,
-        load_tracker: LoadTracker,
-        timings: Timings,
-        return_logits: bool,
-    ) -> None:
-        self.variant = variant
-        self.cache: CacheTier | None = None
-        self._predictor = predictor
-        self._load_tracker = load_tracker
-        self._return_logits = return_logits
-        self._timings = timings
-        self._known: set[str] = set()
+    variant: str
+    predictor: Predictor
+    load_tracker: LoadTracker
+    timings: Timings
+    return_logits: bool
+    cache: CacheTier | None = None
+    known: set[str] = field(default_factory=set)
 
     async def predict(
         self, image: ImageRef, prompts: Sequence[Prompt], options: DecodeOptions
@@ -88,19 +81,19 @@ class VariantSession:
         Raises:
             UnknownImage: the image could not be embedded.
         """
-        options = replace(options, return_logits=self._return_logits)
+        options = replace(options, return_logits=self.return_logits)
         # A new image's pixels are sent at once, which saves a round trip.
-        new = image.new and image.id not in self._known
+        new = image.new and image.id not in self.known
         pixels = await image.pixels() if new else None
-        with self._timings.stage("predict"):
+        with self.timings.stage("predict"):
             prediction = await self._call(image, pixels, prompts, options)
             if prediction is None:
-                self._load_tracker.forget(self.variant, image.id)
+                self.load_tracker.forget(self.variant, image.id)
                 prediction = await self._call(image, await image.pixels(), prompts, options)
         if prediction is None:
             raise UnknownImage("the image could not be embedded: send it again", "image_id")
-        self._known.add(image.id)
-        self._timings.add(prediction.timings_ms)
+        self.known.add(image.id)
+        self.timings.add(prediction.timings_ms)
         if self.cache is None:
             self.cache = prediction.cache
         return prediction.masks
@@ -116,21 +109,22 @@ class VariantSession:
         count = len(prompts)
         if options.most_points is not None:
             count = min(count, options.most_points)
-        ticket = self._load_tracker.acquire(
+        ticket = self.load_tracker.acquire(
             self.variant, image.id, count, time.monotonic(), most=options.most_points is not None
         )
         prediction: Prediction | None = None
         try:
-            prediction = await self._predictor.predict(image.id, pixels, prompts, options)
+            prediction = await self.predictor.predict(image.id, pixels, prompts, options)
         finally:
-            self._load_tracker.release(ticket, time.monotonic(), prediction)
+            self.load_tracker.release(ticket, time.monotonic(), prediction)
         return prediction
 
 
+@dataclass(slots=True)
 class RunContext:
     """A `serve_app.core.capability.Context` over the ports.
 
-    Args:
+    Attributes:
         session, second: of the chosen variant, and of the cascade's second one (None: the request
             allows none).
         dispatcher: which prompts are escalated, and what the second variant would take.
@@ -138,31 +132,24 @@ class RunContext:
             seen when it is called.
     """
 
-    def __init__(
-        self,
-        image: ImageRef,
-        session: VariantSession,
-        second: VariantSession | None,
-        proposer: Proposer,
-        scorer: TextScorer | None,
-        timings: Timings,
-        dispatcher: Dispatcher,
-        respond_by: Callable[[], float],
-    ) -> None:
-        self.image = image
-        self.scorer = scorer
-        self.stage = timings.stage
-        self._session = session
-        self._second = second
-        self._proposer = proposer
-        self._dispatcher = dispatcher
-        self._respond_by = respond_by
+    image: ImageRef
+    session: VariantSession
+    second: VariantSession | None
+    proposer: Proposer
+    scorer: TextScorer | None
+    timings: Timings
+    dispatcher: Dispatcher
+    respond_by: Callable[[], float]
+
+    def stage(self, name: str) -> AbstractContextManager[None]:
+        """Time a block; see `Timings.stage`."""
+        return self.timings.stage(name)
 
     async def predict(
         self, image: Image, prompts: Sequence[Prompt], options: DecodeOptions
     ) -> Masks:
         """Masks of each prompt by the chosen variant."""
-        return await self._session.predict(image, prompts, options)  # type: ignore[arg-type]
+        return await self.session.predict(image, prompts, options)  # type: ignore[arg-type]
 
     async def propose(
         self, image: Image, source: ProposalSource, points_per_side: int
@@ -170,34 +157,34 @@ class RunContext:
         """Candidate regions; the pixels are sent only to sources that look at them."""
         pixels = None if source is ProposalSource.GRID else await image.pixels()
         size = (image.width, image.height)
-        return await self._proposer.propose(pixels, size, source, points_per_side)
+        return await self.proposer.propose(pixels, size, source, points_per_side)
 
     async def escalate(self, prompts: Sequence[Prompt], masks: Masks) -> Escalation:
         """Replace masks of unsure prompts where the second variant's are better, if time allows."""
-        if self._second is None:
+        if self.second is None:
             return Escalation(masks=masks)
-        image, second = self.image, self._second.variant
-        rules = self._dispatcher.escalation(self._session.variant, second)
-        router = self._dispatcher.router
-        now = self._dispatcher.variant_state(second, image.id)
+        image, second = self.image, self.second.variant
+        rules = self.dispatcher.escalation(self.session.variant, second)
+        router = self.dispatcher.router
+        now = self.dispatcher.variant_state(second, image.id)
         picked = select_for_escalation(
             prompts, masks, rules, share=router.cascade_share, cached=now.cached
         )
         if not picked:
             return Escalation(masks=masks)
-        left_ms = (self._respond_by() - time.monotonic()) * 1e3
+        left_ms = (self.respond_by() - time.monotonic()) * 1e3
         unsure = f"unsure of {len(picked)} of {len(prompts)} prompts"
-        needed_ms = self._dispatcher.expected_ms(second, image.id, len(picked))
+        needed_ms = self.dispatcher.expected_ms(second, image.id, len(picked))
         if needed_ms > left_ms:
             if router.cascade_scales_from_zero and now.scaled_to_zero:
-                self._dispatcher.scale_from_zero(second)
+                self.dispatcher.scale_from_zero(second)
             ESCALATIONS.inc(outcome="no_time")
             note = f"{unsure}, but {second} would take {needed_ms:.0f} ms more"
             return Escalation(masks=masks, note=note, degraded=True)
         try:
             # The first masks are there already: no error or delay of the second may lose them.
             async with time_limit(left_ms / 1e3):
-                again = await self._second.predict(
+                again = await self.second.predict(
                     image, [prompts[i] for i in picked], DecodeOptions()
                 )
         except UnknownImage:
