@@ -21,7 +21,6 @@ import time
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from types import TracebackType
 from typing import Any, cast
 
 import httpx
@@ -39,18 +38,12 @@ _SPREAD = 0.25
 """Jitter, as a share of the wait: clients rejected together do not all retry together."""
 
 
-class Unreachable(SamServeError):
+class Unreachable(SamServeError, code="unreachable", status=503):
     """No response: wrong address, refused connection, or this client's timeout."""
 
-    code = "unreachable"
-    status = 503
 
-
-class UnexpectedResponse(SamServeError):
+class UnexpectedResponse(SamServeError, code="unexpected_answer", status=502):
     """The response does not follow this interface: the address may be another server's."""
-
-    code = "unexpected_answer"
-    status = 502
 
 
 class HttpService:
@@ -98,12 +91,7 @@ class HttpService:
     async def __aenter__(self) -> HttpService:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
@@ -124,8 +112,7 @@ class HttpService:
         """Register and encode an image, so that later prompts can refer to its ``image_id``."""
         body = await self._send("/v1/embed", image, {"variant": variant})
         with _reading():
-            embedded: EmbedResult = adapter(EmbedResult).validate_python(body)
-            return embedded
+            return cast(EmbedResult, adapter(EmbedResult).validate_python(body))
 
     async def models(self) -> Mapping[str, Any]:
         """The deployed variants, text engine and limits: ``GET /v1/models``."""
@@ -172,7 +159,12 @@ class HttpService:
                 # The service reads a value that is not positive as no timeout.
                 seconds = max(1e-3, timeout_s - (time.monotonic() - began))
                 headers["x-request-timeout-seconds"] = f"{seconds:g}"
-            response = await self._once(method, path, headers=headers, **content)
+            try:
+                response = await self._http.request(method, path, headers=headers, **content)
+            except (httpx.HTTPError, httpx.InvalidURL) as exc:
+                raise Unreachable(
+                    "no response from the service: is it running at this address?"
+                ) from exc
             wait_s = _retry_wait_s(response)
             if retries_left == 0 or wait_s is None:
                 break
@@ -181,14 +173,6 @@ class HttpService:
                 break
             await _pause(wait_s)
         return response
-
-    async def _once(self, method: str, path: str, **content: Any) -> httpx.Response:
-        try:
-            return await self._http.request(method, path, **content)
-        except (httpx.HTTPError, httpx.InvalidURL) as exc:
-            raise Unreachable(
-                "no response from the service: is it running at this address?"
-            ) from exc
 
 
 def _retry_wait_s(response: httpx.Response) -> float | None:

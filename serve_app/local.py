@@ -26,9 +26,7 @@ from serve_app.embeddings.tiers import TieredEmbeddingCache
 from serve_app.flow.flow import SegmentationFlow
 from serve_app.images.store import ImageStore
 from serve_app.models.factory import ModelSource
-from serve_app.profiles.dispatch import build_dispatcher
 from serve_app.profiles.plan import resolve
-from serve_app.profiles.variants import encoder_compute
 
 T = TypeVar("T")
 
@@ -61,7 +59,7 @@ class LocalPredictor(_EngineThread):
             self._decode,
             weights_hash=spec.weights_hash,
             preprocessing=spec.preprocessing,
-            dtype=encoder_compute(variant).dtype,
+            dtype=variant.encoder_compute.dtype,
             resize_mode=spec.segmentation.resize_mode,
         )
 
@@ -80,7 +78,7 @@ class LocalPredictor(_EngineThread):
     async def _encode(self, pixels: RgbArray) -> Embedding:
         def encode() -> Embedding:
             if self._encoder is None:
-                compute = encoder_compute(self._variant)
+                compute = self._variant.encoder_compute
                 self._encoder = self._source.load_encoder(self._variant.model, compute)
             return self._encoder.encode_batch([pixels])[0]
 
@@ -163,6 +161,6 @@ def build_local_service(
         predictors=predictors,
         proposer=LocalProposer(settings, source),
         scorer=None if settings.text is None else LocalTextScorer(settings.text, source),
-        dispatcher=build_dispatcher(plan, predictors, in_process=True),
+        dispatcher=plan.dispatcher(predictors, in_process=True),
         limits=settings.limits,
     )

@@ -1,4 +1,4 @@
-"""What the service can do: one folder for each capability, and one line here.
+"""What the service can do: one module for each capability, and one line here.
 
 ``from serve_app.capabilities import Prompt, SegmentRequest, TextQuery, Everything`` gives the
 request types of Python callers.
@@ -29,13 +29,7 @@ __all__ = [
     "load_capabilities",
 ]
 
-CAPABILITIES = Capabilities(
-    (
-        prompts.CAPABILITY,
-        text.CAPABILITY,
-        everything.CAPABILITY,
-    )
-)
+CAPABILITIES = Capabilities((prompts.CAPABILITY, text.CAPABILITY, everything.CAPABILITY))
 
 
 def load_capabilities(modules: Iterable[str]) -> Capabilities:

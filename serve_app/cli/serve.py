@@ -32,7 +32,6 @@ from serve_app.cli.configuration import (
 )
 from serve_app.cli.fetch import fetch_models
 from serve_app.cli.processes import NotReady, start, stop, wait_until_ready
-from serve_app.core.exposure import exposure_warning
 from serve_app.deployments.compat.environment import ray_command, whole_environment
 from serve_app.deployments.compat.inventory import RayChanged, check
 
@@ -94,7 +93,7 @@ def _check_weights(config: Path | None) -> None:
 
 def _warn(config: Path | None, host: str) -> None:
     for settings in load_settings(config):
-        if warning := exposure_warning(settings.security, host):
+        if warning := settings.security.exposure_warning(host):
             log(f"warning: {warning}")
     for variant, reason in unavailable_variants(config).items():
         log(f"note: {variant} falls back to its reference: {reason}")

@@ -21,25 +21,21 @@ from starlette.responses import Response
 
 from serve_app.capabilities import Prompts
 from serve_app.core.errors import (
-    DeadlineExceeded,
     ImageTooLarge,
     InvalidImage,
     InvalidPrompt,
     InvalidRequest,
-    Overloaded,
-    ReplicaLost,
     SamServeError,
     TooManyPrompts,
     UnknownVariant,
-    WeightsUnavailable,
 )
 from serve_app.core.limits import Limits
 from serve_app.core.ports import SegmentationService
 from serve_app.core.request import SegmentRequest
 from serve_app.core.types import SegmentResult, dumped
-from serve_app.http.body import Form, json_field, read_form, the_only
-from serve_app.http.docs import plain_form
-from serve_app.http.errors import error_response, error_responses, request_id_of, to_api_error
+from serve_app.http.body import Form, load_json, read_form, the_only
+from serve_app.http.docs import WORK, error_responses, plain_form
+from serve_app.http.errors import error_response, to_api_error
 from serve_app.http.formats import JSON_TYPE, png_base64, to_json
 from serve_app.http.request_info import request_info
 from serve_app.http.requests import image_file
@@ -47,7 +43,6 @@ from serve_app.http.requests import image_file
 MODEL_TYPES = ("fast", "accurate", "quantized")
 
 _STATUS = {InvalidRequest.status: HTTPStatus.BAD_REQUEST}
-_WORK = (Overloaded, ReplicaLost, WeightsUnavailable, DeadlineExceeded)
 _PROMPT_FIELDS = {
     "point_coords": "JSON text: [[x, y], …] or [x, y], in image pixels",
     "point_labels": "JSON text: a label for each point, 1 (default) or 0",
@@ -91,13 +86,10 @@ class ArticleRoute(APIRoute):
             try:
                 return await handler(request)
             except SamServeError as exc:
-                request_id = request_id_of(request)
-                return error_response(
-                    to_api_error(exc, request_id),
-                    request_id,
-                    status=_STATUS.get(exc.status),
-                    extra={"detail": exc.message},
-                )
+                info = request_info(request)
+                error = to_api_error(exc, info.id)
+                extra = {"detail": exc.message}
+                return error_response(error, info, status=_STATUS.get(exc.status), extra=extra)
 
         return handle
 
@@ -112,7 +104,7 @@ def article_router(service: SegmentationService, limits: Limits, version: str) -
         response_model=ArticleResponse,
         responses=error_responses(
             *(InvalidRequest, InvalidPrompt, TooManyPrompts, UnknownVariant),
-            *(InvalidImage, ImageTooLarge, *_WORK),
+            *(InvalidImage, ImageTooLarge, *WORK),
             status=_STATUS,
         ),
         openapi_extra=plain_form("file", {**_VARIANT_FIELD, **_PROMPT_FIELDS}),
@@ -124,9 +116,9 @@ def article_router(service: SegmentationService, limits: Limits, version: str) -
         form = await read_form(request, limits)
         fields = _fields(form, request)
         variant = _model_type(fields)
-        file = _file(the_only(form.files.get("file", []), "file"))
+        file = image_file(the_only(form.files.get("file", []), "file"))
         members = {
-            name: json_field(fields[name], name, limits)
+            name: load_json(the_only(fields[name], name), limits, name)
             for name in _PROMPT_FIELDS
             if name in fields
         }
@@ -151,16 +143,17 @@ def article_router(service: SegmentationService, limits: Limits, version: str) -
         files = form.files.get("files", [])
         if not 1 <= len(files) <= limits.max_batch_images:
             raise TooManyPrompts(f"send 1 to {limits.max_batch_images} files", "files")
-        request_info(request).record_size(images=len(files), prompts=len(files))
+        info = request_info(request)
+        info.record_size(images=len(files), prompts=len(files))
         slots = asyncio.Semaphore(limits.batch_concurrency)
 
         async def one(file: bytes) -> dict[str, Any]:
             async with slots:
                 try:
-                    result = await _segment(service, limits, _file(file), variant, {})
+                    result = await _segment(service, limits, image_file(file), variant, {})
                     return await asyncio.to_thread(_response, result)
                 except Exception as exc:
-                    return {"error": to_api_error(exc, request_id_of(request)).message}
+                    return {"error": to_api_error(exc, info.id).message}
 
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one(file)) for file in files]
@@ -189,16 +182,8 @@ def _model_type(fields: Mapping[str, list[str]]) -> str:
     return name
 
 
-def _file(content: bytes) -> bytes:
-    return image_file(content, "file")
-
-
 async def _segment(
-    service: SegmentationService,
-    limits: Limits,
-    file: bytes,
-    variant: str,
-    prompt: dict[str, Any],
+    service: SegmentationService, limits: Limits, file: bytes, variant: str, prompt: dict[str, Any]
 ) -> SegmentResult:
     """Segment one image with one prompt; without one, at its centre."""
     try:

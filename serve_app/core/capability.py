@@ -1,15 +1,16 @@
 """What a capability is: a request model, a result model, a cost for the router, and a run.
 
-A capability is one folder under `serve_app.capabilities` and one line of its registry.  Routes,
+A capability is one module under `serve_app.capabilities` and one line of its registry.  Routes,
 form fields, the OpenAPI document, the client, limits, deadlines, metrics and the audit log come
 from what is declared here.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from serve_app.core.errors import InvalidRequest
@@ -70,11 +71,9 @@ class Image(Protocol):
 
     async def pixels(self) -> RgbArray:
         """The upright ``(H, W, 3) uint8`` RGB pixels."""
-        ...
 
     async def crop(self, x: int, y: int, width: int, height: int) -> Image:
         """A part of the image, in pixels, as an image of its own."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,37 +98,32 @@ class Escalation:
 
 
 class Context(Protocol):
-    """What a run works with: the image, the chosen variant, and the other deployments.
-
-    Attributes:
-        image: of the request.
-        scorer: text scores; None: not deployed here.
-    """
+    """What a run works with: the request's image, the chosen variant, and the other deployments."""
 
     @property
     def image(self) -> Image: ...
     @property
-    def scorer(self) -> TextScorer | None: ...
+    def scorer(self) -> TextScorer | None: ...  # None: not deployed here
 
     def stage(self, name: str) -> AbstractContextManager[None]:
         """Time a block as a stage of the response's ``timings_ms``, and as a span."""
-        ...
 
     async def predict(
         self, image: Image, prompts: Sequence[Prompt], options: DecodeOptions
     ) -> Masks:
         """Masks of each prompt by the chosen variant; without prompts the image is embedded."""
-        ...
 
     async def propose(
         self, image: Image, source: ProposalSource, points_per_side: int
     ) -> tuple[Proposal, ...]:
         """Candidate regions of the image."""
-        ...
 
     async def escalate(self, prompts: Sequence[Prompt], masks: Masks) -> Escalation:
         """Send prompts with unsure masks to the cascade's second variant, if there is time."""
-        ...
+
+
+async def _no_cost(task: Task, image: Image, scorer: TextScorer | None) -> Cost:
+    return Cost()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,15 +141,9 @@ class Capability:
 
     task: type[Task]
     run: Callable[[Any, Context], Awaitable[Outcome]]
-    cost: Callable[[Any, Image, TextScorer | None], Awaitable[Cost]] = field(
-        default=lambda *_: _no_cost()
-    )
+    cost: Callable[[Any, Image, TextScorer | None], Awaitable[Cost]] = _no_cost
     result: type[Any] = PromptResult
     route: str = "segment"
-
-
-async def _no_cost() -> Cost:
-    return Cost()
 
 
 class Capabilities(dict[type[Task], Capability]):
@@ -166,20 +154,11 @@ class Capabilities(dict[type[Task], Capability]):
         ValueError: two capabilities have the same name or the same member of a request.
     """
 
-    def __init__(self, capabilities: Iterable[Capability] = ()) -> None:
-        super().__init__()
-        for capability in capabilities:
-            self.register(capability)
-
-    def register(self, capability: Capability) -> None:
-        """Add a capability."""
-        task = capability.task
-        if task in self:
-            return
-        for other in self:
+    def __init__(self, capabilities: Iterable[Capability]) -> None:
+        super().__init__({capability.task: capability for capability in capabilities})
+        for task, other in itertools.combinations(reversed(self), 2):
             if shared := {task.name, *task.member_names} & {other.name, *other.member_names}:
                 raise ValueError(f"{task.name} and {other.name} share the member {min(shared)}")
-        self[task] = capability
 
     def __missing__(self, task: type[Task]) -> Capability:
         raise InvalidRequest(f"this service has no capability {task.name}")

@@ -32,6 +32,9 @@ class SamServeError(Exception):
     retry_after_s: int | None = None
     """Seconds to wait before a retry, if known.  No argument, so that errors survive pickling."""
 
+    def __init_subclass__(cls, code: str | None = None, status: int | None = None) -> None:
+        cls.code, cls.status = code or cls.code, status or cls.status
+
     def __init__(self, message: str, field: str | None = None) -> None:
         # Pass all arguments to Exception.args: otherwise the calling process could not unpickle
         # the error and would see another type.
@@ -55,145 +58,88 @@ class SamServeError(Exception):
         return body
 
 
-class InvalidRequest(SamServeError):
+class InvalidRequest(SamServeError, code="invalid_request", status=422):
     """The request does not match the documented schema."""
 
-    code = "invalid_request"
-    status = 422
 
-
-class InvalidPrompt(InvalidRequest):
+class InvalidPrompt(InvalidRequest, code="invalid_prompt"):
     """A prompt is invalid: wrong shape, NaN, labels that do not match, or outside the image."""
 
-    code = "invalid_prompt"
 
-
-class TooManyPrompts(InvalidRequest):
+class TooManyPrompts(InvalidRequest, code="too_many_prompts"):
     """More prompts, points, texts or images than the limits allow."""
 
-    code = "too_many_prompts"
 
-
-class UnknownFormat(InvalidRequest):
+class UnknownFormat(InvalidRequest, code="unknown_format"):
     """``format`` is not one of the mask formats."""
 
-    code = "unknown_format"
 
-
-class UnknownVariant(InvalidRequest):
+class UnknownVariant(InvalidRequest, code="unknown_variant"):
     """The variant is not deployed here."""
 
-    code = "unknown_variant"
 
-
-class HintsUnmet(InvalidRequest):
+class HintsUnmet(InvalidRequest, code="hints_unmet"):
     """No variant meets ``max_latency_ms`` and ``min_quality``, even without load."""
 
-    code = "hints_unmet"
 
-
-class TextUnavailable(InvalidRequest):
+class TextUnavailable(InvalidRequest, code="text_unavailable"):
     """Text scoring, or the requested text engine, is not deployed here."""
 
-    code = "text_unavailable"
 
-
-class InvalidImage(SamServeError):
+class InvalidImage(SamServeError, code="invalid_image", status=400):
     """The bytes are not an image in a supported format, or the image is damaged."""
 
-    code = "invalid_image"
-    status = 400
 
-
-class ImageTooLarge(SamServeError):
+class ImageTooLarge(SamServeError, code="image_too_large", status=413):
     """The image has more pixels or a longer side than the limits allow."""
 
-    code = "image_too_large"
-    status = 413
 
-
-class PayloadTooLarge(SamServeError):
+class PayloadTooLarge(SamServeError, code="payload_too_large", status=413):
     """The request body is larger than the limit."""
 
-    code = "payload_too_large"
-    status = 413
 
-
-class BodyTimeout(SamServeError):
+class BodyTimeout(SamServeError, code="body_timeout", status=408):
     """The request body did not arrive in time."""
 
-    code = "body_timeout"
-    status = 408
 
-
-class Unauthorized(SamServeError):
+class Unauthorized(SamServeError, code="unauthorized", status=401):
     """The API key is missing or unknown."""
 
-    code = "unauthorized"
-    status = 401
 
-
-class RateLimited(SamServeError):
+class RateLimited(SamServeError, code="rate_limited", status=429):
     """The API key's rate limit is exceeded; retry later."""
 
-    code = "rate_limited"
-    status = 429
 
-
-class UnknownImage(SamServeError):
+class UnknownImage(SamServeError, code="unknown_image", status=404):
     """The ``image_id`` is not, or no longer, known; send the image again."""
 
-    code = "unknown_image"
-    status = 404
 
-
-class NotFound(SamServeError):
+class NotFound(SamServeError, code="not_found", status=404):
     """There is no such route."""
 
-    code = "not_found"
-    status = 404
 
-
-class MethodNotAllowed(SamServeError):
+class MethodNotAllowed(SamServeError, code="method_not_allowed", status=405):
     """The route does not support this method."""
 
-    code = "method_not_allowed"
-    status = 405
 
-
-class Overloaded(SamServeError):
+class Overloaded(SamServeError, code="overloaded", status=503):
     """The service is at capacity, or too busy for ``max_latency_ms``; retry later."""
 
-    code = "overloaded"
-    status = 503
 
-
-class ReplicaLost(SamServeError):
+class ReplicaLost(SamServeError, code="replica_lost", status=503):
     """A backend failed twice during the request; it is safe to retry."""
 
-    code = "replica_lost"
-    status = 503
 
-
-class ShuttingDown(SamServeError):
+class ShuttingDown(SamServeError, code="shutting_down", status=503):
     """The service is shutting down and rejects new requests; retry later."""
 
-    code = "shutting_down"
-    status = 503
 
-
-class DeadlineExceeded(SamServeError):
+class DeadlineExceeded(SamServeError, code="deadline_exceeded", status=504):
     """The response was not ready within the service's or the caller's timeout."""
 
-    code = "deadline_exceeded"
-    status = 504
 
-
-class WeightsUnavailable(SamServeError):
+class WeightsUnavailable(SamServeError, code="weights_unavailable", status=503):
     """A model's weights could not be loaded, or a deployment could not start."""
-
-    code = "weights_unavailable"
-    status = 503
 
 
 class InternalError(SamServeError):

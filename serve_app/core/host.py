@@ -21,11 +21,8 @@ def this_host(gpus: bool) -> Host:
 
 
 def _cpu() -> str:
-    for line in _read(_CPU_INFO).splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == "model name" and value.strip():
-            return value.strip()
-    return platform.processor() or platform.machine() or "unknown"
+    name = _value(_CPU_INFO, "model name")
+    return name or platform.processor() or platform.machine() or "unknown"
 
 
 def _cores() -> int:
@@ -42,13 +39,8 @@ def _cores() -> int:
 
 def _gpu_names() -> tuple[str, ...]:
     """Names from the driver: Ray hides GPUs from torch in processes that requested none."""
-    names = []
-    for path in sorted(_GPUS.glob("*/information")):
-        for line in _read(path).splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "Model":
-                names.append(value.strip())
-    return tuple(names) or _queried_gpu_names()
+    names = [_value(path, "Model") for path in sorted(_GPUS.glob("*/information"))]
+    return tuple(filter(None, names)) or _queried_gpu_names()
 
 
 def _queried_gpu_names() -> tuple[str, ...]:
@@ -60,6 +52,15 @@ def _queried_gpu_names() -> tuple[str, ...]:
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return ()
     return tuple(line.strip() for line in done.stdout.splitlines() if line.strip())
+
+
+def _value(path: Path, name: str) -> str:
+    """The first value of this name among lines ``name: value``; empty: none."""
+    for line in _read(path).splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == name and value.strip():
+            return value.strip()
+    return ""
 
 
 def _read(path: Path) -> str:

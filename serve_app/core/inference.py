@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from numpy.typing import NDArray
@@ -128,8 +128,7 @@ class TextScores:
 
     Attributes:
         scores: ``(n_texts, n_candidates) float32``, calibrated to 0-1.
-        engine: the engine that scored.
-        threshold: the engine's documented threshold of "present".
+        engine, threshold: of the engine that scored, as in `ScorerInfo`.
     """
 
     scores: Float32Array
@@ -156,14 +155,3 @@ class ScorerInfo:
     proposals: ProposalSource
     threshold: float
     reason: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VariantInfo:
-    """A deployed variant as ``/v1/models`` reports it."""
-
-    name: str
-    model: str
-    family: str
-    description: str
-    details: Mapping[str, Any] = field(default_factory=dict)

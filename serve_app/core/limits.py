@@ -71,9 +71,7 @@ class Limits(BaseModel):
     )
     max_json_depth: int = Field(16, gt=0, description="nesting depth of lists and objects in JSON")
     max_json_values: int = Field(
-        300_000,
-        gt=0,
-        description="values in one JSON text, or in all fields of a form",
+        300_000, gt=0, description="values in one JSON text, or in all fields of a form"
     )
     max_json_containers: int = Field(
         50_000,

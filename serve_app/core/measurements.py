@@ -96,9 +96,7 @@ class VariantMeasurements(Strict):
         None, ge=1, description="peak until then, loading included"
     )
     gpu_memory_bytes: int | None = Field(
-        None,
-        ge=1,
-        description="peak that torch reserved on the GPU until then; null: no torch GPU",
+        None, ge=1, description="peak that torch reserved on the GPU until then; null: no torch GPU"
     )
     embedding_bytes: int = Field(ge=1, description="of one image, as it is cached")
     encode_ms: dict[int, Duration] = Field(

@@ -37,7 +37,6 @@ class EncoderEngine(Protocol):
 
     def encode_batch(self, images: Sequence[RgbArray]) -> list[Embedding]:
         """Embed upright ``(H, W, 3) uint8`` RGB images of any sizes, batched where possible."""
-        ...
 
 
 class DecoderEngine(Protocol):
@@ -48,7 +47,6 @@ class DecoderEngine(Protocol):
 
         Coordinates are in pixels of the upright image; masks have its full size.
         """
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +69,6 @@ class DetectorEngine(Protocol):
 
     def detect(self, pixels: RgbArray) -> list[Detection]:
         """Detect objects in an upright ``(H, W, 3) uint8`` RGB image, best first."""
-        ...
 
 
 class ProposalsEngine(Protocol):
@@ -85,16 +82,10 @@ class ProposalsEngine(Protocol):
         points_per_side: int,
     ) -> tuple[Proposal, ...]:
         """See `Proposer.propose`."""
-        ...
 
 
 class TextScoringEngine(Protocol):
-    """The computation of a `TextScorer`: blocking, on one device.
-
-    Attributes:
-        info: the engine, its model and its requirements on the flow.
-        device: the torch device of its passes.
-    """
+    """The computation of a `TextScorer`: blocking, on one torch device."""
 
     info: ScorerInfo
     device: str
@@ -102,8 +93,7 @@ class TextScoringEngine(Protocol):
     def score(
         self, pixels: RgbArray, candidates: Sequence[Candidate], texts: Sequence[str]
     ) -> TextScores:
-        """Calibrated scores (0-1) of each text for each candidate of an upright image."""
-        ...
+        """See `TextScorer.score`."""
 
 
 class EmbeddingCache(Protocol):
@@ -113,7 +103,6 @@ class EmbeddingCache(Protocol):
         self, key: str, compute: Callable[[], Awaitable[Embedding]] | None
     ) -> tuple[Embedding, CacheTier] | None:
         """The embedding and its tier; None if it is not cached and ``compute`` is None."""
-        ...
 
 
 class Predictor(Protocol):
@@ -134,11 +123,9 @@ class Predictor(Protocol):
         Returns:
             The masks; None if the embedding is not cached: call again with ``pixels``.
         """
-        ...
 
     async def scale_from_zero(self) -> None:
         """Start the variant if it is scaled to zero, and return when it is ready."""
-        ...
 
 
 class Proposer(Protocol):
@@ -159,7 +146,6 @@ class Proposer(Protocol):
             source: kind of proposals.
             points_per_side: of the grid; ignored by other sources.
         """
-        ...
 
 
 class TextScorer(Protocol):
@@ -167,13 +153,11 @@ class TextScorer(Protocol):
 
     async def info(self) -> ScorerInfo:
         """The engine in use and its requirements on the flow."""
-        ...
 
     async def score(
         self, pixels: RgbArray, candidates: Sequence[Candidate], texts: Sequence[str]
     ) -> TextScores:
         """Calibrated scores (0-1) of each text against each candidate of an upright image."""
-        ...
 
 
 class SegmentationService(Protocol):
@@ -185,16 +169,12 @@ class SegmentationService(Protocol):
         Raises:
             SamServeError: see `serve_app.core.errors`.
         """
-        ...
 
     async def embed(self, image: bytes | RgbArray | str, variant: str) -> EmbedResult:
         """Register and encode an image; later prompts can refer to its ``image_id``."""
-        ...
 
     async def models(self) -> Mapping[str, Any]:
         """The deployed variants, their models and weights, the text engine, the limits."""
-        ...
 
     async def ready(self) -> bool:
         """Whether all deployments that do not scale to zero have loaded their weights."""
-        ...

@@ -115,13 +115,13 @@ def _task(value: Any) -> Task:
     for kind in _TASKS:
         if (task := kind.coerce(value)) is not None:
             return task
-    raise fault(InvalidRequest.code, "task must be a Task, such as a list of Prompt or a TextQuery")
+    raise fault(InvalidRequest, "task must be a Task, such as a list of Prompt or a TextQuery")
 
 
 def _image(value: Any) -> bytes | RgbArray | str:
     if isinstance(value, bytes | str | np.ndarray):
         return value
-    raise fault(InvalidRequest.code, "image must be bytes, an RGB array or an image_id")
+    raise fault(InvalidRequest, "image must be bytes, an RGB array or an image_id")
 
 
 class Options(Wire):

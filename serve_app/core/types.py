@@ -103,12 +103,10 @@ class Prompt(Wire):
 
     error = InvalidPrompt
 
-    point_coords: (
-        Annotated[Float32Array, _POINTS, AtMost("max_points", "points in a prompt")] | None
-    ) = Field(None, description="`[[x, y], …]` in image pixels", examples=[[[120, 80], [140, 95]]])
-    point_labels: (
-        Annotated[Int32Array, _LABELS, AtMost("max_points", "labels in a prompt")] | None
-    ) = Field(
+    point_coords: Annotated[Float32Array, _POINTS, _FEW_POINTS] | None = Field(
+        None, description="`[[x, y], …]` in image pixels", examples=[[[120, 80], [140, 95]]]
+    )
+    point_labels: Annotated[Int32Array, _LABELS, _FEW_LABELS] | None = Field(
         None,
         description="one for each point: 1 on the object, 0 on the background",
         examples=[[1, 0]],
@@ -131,22 +129,19 @@ class Prompt(Wire):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         coords, labels, box = self.point_coords, self.point_labels, self.box
-        message, field = "", ""
+        message, field = "", "point_labels"
         if coords is None and labels is not None:
-            message, field = "point_labels require point_coords", "point_labels"
+            message = "point_labels require point_coords"
         elif coords is not None and labels is None:
-            message, field = "point_coords require point_labels, one each", "point_labels"
+            message = "point_coords require point_labels, one each"
         elif coords is not None and labels is not None and len(coords) != len(labels):
-            message, field = (
-                f"{len(coords)} point_coords but {len(labels)} point_labels",
-                "point_labels",
-            )
+            message = f"{len(coords)} point_coords but {len(labels)} point_labels"
         elif box is not None and not (box[0] < box[2] and box[1] < box[3]):
             message, field = "box must be [x0, y0, x1, y1] with x0 < x1 and y0 < y1", "box"
         elif coords is None and box is None and self.mask_input is None:
-            message = "a prompt needs point_coords, a box or a mask_input"
+            message, field = "a prompt needs point_coords, a box or a mask_input", ""
         if message:
-            raise fault(InvalidPrompt.code, message, field)
+            raise fault(InvalidPrompt, message, field)
         return self
 
     def check_inside(self, width: int, height: int) -> None:
@@ -154,18 +149,15 @@ class Prompt(Wire):
 
         A box may reach over the border (a detector's often do) but not lie outside.
         """
+        outside = f"lies outside the image of {width} x {height} pixels"
         if self.point_coords is not None:
             x, y = self.point_coords[:, 0], self.point_coords[:, 1]
             if (x < 0).any() or (y < 0).any() or (x > width).any() or (y > height).any():
-                raise InvalidPrompt(
-                    f"a point lies outside the image of {width} x {height} pixels", "point_coords"
-                )
+                raise InvalidPrompt(f"a point {outside}", "point_coords")
         if self.box is not None:
             x0, y0, x1, y1 = self.box.tolist()
             if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
-                raise InvalidPrompt(
-                    f"the box lies outside the image of {width} x {height} pixels", "box"
-                )
+                raise InvalidPrompt(f"the box {outside}", "box")
 
 
 def _finite(value: float) -> float:
@@ -243,11 +235,6 @@ _Logits = Annotated[
     PlainValidator(_logits_of_json, json_schema_input_type=str),
     PlainSerializer(_logits_json, return_type=str),
 ]
-_Timings = Annotated[
-    Mapping[str, float],
-    PlainValidator(dict, json_schema_input_type=dict[str, float]),
-    PlainSerializer(dict, return_type=dict[str, float]),
-]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -283,14 +270,10 @@ class Mask:
         _if_given("`[[x, y]]`, the grid point that gave the mask (everything)"),
     ] = None
     crop_box: Annotated[
-        _Xywh | None,
-        _if_given("`[x, y, w, h]` of the crop it was found in (everything)"),
+        _Xywh | None, _if_given("`[x, y, w, h]` of the crop it was found in (everything)")
     ] = None
     text_score: Annotated[_Number | None, _if_given("score against the text, 0-1 (text)")] = None
-    label: Annotated[
-        str | None,
-        _if_given("the detector's label, where it proposed this"),
-    ] = None
+    label: Annotated[str | None, _if_given("the detector's label, where it proposed this")] = None
 
     @property
     def array(self) -> BoolArray:
@@ -313,8 +296,7 @@ class PromptResult:
         _if_given("false: no region reached the threshold (text)"),
     ] = None
     best_score: Annotated[
-        _Number | None,
-        _if_given("of any region, reported even below the threshold (text)"),
+        _Number | None, _if_given("of any region, reported even below the threshold (text)")
     ] = None
     variant: Annotated[
         str | None,
@@ -335,7 +317,7 @@ class EmbedResult:
     model: Annotated[str, Field(description="the registry's name of the model behind it")]
     cache: Annotated[CacheTier, Field(description="where the embedding was")]
     timings_ms: Annotated[
-        _Timings,
+        Mapping[str, float],
         Field(
             description="by stage; `parse` reads and checks the request, `predict` is all of the "
             "variant's work with the round trip to it, `embed` and `decode_masks` its parts in the "
@@ -363,12 +345,10 @@ class SegmentResult(EmbedResult):
         _if_given("the router's estimate of the variant's time, where it was measured"),
     ] = None
     degraded: Annotated[
-        bool,
-        _if_any("a better variant was not used because of load or time; see `reason`"),
+        bool, _if_any("a better variant was not used because of load or time; see `reason`")
     ] = False
     escalated: Annotated[
-        int,
-        _if_any("prompts that were also sent to the cascade's second variant"),
+        int, _if_any("prompts that were also sent to the cascade's second variant")
     ] = 0
 
 

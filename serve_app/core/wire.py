@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, ClassVar, Self, get_args
@@ -28,14 +28,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from serve_app.core.errors import (
-    InvalidPrompt,
-    InvalidRequest,
-    SamServeError,
-    TextUnavailable,
-    TooManyPrompts,
-    UnknownFormat,
-)
+from serve_app.core.errors import InvalidPrompt, InvalidRequest, SamServeError, TooManyPrompts
 from serve_app.core.limits import Limits
 
 _LARGEST = 1e9
@@ -45,22 +38,13 @@ the model."""
 _SMALL_ARRAY = 4096
 """Arrays up to this size are checked number by number, as JSON lists are."""
 
-_ERRORS: Mapping[str, type[SamServeError]] = {
-    kind.code: kind
-    for kind in (InvalidRequest, InvalidPrompt, TooManyPrompts, UnknownFormat, TextUnavailable)
-}
 _FIELD_NAMES: set[str] = set()
 
 
-def fault(code: str, message: str, field: str = "") -> PydanticCustomError:
-    """An error to raise in a validator.
-
-    Args:
-        code: that of a `SamServeError`.
-        field: the field at fault, inside of what is validated.
-    """
-    about = {"message": message, "field": field}
-    return PydanticCustomError(code, "{message}", about)
+def fault(kind: type[SamServeError], message: str, field: str = "") -> PydanticCustomError:
+    """An error to raise in a validator; ``field`` is the one at fault inside of the value."""
+    about = {"message": message, "field": field, "kind": kind}
+    return PydanticCustomError(kind.code, "{message}", about)
 
 
 class Wire(BaseModel):
@@ -115,12 +99,13 @@ class Wire(BaseModel):
             TooManyPrompts: a list or number is above its limit.
         """
         lowered: dict[str, Any] = {}
+        prefix = f"{self.prefix}." if self.prefix else ""
         for name, bound in _bounds(type(self)):
             value = getattr(self, name)
             if (message := bound.exceeded(value, limits, name)) is None:
                 continue
             if name in self.model_fields_set:
-                raise TooManyPrompts(message, self._field(name))
+                raise TooManyPrompts(message, f"{prefix}{name}")
             lowered[name] = getattr(limits, bound.limit)
         for name in type(self).model_fields:
             value = getattr(self, name)
@@ -128,13 +113,12 @@ class Wire(BaseModel):
                 lowered[name] = inner
             elif isinstance(value, tuple):
                 for index, item in enumerate(value):
-                    if isinstance(item, Wire):
-                        _within_item(item, limits, f"{self._field(name)}[{index}]")
+                    try:
+                        if isinstance(item, Wire):
+                            item.within(limits)
+                    except SamServeError as exc:
+                        raise exc.at(f"{prefix}{name}[{index}]") from None
         return self.model_copy(update=lowered) if lowered else self
-
-    @classmethod
-    def _field(cls, name: str) -> str:
-        return f"{cls.prefix}.{name}" if cls.prefix else name
 
     @classmethod
     def typed_error(cls, exc: ValidationError) -> SamServeError:
@@ -143,8 +127,10 @@ class Wire(BaseModel):
         # A union has faults of each branch: the best is of the right type and deepest.
         found = max(faults, key=lambda f: (not f["type"].endswith("_type"), len(_known(f["loc"]))))
         loc = _known(found["loc"])
-        if kind := _ERRORS.get(found["type"]):
-            loc += filter(None, [found["ctx"]["field"]])
+        about = found.get("ctx", {})
+        kind: type[SamServeError] | None = about.get("kind")
+        if kind is not None and about["field"]:
+            loc.append(about["field"])
         steps = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
         field = f"{cls.prefix}{steps}".removeprefix(".")
         if kind is not None:
@@ -173,13 +159,6 @@ def _restored(cls: type[Wire], values: dict[str, Any], given: set[str]) -> Wire:
     for name, state in (("extra", None), ("private", None), ("fields_set", given)):
         object.__setattr__(value, f"__pydantic_{name}__", state)
     return value
-
-
-def _within_item(item: Wire, limits: Limits, field: str) -> None:
-    try:
-        item.within(limits)
-    except SamServeError as exc:
-        raise exc.at(field) from None
 
 
 def _known(loc: tuple[int | str, ...]) -> list[int | str]:
@@ -238,7 +217,7 @@ class AtMost:
             if isinstance(limits, Limits) and (
                 message := self.exceeded(checked, limits, info.field_name)
             ):
-                raise fault(TooManyPrompts.code, message)
+                raise fault(TooManyPrompts, message)
             return inner(value) if self.what else checked
 
         return core_schema.with_info_wrap_validator_function(check, handler(source))
@@ -301,19 +280,19 @@ class Array:
 
     def _array(self, value: Any, name: str) -> NDArray[Any]:
         if isinstance(value, np.ndarray) and value.dtype.kind not in "iuf":
-            raise fault(InvalidPrompt.code, f"{name} must hold numbers only")
+            raise fault(InvalidPrompt, f"{name} must hold numbers only")
         array = np.array(value, dtype=np.float64)
         if array.ndim != len(self.shape) or any(
             n is not None and n != m for n, m in zip(self.shape, array.shape, strict=True)
         ):
             shape = " x ".join("N" if n is None else str(n) for n in self.shape)
-            raise fault(InvalidPrompt.code, f"{name} must have the shape {shape}")
+            raise fault(InvalidPrompt, f"{name} must have the shape {shape}")
         if not np.isfinite(array).all():
-            raise fault(InvalidPrompt.code, f"{name} must not hold NaN or infinite numbers")
+            raise fault(InvalidPrompt, f"{name} must not hold NaN or infinite numbers")
         if array.size and np.abs(array).max() > _LARGEST:
-            raise fault(InvalidPrompt.code, f"{name} holds a number out of range")
+            raise fault(InvalidPrompt, f"{name} holds a number out of range")
         if self.allowed and not np.isin(array, self.allowed).all():
-            raise fault(InvalidPrompt.code, f"{name} must hold {self.allowed} only")
+            raise fault(InvalidPrompt, f"{name} must hold {self.allowed} only")
         array = array.astype(self.dtype)
         array.flags.writeable = False
         return array
@@ -332,7 +311,7 @@ class Base64Array(Array):
         dtype = {cells * 2: "<f2", cells * 4: "<f4"}.get(len(raw))
         if dtype is None:
             shape = " x ".join(map(str, sides))
-            raise fault(InvalidPrompt.code, f"must be {shape} float16 or float32 numbers")
+            raise fault(InvalidPrompt, f"must be {shape} float16 or float32 numbers")
         return np.frombuffer(raw, dtype=dtype).reshape(sides)
 
     def write(self, array: NDArray[Any]) -> Any:
@@ -351,7 +330,7 @@ def decoded_base64(text: str) -> bytes:
         plain = text.encode("ascii").translate(None, b" \t\r\n")
         return binascii.a2b_base64(plain, strict_mode=True)
     except ValueError:
-        raise fault(InvalidRequest.code, "not valid base64") from None
+        raise fault(InvalidRequest, "not valid base64") from None
 
 
 def _whole(value: Any) -> Any:

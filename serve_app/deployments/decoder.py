@@ -28,7 +28,6 @@ from serve_app.deployments.replica import EngineReplica
 from serve_app.embeddings.predictor import VariantPredictor
 from serve_app.embeddings.tiers import TieredEmbeddingCache
 from serve_app.models.factory import ModelSource
-from serve_app.profiles.variants import encoder_compute
 from serve_app.scaling.reports import decoder_profile
 
 _Pass = tuple[float, float]
@@ -78,7 +77,7 @@ class DecoderReplica(EngineReplica):
         self._hits = HitRate()
         self._profile = decoder_profile(profile, fused=encoder is None)
         self._encoder = encoder
-        compute = encoder_compute(settings)
+        compute = settings.encoder_compute
         if encoder is None:
             images = warm_encoder(source, settings.model, compute, settings.encoder.batching)
             self.threads.append(images.thread)

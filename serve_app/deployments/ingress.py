@@ -15,7 +15,6 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.cache.shared import shared_tier
 from serve_app.capabilities import SegmentRequest, load_capabilities
 from serve_app.connectors.article import article_router
-from serve_app.core.exposure import exposure_warning
 from serve_app.core.settings import GraphSettings
 from serve_app.core.types import EmbedResult, RgbArray, SegmentResult
 from serve_app.core.version import project_version
@@ -36,7 +35,6 @@ from serve_app.http.app import create_app
 from serve_app.http.gate import InFlightTracker
 from serve_app.images.decode import silence_pillow_warnings
 from serve_app.images.store import ImageStore
-from serve_app.profiles.dispatch import build_dispatcher
 from serve_app.profiles.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -58,14 +56,14 @@ class IngressReplica:
         join_serve_log()
         silence_pillow_warnings()
         start_telemetry(ingress=True)
-        exposed = exposure_warning(settings.security, settings.ingress.http_host)
+        exposed = settings.security.exposure_warning(settings.ingress.http_host)
         for warning in filter(None, (*plan.warnings, exposed)):
             log.warning("%s", warning)
         self._limits, self._security = settings.limits, settings.security
         sign = settings.ingress.drain_file
         self._tracker = InFlightTracker(None if sign is None else Path(sign))
         predictors = {name: RemotePredictor(handle) for name, handle in decoders.items()}
-        dispatcher = build_dispatcher(plan, predictors, in_process=False)
+        dispatcher = plan.dispatcher(predictors, in_process=False)
         self._watch = ReplicaWatch(settings, dispatcher.load_tracker)
         self._capabilities = load_capabilities(settings.capabilities)
         self._flow = SegmentationFlow(

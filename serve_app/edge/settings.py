@@ -19,7 +19,7 @@ from pydantic import (
     StringConstraints,
 )
 
-from serve_app.core.settings.base import Strict
+from serve_app.core.settings import Strict
 
 _ADDRESS = r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?):[0-9]{1,5}$"
 _NETWORK = r"^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$"  # without IPv6 zones ("%eth0"): any text is a zone

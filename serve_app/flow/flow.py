@@ -23,12 +23,11 @@ from serve_app.capabilities import CAPABILITIES
 from serve_app.core.capability import Capabilities, Capability, Outcome
 from serve_app.core.deadline import time_limit
 from serve_app.core.errors import DeadlineExceeded, Overloaded, WeightsUnavailable
-from serve_app.core.inference import DecodeOptions, VariantInfo
+from serve_app.core.inference import DecodeOptions
 from serve_app.core.limits import Limits
 from serve_app.core.ports import Predictor, Proposer, TextScorer
 from serve_app.core.request import AUTO, SegmentRequest
 from serve_app.core.types import CacheTier, EmbedResult, RgbArray, SegmentResult
-from serve_app.flow.cascade import Cascade
 from serve_app.flow.context import RunContext, Timings, VariantSession
 from serve_app.flow.readiness import Readiness, ReadinessCheck
 from serve_app.images.store import ImageRef, ImageStore
@@ -45,12 +44,8 @@ class SegmentationFlow:
     """The `SegmentationService` over the ports.
 
     Args:
-        capabilities: what can be requested.
-        images: opens and keeps images.
-        variants, predictors: the deployed variants by name, and the predictor of each.
+        variants, predictors: of each deployed variant, its description and its predictor.
         proposer, scorer: candidate regions, and text scores (None: not deployed).
-        dispatcher: chooses among the variants.
-        limits: bounds on a request.
         timeout_s: timeout of a request in seconds; None: no bound.
         checks: what must have loaded before the service is ready.
     """
@@ -60,7 +55,7 @@ class SegmentationFlow:
         *,
         capabilities: Capabilities = CAPABILITIES,
         images: ImageStore,
-        variants: Mapping[str, VariantInfo],
+        variants: Mapping[str, Mapping[str, Any]],
         predictors: Mapping[str, Predictor],
         proposer: Proposer,
         scorer: TextScorer | None,
@@ -129,22 +124,18 @@ class SegmentationFlow:
         started: float,
     ) -> SegmentResult:
         """The request's task, by the chosen variant."""
-        cascade = self._cascade(request, choice, timings)
+        second = self._second(request, choice, timings)
         session = self._session(choice.variant, timings, request.return_logits)
+        patience_s = self._dispatcher.router.cascade_max_ms / 1e3
         context = RunContext(
             image,
             session,
+            second,
             self._proposer,
             self._scorer,
             timings,
-            cascade,
-            partial(
-                _respond_by,
-                request,
-                started,
-                self._timeout_s,
-                self._dispatcher.router.cascade_max_ms / 1e3,
-            ),
+            self._dispatcher,
+            partial(_respond_by, request, started, self._timeout_s, patience_s),
         )
         outcome: Outcome = await capability.run(request.task, context)
         timings.publish()
@@ -154,7 +145,7 @@ class SegmentationFlow:
             height=image.height,
             results=outcome.results,
             variant=choice.variant,
-            model=self._variants[choice.variant].model,
+            model=self._variants[choice.variant]["model"],
             reason="; ".join(filter(None, (choice.reason, outcome.note))),
             cache=session.cache or CacheTier.MISS,
             timings_ms=timings.ms,
@@ -180,7 +171,7 @@ class SegmentationFlow:
             width=opened.width,
             height=opened.height,
             variant=choice.variant,
-            model=self._variants[choice.variant].model,
+            model=self._variants[choice.variant]["model"],
             cache=session.cache or CacheTier.MISS,
             timings_ms=timings.ms,
         )
@@ -197,20 +188,12 @@ class SegmentationFlow:
                 "threshold": info.threshold,
                 "proposals": info.proposals.value,
             }
-        variants = {
-            name: {
-                "model": info.model,
-                "family": info.family,
-                "description": info.description,
-                **info.details,
-            }
-            for name, info in self._variants.items()
-        }
+        router = self._dispatcher.router
         return {
-            "default_variant": self._dispatcher.router.default,
-            "aliases": dict(self._dispatcher.router.aliases),
-            "cascade_to": self._dispatcher.router.cascade_to,
-            "variants": variants,
+            "default_variant": router.default,
+            "aliases": dict(router.aliases),
+            "cascade_to": router.cascade_to,
+            "variants": {name: dict(info) for name, info in self._variants.items()},
             "text": text,
             "limits": self._limits.model_dump(),
         }
@@ -239,14 +222,15 @@ class SegmentationFlow:
             variant, predictor, self._dispatcher.load_tracker, timings, return_logits
         )
 
-    def _cascade(self, request: SegmentRequest, choice: Choice, timings: Timings) -> Cascade | None:
+    def _second(
+        self, request: SegmentRequest, choice: Choice, timings: Timings
+    ) -> VariantSession | None:
         """For requests that name neither a variant nor a quality, which would be what suffices."""
         router = self._dispatcher.router
         free = request.variant == AUTO and request.min_quality is None
         if not free or choice.variant != router.default or router.cascade_to is None:
             return None
-        second = self._session(router.cascade_to, timings, request.return_logits)
-        return Cascade(self._dispatcher, choice.variant, second)
+        return self._session(router.cascade_to, timings, request.return_logits)
 
 
 def _minus_network_margin(timeout_s: float | None) -> float | None:

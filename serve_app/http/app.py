@@ -14,13 +14,8 @@ from serve_app.core.settings import SecuritySettings
 from serve_app.http.docs import SamApi
 from serve_app.http.errors import ErrorEnvelope, register_exception_handlers
 from serve_app.http.gate import GateMiddleware, InFlightTracker
-from serve_app.http.middleware import (
-    AuditLogMiddleware,
-    BodyLimitMiddleware,
-    SlowClientMiddleware,
-)
-from serve_app.http.routes_service import service_router
-from serve_app.http.routes_v1 import v1_router
+from serve_app.http.middleware import AuditLogMiddleware, BodyLimitMiddleware, SlowClientMiddleware
+from serve_app.http.routes import service_router, v1_router
 
 Connector = Callable[[SegmentationService, Limits, str], APIRouter]
 """Makes the routes of another client's protocol; the last argument is the service's version."""
@@ -54,9 +49,7 @@ def create_app(
     """Return the HTTP interface of a service.
 
     Args:
-        service: serves the requests.
         limits: bounds on requests, checked before the service sees them.
-        capabilities: what can be requested.
         metrics: returns the process' metrics in Prometheus' text format.
         version: version of the service, for the documents.
         security: API keys and rate limits; None: open to everybody, without rate limits.
@@ -72,6 +65,11 @@ def create_app(
         redirect_slashes=False,
         keys_needed=bool(security.api_keys),
         capabilities=capabilities,
+        routers=(
+            v1_router(service, limits, capabilities),
+            *(connector(service, limits, version) for connector in connectors),
+            service_router(service, metrics, tracker),
+        ),
         # FastAPI's own would split a request's trace in two, and records paths and bodies.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         responses={500: {"model": ErrorEnvelope, "description": "`internal_error`"}},
@@ -82,8 +80,4 @@ def create_app(
     app.add_middleware(GateMiddleware, limits=limits, security=security, tracker=tracker)
     app.add_middleware(AuditLogMiddleware, templates=app.templates)
     app.add_middleware(SlowClientMiddleware, limits=limits)
-    app.include_router(v1_router(service, limits, capabilities))
-    for connector in connectors:
-        app.include_router(connector(service, limits, version))
-    app.include_router(service_router(service, metrics, tracker))
     return app

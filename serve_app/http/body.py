@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
@@ -26,9 +26,6 @@ from serve_app.core.errors import InvalidRequest, TooManyPrompts
 from serve_app.core.limits import Limits
 
 TIMEOUT_HEADER = "x-request-timeout-seconds"
-
-FieldReader = Callable[[list[str], str, Limits], Any]
-"""Converts the values of a form field, given its name, to a JSON-like value."""
 
 _CHARSETS = (b"utf-8", b"utf8", b"us-ascii")
 _JSON_FILES = ("request", "requests")
@@ -72,13 +69,10 @@ def _content_type(request: Request) -> str:
 
 
 def _check_charset(request: Request) -> None:
-    """Check that a form's texts are UTF-8.
+    """Raise `InvalidRequest` unless a form's texts are UTF-8.
 
     The form parser would use any Python codec that the header names, and some take time quadratic
     in the text's length.  It parses the header with the same function.
-
-    Raises:
-        InvalidRequest: another charset.
     """
     _, options = parse_options_header(request.headers["content-type"])
     if options.get(b"charset", _CHARSETS[0]).lower() not in _CHARSETS:
@@ -127,65 +121,20 @@ async def read_form(request: Request, limits: Limits) -> Form:
     return Form(fields, files)
 
 
-async def _whole(request: Request) -> bytearray:
-    """Read the body into one buffer: a list of many small chunks would need much more memory."""
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-    return body
-
-
 def the_only(values: list[Any], field: str) -> Any:
-    """The only value of a field.
-
-    Raises:
-        InvalidRequest: the field is repeated.
-    """
+    """The only value of a field; `InvalidRequest` if it is repeated or missing."""
     if len(values) != 1:
         raise InvalidRequest(f"{field} is given {len(values)} times; give it once", field)
     return values[0]
 
 
-def json_field(values: list[str], field: str, limits: Limits) -> Any:
-    """A field with JSON text."""
-    return load_json(the_only(values, field), limits, field)
-
-
-def _plain(values: list[str], field: str, limits: Limits) -> Any:
-    """The text itself."""
-    return the_only(values, field)
-
-
-def _flag(values: list[str], field: str, limits: Limits) -> Any:
-    flag = the_only(values, field).strip().lower()
-    if flag not in ("true", "false"):
-        raise InvalidRequest(f"{field} must be true or false", field)
-    return flag == "true"
-
-
-def _flag_or_json(values: list[str], field: str, limits: Limits) -> Any:
-    text = the_only(values, field)
-    if text.strip().lower() in ("true", "false"):
-        return _flag(values, field, limits)
-    return load_json(text, limits, field)
-
-
-def _texts(values: list[str], field: str, limits: Limits) -> Any:
-    """A text, several fields with one each, or a JSON list."""
-    if len(values) > 1:
-        return values
-    if values[0].lstrip().startswith("["):
-        return load_json(values[0], limits, field)
-    return values[0]
-
-
 @cache
-def form_readers(body: type[BaseModel]) -> Mapping[str, FieldReader]:
-    """How the form field of each member of a JSON body is read, by the member's JSON type."""
+def form_fields(body: type[BaseModel]) -> Mapping[str, frozenset[str]]:
+    """The members of a JSON body that a form may have as fields, each with its JSON types."""
     schema = body.model_json_schema()
     definitions = schema.get("$defs", {})
     return {
-        name: _reader(_types(member, definitions))
+        name: _types(member, definitions)
         for name, member in schema["properties"].items()
         if name != "image"  # in a form the image is a file
     }
@@ -199,14 +148,25 @@ def _types(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> frozens
     return frozenset(own).union(*inner) - {"null"}
 
 
-def _reader(types: frozenset[str]) -> FieldReader:
+def _member(values: list[str], field: str, types: frozenset[str], limits: Limits) -> Any:
+    """The JSON-like value of a form field, for a member of these JSON types.
+
+    A flag is `true` or `false`; texts are one text, several fields with one each, or a JSON list.
+    """
     if types == {"string"}:
-        return _plain
-    if types == {"boolean"}:
-        return _flag
+        return the_only(values, field)
     if "boolean" in types:
-        return _flag_or_json
-    return _texts if "string" in types else json_field
+        flag = the_only(values, field).strip().lower()
+        if flag in ("true", "false"):
+            return flag == "true"
+        if types == {"boolean"}:
+            raise InvalidRequest(f"{field} must be true or false", field)
+    elif "string" in types:
+        if len(values) > 1:
+            return values
+        if not values[0].lstrip().startswith("["):
+            return values[0]
+    return load_json(the_only(values, field), limits, field)
 
 
 async def receive(
@@ -227,19 +187,23 @@ async def receive(
     """
     kind = _content_type(request)
     if kind == "application/json":
-        members = load_json(await _whole(request), limits)
+        # One buffer: a list of many small chunks would need much more memory.
+        text = bytearray()
+        async for piece in request.stream():
+            text += piece
+        members = load_json(text, limits)
         if not isinstance(members, dict):
             raise InvalidRequest("the request must be a JSON object")
         return Received(members, [])
     if kind != "multipart/form-data":
         raise InvalidRequest("send application/json or multipart/form-data as content-type")
     form = await read_form(request, limits)
-    readers = form_readers(body)
+    types = form_fields(body)
     known = {file_field, *_JSON_FILES}
-    if not (form.fields.keys() <= known | readers.keys() and form.files.keys() <= known):
+    if not (form.fields.keys() <= known | types.keys() and form.files.keys() <= known):
         raise InvalidRequest(
             f"unknown form field; the image is the file {file_field!r}, the others are request, "
-            + ", ".join(readers)
+            + ", ".join(types)
         )
     if file_field in form.fields:
         raise InvalidRequest(
@@ -252,7 +216,12 @@ async def receive(
     requests = _request_field(form, "requests", None, limits)
     if requests is not None and not isinstance(requests, list):
         raise InvalidRequest("requests must be a JSON list", "requests")
-    plain = _plain_members(form.fields, members, readers, limits)
+    plain: dict[str, Any] = {}
+    for name, kinds in types.items():
+        if name in form.fields:
+            if name in members:
+                raise InvalidRequest(f"{name} is given both inside and outside `request`", name)
+            plain[name] = _member(form.fields[name], name, kinds, limits)
     for capability in capabilities:
         plain = capability.task.complete_form(plain, members)
     members = {**members, **plain}
@@ -265,23 +234,6 @@ def _request_field(form: Form, name: str, default: Any, limits: Limits) -> Any:
     """The JSON of the field ``name``, one of `_JSON_FILES`."""
     parts: list[Any] = [*form.fields.get(name, []), *form.files.get(name, [])]
     return load_json(the_only(parts, name), limits, name) if parts else default
-
-
-def _plain_members(
-    fields: Mapping[str, list[str]],
-    members: Mapping[str, Any],
-    readers: Mapping[str, FieldReader],
-    limits: Limits,
-) -> dict[str, Any]:
-    """The members given as separate form fields."""
-    plain: dict[str, Any] = {}
-    for name, read in readers.items():
-        if name not in fields:
-            continue
-        if name in members:
-            raise InvalidRequest(f"{name} is given both inside and outside `request`", name)
-        plain[name] = read(fields[name], name, limits)
-    return plain
 
 
 def load_json(text: bytes | bytearray | str, limits: Limits, field: str | None = None) -> Any:
@@ -313,11 +265,7 @@ def load_json(text: bytes | bytearray | str, limits: Limits, field: str | None =
 def check_values(
     texts: Iterable[bytes | bytearray | str], limits: Limits, field: str | None = None
 ) -> None:
-    """Check upper bounds of the number of values in JSON texts, before they are parsed.
-
-    Raises:
-        InvalidRequest: the texts together have too many; the error has ``field``.
-    """
+    """Raise `InvalidRequest` if JSON texts together have too many values; they are not parsed."""
     containers = commas = 0
     for text in texts:
         containers += _count(text, "[") + _count(text, "{")
@@ -328,8 +276,7 @@ def check_values(
         )
     if containers + commas > limits.max_json_values:
         raise InvalidRequest(
-            f"the JSON has more than {limits.max_json_values} values; send masks as base64",
-            field,
+            f"the JSON has more than {limits.max_json_values} values; send masks as base64", field
         )
 
 
@@ -344,10 +291,7 @@ def _containers(node: Any) -> Iterable[Any]:
 
 
 def timeout_of(headers: Mapping[str, str]) -> float | None:
-    """The caller's timeout in seconds; None: none.
-
-    The header is that of Ray Serve's proxy, and invalid values are ignored as there.
-    """
+    """The caller's timeout in seconds, or None; the header and its reading are Ray Serve's."""
     try:
         seconds = float(headers.get(TIMEOUT_HEADER, ""))
     except ValueError:

@@ -13,37 +13,56 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from pydantic.json_schema import models_json_schema
+from starlette.responses import Response
 from typing_extensions import TypedDict
 
+from serve_app.core import errors
 from serve_app.core.capability import Capabilities
 from serve_app.core.types import EmbedResult, Mask, PromptResult, SegmentResult
-from serve_app.http.body import TIMEOUT_HEADER, form_readers
-from serve_app.http.errors import ErrorBody
+from serve_app.http.body import TIMEOUT_HEADER, form_fields
+from serve_app.http.errors import RETRYABLE, ErrorBody, ErrorEnvelope
 from serve_app.http.formats import GEOJSON_TYPE, JSON_TYPE, NPZ_TYPE
 from serve_app.http.gate import KEY_HEADER
 from serve_app.http.request_info import PROBES
 from serve_app.http.requests import BatchBody, EmbedFields, request_body
+from serve_app.http.stream import NdjsonResponse
 
 _REF = "#/components/schemas/{model}"
 _FILE = {"type": "string", "format": "binary", "description": "an image file"}
+_FILES: dict[str, Any] = {"type": "array", "items": _FILE, "minItems": 1}
 
-SEGMENT_EXAMPLES: dict[str, Any] = {
+_EXAMPLES: dict[str, dict[str, Any]] = {
     "a point": {
-        "value": {
-            "image_id": "640x480-5d41…",
-            "prompts": [{"point_coords": [[320, 240]], "point_labels": [1]}],
-        }
+        "image_id": "640x480-5d41…",
+        "prompts": [{"point_coords": [[320, 240]], "point_labels": [1]}],
     },
     "boxes": {
-        "value": {
-            "image_id": "640x480-5d41…",
-            "prompts": [{"box": [10, 20, 200, 300]}, {"box": [220, 40, 400, 310]}],
-            "multimask_output": False,
-            "format": "polygon",
-        }
+        "image_id": "640x480-5d41…",
+        "prompts": [{"box": [10, 20, 200, 300]}, {"box": [220, 40, 400, 310]}],
+        "multimask_output": False,
+        "format": "polygon",
     },
-    "texts": {"value": {"image_id": "640x480-5d41…", "text": ["dog", "red car"]}},
-    "everything": {"value": {"image_id": "640x480-5d41…", "everything": {"points_per_side": 16}}},
+    "texts": {"image_id": "640x480-5d41…", "text": ["dog", "red car"]},
+    "everything": {"image_id": "640x480-5d41…", "everything": {"points_per_side": 16}},
+}
+"""Requests; a route has those of which it has all members."""
+
+WORK = (errors.Overloaded, errors.ReplicaLost, errors.WeightsUnavailable, errors.DeadlineExceeded)
+"""Errors of every route that runs a model."""
+
+_BODY = (errors.PayloadTooLarge, errors.BodyTimeout, errors.Overloaded, errors.ShuttingDown)
+_IMAGE = (errors.InvalidImage, errors.ImageTooLarge, errors.UnknownImage)
+_CALL = (
+    *(errors.InvalidRequest, errors.InvalidPrompt, errors.TooManyPrompts, errors.UnknownFormat),
+    *(errors.UnknownVariant, errors.TextUnavailable, errors.HintsUnmet),
+)
+_TIMEOUT: dict[str, Any] = {
+    "name": TIMEOUT_HEADER,
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string"},
+    "description": "the caller's timeout in seconds: work for the request then stops with "
+    "`deadline_exceeded`; what is not a positive number is ignored",
 }
 
 Ring = list[tuple[float, float]]
@@ -116,51 +135,77 @@ def _members(body: type[BaseModel], without: Sequence[str] = ()) -> dict[str, An
     """Form fields that hold single members of the JSON body."""
     return {
         name: {"type": "string", "description": f"`{name}` as JSON text, see the JSON body"}
-        for name in form_readers(body)
+        for name in form_fields(body)
         if name not in without
     }
 
 
-def _body(name: str, form: Any, examples: Any = None) -> dict[str, Any]:
-    json_part: dict[str, Any] = {"schema": ref(name)}
-    if examples:
-        json_part["examples"] = examples
+def _route(
+    json_part: Any, form: Any, response: Any, *kinds: type[errors.SamServeError]
+) -> dict[str, Any]:
+    """What FastAPI is given of a route that reads and writes its bodies itself."""
     content = {"application/json": json_part, "multipart/form-data": form}
-    return {"requestBody": {"required": True, "content": content}}
+    return {
+        "tags": ["segment"],
+        "response_class": Response,
+        "responses": {200: response, **error_responses(*kinds)},
+        "openapi_extra": {"requestBody": {"required": True, "content": content}},
+    }
 
 
-def call_body(body: type[BaseModel]) -> dict[str, Any]:
-    """The body of a capability's route."""
+def call_route(body: type[BaseModel]) -> dict[str, Any]:
+    """FastAPI's arguments for a capability's route."""
     request = {"type": "string", "description": "a request without image, as JSON text"}
     form = _form({"file": _FILE, "request": request, **_members(body)}, [])
-    return _body(body.__name__, form, SEGMENT_EXAMPLES if body.__name__ == "SegmentBody" else None)
+    json_part: dict[str, Any] = {"schema": ref(body.__name__)}
+    known = body.model_fields.keys()
+    if examples := {name: {"value": e} for name, e in _EXAMPLES.items() if e.keys() <= known}:
+        json_part["examples"] = examples
+    content = {
+        JSON_TYPE: {"schema": ref(SegmentResult.__name__)},
+        GEOJSON_TYPE: {"schema": ref("FeatureCollection")},
+        NPZ_TYPE: {"schema": {"type": "string", "format": "binary"}},
+    }
+    response = {"content": content, "description": "results, in the requested format"}
+    route = _route(json_part, form, response, *_CALL, *_IMAGE, *WORK)
+    route["openapi_extra"]["parameters"] = [_TIMEOUT]
+    return route
 
 
-def embed_body() -> dict[str, Any]:
-    """The body of ``/v1/embed``."""
+def embed_route() -> dict[str, Any]:
+    """FastAPI's arguments for ``/v1/embed``."""
     form = _form({"file": _FILE, **_members(EmbedFields, ["image_id"])}, ["file"])
-    return _body(EmbedFields.__name__, form)
+    content = {JSON_TYPE: {"schema": ref(EmbedResult.__name__)}}
+    response = {"content": content, "description": "the image is known"}
+    kinds = (errors.InvalidRequest, errors.UnknownVariant, *_IMAGE, *WORK)
+    return _route({"schema": ref(EmbedFields.__name__)}, form, response, *kinds)
 
 
-def batch_body(body: type[BaseModel]) -> dict[str, Any]:
-    """The body of the batch of a capability's route."""
+def batch_route(body: type[BaseModel]) -> dict[str, Any]:
+    """FastAPI's arguments for the batch of a capability's route."""
     form = _form(
         {
-            "files": {"type": "array", "items": _FILE, "minItems": 1},
+            "files": _FILES,
             "request": {"type": "string", "description": "a request for all files"},
             "requests": {"type": "string", "description": "a JSON list, a request for each file"},
             **_members(body, ["image_id"]),
         },
         ["files"],
     )
-    return _body(BatchBody.__name__, form)
+    # Items are checked one by one, so that a faulty one fails alone.
+    batch = BatchBody.model_json_schema()
+    batch["properties"]["items"]["items"] = ref(body.__name__)
+    content = {NdjsonResponse.media_type: {"schema": ref(BatchLine.__name__)}}
+    response = {"content": content, "description": "a line for each image, when ready"}
+    route = _route({"schema": batch}, form, response, errors.InvalidRequest, errors.TooManyPrompts)
+    route["openapi_extra"]["parameters"] = [_TIMEOUT]
+    return route
 
 
 def plain_form(file_field: str, fields: Mapping[str, str]) -> dict[str, Any]:
     """A form of one image file, or of several ``files``, and of texts, also as query fields."""
-    several: dict[str, Any] = {"type": "array", "items": _FILE, "minItems": 1}
     texts = {name: {"type": "string", "description": text} for name, text in fields.items()}
-    file = several if file_field == "files" else _FILE
+    file = _FILES if file_field == "files" else _FILE
     form = _form({file_field: file, **texts}, [file_field], more=True)
     return {
         "requestBody": {"required": True, "content": {"multipart/form-data": form}},
@@ -171,21 +216,29 @@ def plain_form(file_field: str, fields: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-TIMEOUT_PARAMETER: dict[str, Any] = {
-    "name": TIMEOUT_HEADER,
-    "in": "header",
-    "required": False,
-    "schema": {"type": "string"},
-    "description": "the caller's timeout in seconds: work for the request then stops with "
-    "`deadline_exceeded`; what is not a positive number is ignored",
-}
-CALL_CONTENT: dict[str, Any] = {
-    JSON_TYPE: {"schema": ref(SegmentResult.__name__)},
-    GEOJSON_TYPE: {"schema": ref("FeatureCollection")},
-    NPZ_TYPE: {"schema": {"type": "string", "format": "binary"}},
-}
-EMBED_CONTENT: dict[str, Any] = {JSON_TYPE: {"schema": ref(EmbedResult.__name__)}}
-BATCH_CONTENT: dict[str, Any] = {"application/x-ndjson": {"schema": ref(BatchLine.__name__)}}
+def error_responses(
+    *kinds: type[errors.SamServeError], status: Mapping[int, int] | None = None, body: bool = True
+) -> dict[int | str, dict[str, Any]]:
+    """Return OpenAPI ``responses`` for the errors of a route, grouped by status.
+
+    Args:
+        kinds: those of the route itself; the errors of all routes are added.
+        status: replaces a status by another, for routes that follow older conventions.
+        body: whether the route reads a body, which is subject to body and capacity limits.
+    """
+    of_all = (errors.Unauthorized, errors.RateLimited, *(_BODY if body else ()))
+    by_status: dict[int, list[type[errors.SamServeError]]] = {}
+    for error in dict.fromkeys((*kinds, *of_all, errors.InternalError)):
+        by_status.setdefault((status or {}).get(error.status, error.status), []).append(error)
+    responses: dict[int | str, dict[str, Any]] = {}
+    for code, found in sorted(by_status.items()):
+        lines = [f"`{kind.code}`: {(kind.__doc__ or '').splitlines()[0]}" for kind in found]
+        responses[code] = {"model": ErrorEnvelope, "description": "\n\n".join(lines)}
+        if any(kind in RETRYABLE for kind in found):
+            responses[code]["headers"] = {
+                "Retry-After": {"schema": {"type": "string"}, "description": "seconds to wait"}
+            }
+    return responses
 
 
 _SCHEMES: dict[str, Any] = {
@@ -200,28 +253,30 @@ class SamApi(FastAPI):
     Args:
         keys_needed: every route except the probes requires an API key.
         capabilities: their requests and results are documented.
+        routers: all routes.
         more: arguments of `FastAPI`.
     """
 
-    def __init__(self, *, keys_needed: bool, capabilities: Capabilities, **more: Any) -> None:
+    def __init__(
+        self,
+        *,
+        keys_needed: bool,
+        capabilities: Capabilities,
+        routers: Sequence[APIRouter],
+        **more: Any,
+    ) -> None:
         super().__init__(**more)
         self._keys_needed = keys_needed
-        self._paths: list[str] = []
         self._capabilities = capabilities
-
-    def include_router(self, router: APIRouter, **more: Any) -> None:
-        """As FastAPI's; the paths are then known without building the document, which is slow."""
-        super().include_router(router, **more)
-        self._paths += [
-            more.get("prefix", "") + route.path
-            for route in router.routes
-            if isinstance(route, APIRoute)
-        ]
+        self._routers = routers
+        for router in routers:
+            self.include_router(router)
 
     def templates(self) -> list[str]:
-        """The paths of all routes, with their parameters' names."""
+        """The paths of all routes; without building the document, which is slow."""
+        routes = (route for router in self._routers for route in router.routes)
         own = (self.openapi_url, self.docs_url, self.swagger_ui_oauth2_redirect_url, self.redoc_url)
-        return [*self._paths, *filter(None, own)]
+        return [*(r.path for r in routes if isinstance(r, APIRoute)), *filter(None, own)]
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
@@ -240,11 +295,10 @@ class SamApi(FastAPI):
     def _add_models(self, schemas: dict[str, Any]) -> None:
         """The schemas of requests and responses."""
         routes = self._capabilities.routes()
-        bodies = [request_body(body_name(route), found) for route, found in routes.items()]
-        models: list[type[BaseModel]] = [*bodies, EmbedFields, BatchBody]
+        bodies = [request_body(route, found) for route, found in routes.items()]
+        models: list[type[BaseModel]] = [*bodies, EmbedFields]
         _, requests = models_json_schema(
-            [(model, "validation") for model in models],
-            ref_template=_REF,
+            [(model, "validation") for model in models], ref_template=_REF
         )
         results = list(dict.fromkeys(c.result for c in self._capabilities.values()))
         kinds = (SegmentResult, EmbedResult, Mask, PromptResult, Feature, BatchLine, *results)
@@ -254,8 +308,6 @@ class SamApi(FastAPI):
         )
         schemas.update(responses["$defs"])
         schemas.update(requests["$defs"])
-        # Items are checked one by one, so that a faulty one fails alone.
-        schemas["BatchBody"]["properties"]["items"]["items"] = ref(bodies[0].__name__)
         for name in (SegmentResult.__name__, Mask.__name__, *(kind.__name__ for kind in results)):
             schemas[name]["additionalProperties"] = False
         schemas[SegmentResult.__name__]["properties"]["results"] = _list_of(*results)
@@ -266,19 +318,12 @@ def _list_of(*kinds: type[Any]) -> dict[str, Any]:
     return {"type": "array", "items": {"anyOf": [ref(kind.__name__) for kind in kinds]}}
 
 
-def _derived(
-    schema: dict[str, Any], title: str, *, without: str, more: dict[str, Any], optional: str = ""
-) -> dict[str, Any]:
-    """A schema with another title, without a property, and with more of them."""
+def _derived(schema: Any, title: str, *, without: str, more: dict[str, Any]) -> dict[str, Any]:
+    """A schema with another title, without a property, and with more required ones."""
     properties = {name: p for name, p in schema["properties"].items() if name != without}
-    required = [name for name in schema.get("required", ()) if name != without]
-    needed = [name for name in more if name != optional]
-    return {
-        **schema,
-        "title": title,
-        "properties": {**properties, **more},
-        "required": [*required, *needed],
-    }
+    required = [*(name for name in schema.get("required", ()) if name != without), *more]
+    changed = {"title": title, "properties": {**properties, **more}, "required": required}
+    return {**schema, **changed}
 
 
 def _add_formats(schemas: dict[str, Any]) -> None:
@@ -286,13 +331,10 @@ def _add_formats(schemas: dict[str, Any]) -> None:
     whole: dict[str, Any] = {"type": "integer"}
     summary = _derived(schemas["PromptResult"], "PromptSummary", without="masks", more={})
     schemas["PromptSummary"] = summary
-    schemas["FeatureProperties"] = _derived(
-        schemas["Mask"],
-        "FeatureProperties",
-        without="segmentation",
-        more={"result": whole, "mask": whole, "text": {"type": "string"}},
-        optional="text",
-    )
+    more: dict[str, Any] = {"result": whole, "mask": whole}
+    of_feature = _derived(schemas["Mask"], "FeatureProperties", without="segmentation", more=more)
+    of_feature["properties"]["text"] = {"type": "string"}
+    schemas["FeatureProperties"] = of_feature
     schemas["Feature"]["properties"]["properties"] = ref("FeatureProperties")
     summaries = {"type": "array", "items": ref("PromptSummary")}
     features = {"type": "array", "items": ref("Feature")}
@@ -304,8 +346,3 @@ def _add_formats(schemas: dict[str, Any]) -> None:
         schemas[title] = _derived(schemas["SegmentResult"], title, without="results", more=more)
     forms = [ref(name) for name in ("SegmentResult", "FeatureCollection", "NpzLine")]
     schemas["BatchLine"]["properties"]["result"] = {"anyOf": forms}
-
-
-def body_name(route: str) -> str:
-    """The name of a route's request in the document."""
-    return f"{''.join(part.capitalize() for part in route.split('/'))}Body"

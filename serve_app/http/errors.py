@@ -7,9 +7,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Any
 
 import orjson
 from fastapi import FastAPI
@@ -18,7 +18,6 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from serve_app.core.errors import (
     BodyTimeout,
@@ -35,15 +34,15 @@ from serve_app.core.errors import (
     ShuttingDown,
     Unauthorized,
 )
-from serve_app.http.request_info import request_info
+from serve_app.http.request_info import RequestInfo, request_info
 from serve_app.telemetry.metrics import REJECTIONS
 
 logger = logging.getLogger("serve_app.http")
 
-RETRY_AFTER_S = 1
+_RETRY_AFTER_S = 1
 """Default of ``Retry-After``: queues drain in seconds."""
 
-_RETRYABLE = (Overloaded, RateLimited, ReplicaLost, ShuttingDown)
+RETRYABLE = (Overloaded, RateLimited, ReplicaLost, ShuttingDown)
 _BODY_UNREAD = (PayloadTooLarge, BodyTimeout)
 _REASONS: dict[type[SamServeError], str] = {
     Overloaded: "capacity",
@@ -54,10 +53,6 @@ _REASONS: dict[type[SamServeError], str] = {
     ShuttingDown: "stopping",
 }
 """Values of the label ``reason`` of the metric `REJECTIONS`."""
-
-_MALFORMED = "the request does not match the documented schema; see /docs"
-
-ErrorT = TypeVar("ErrorT", bound=SamServeError)
 
 
 class ErrorBody(BaseModel):
@@ -75,11 +70,6 @@ class ErrorEnvelope(BaseModel):
     """Every error response has this form."""
 
     error: ErrorBody
-
-
-def request_id_of(scope_or_request: Request | MutableMapping[str, Any]) -> str:
-    """Return the id that the middleware gave this request."""
-    return request_info(scope_or_request).id
 
 
 def unexpected_error(exc: BaseException, request_id: str) -> InternalError:
@@ -100,50 +90,36 @@ def to_api_error(exc: Exception, request_id: str) -> SamServeError:
     return exc
 
 
-class ErrorResponse(Response):
-    """An error response; records its code for the audit log when it is sent."""
-
-    media_type = "application/json"
-
-    def __init__(self, code: str, content: bytes, status: int, headers: Mapping[str, str]) -> None:
-        super().__init__(content, status, headers)
-        self._code = code
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request_info(scope).error_code = self._code
-        await super().__call__(scope, receive, send)
-
-
 def error_response(
     error: SamServeError,
-    request_id: str,
+    info: RequestInfo,
     *,
     status: int | None = None,
     headers: Mapping[str, str] | None = None,
     extra: Mapping[str, Any] | None = None,
-) -> ErrorResponse:
-    """Build the response to a failed request.
+) -> Response:
+    """Build the response to a failed request, and note its code for the audit log.
 
     Args:
-        error: the error to return.
-        request_id: of the failed request.
         status: HTTP status, if not the error's own.
-        headers: further headers.
         extra: further members beside ``error``.
     """
+    info.error_code = error.code
     all_headers = dict(headers or {})
-    if isinstance(error, _RETRYABLE):
-        all_headers.setdefault("retry-after", str(error.retry_after_s or RETRY_AFTER_S))
+    if isinstance(error, RETRYABLE):
+        all_headers.setdefault("retry-after", str(error.retry_after_s or _RETRY_AFTER_S))
     if isinstance(error, _BODY_UNREAD):
         # The rest of the body is not read, so the connection cannot serve another request.
         all_headers["connection"] = "close"
     if isinstance(error, Unauthorized):
         all_headers["www-authenticate"] = "Bearer"
-    body = {"error": {**error.body(), "request_id": request_id}, **(extra or {})}
-    return ErrorResponse(error.code, orjson.dumps(body), status or error.status, all_headers)
+    body = {"error": {**error.body(), "request_id": info.id}, **(extra or {})}
+    return Response(
+        orjson.dumps(body), status or error.status, all_headers, media_type="application/json"
+    )
 
 
-def count_rejection(error: ErrorT) -> ErrorT:
+def count_rejection(error: SamServeError) -> SamServeError:
     """Count the rejection of a request, and return the error to raise."""
     REJECTIONS.inc(reason=_REASONS[type(error)])
     return error
@@ -152,51 +128,22 @@ def count_rejection(error: ErrorT) -> ErrorT:
 def register_exception_handlers(app: FastAPI) -> None:
     """Make ``app`` respond to every exception of a route with the error envelope."""
 
-    async def api_error(request: Request, exc: Exception) -> Response:
-        request_id = request_id_of(request)
-        return error_response(to_api_error(exc, request_id), request_id)
+    async def respond(request: Request, exc: Exception) -> Response:
+        info = request_info(request)
+        headers = exc.headers if isinstance(exc, HTTPException) else None
+        return error_response(to_api_error(_typed(exc), info.id), info, headers=headers)
 
-    async def http_error(request: Request, exc: Exception) -> Response:
-        assert isinstance(exc, HTTPException)  # noqa: S101 (for the type checker)
-        error: SamServeError
-        if exc.status_code == HTTPStatus.NOT_FOUND:
-            error = NotFound("there is no such route; /docs lists them")
-        elif exc.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-            error = MethodNotAllowed("this route does not support the method; see /docs")
-        elif exc.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
-            error = InvalidRequest(_MALFORMED)
-        else:
-            error = unexpected_error(exc, request_id_of(request))
-        return error_response(error, request_id_of(request), headers=exc.headers)
-
-    async def validation_error(request: Request, exc: Exception) -> Response:
-        return error_response(InvalidRequest(_MALFORMED), request_id_of(request))
-
-    app.add_exception_handler(SamServeError, api_error)
-    app.add_exception_handler(HTTPException, http_error)
-    app.add_exception_handler(RequestValidationError, validation_error)
+    for kind in (SamServeError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, respond)
 
 
-def error_responses(
-    *errors: type[SamServeError], status: Mapping[int, int] | None = None, body: bool = True
-) -> dict[int | str, dict[str, Any]]:
-    """Return OpenAPI ``responses`` for the errors of a route, grouped by status.
-
-    Args:
-        errors: those of the route itself; the errors of all routes are added.
-        status: replaces a status by another, for routes that follow older conventions.
-        body: whether the route reads a body, which is subject to body and capacity limits.
-    """
-    of_body = (PayloadTooLarge, BodyTimeout, Overloaded, ShuttingDown) if body else ()
-    by_status: dict[int, list[type[SamServeError]]] = {}
-    for error in dict.fromkeys((*errors, Unauthorized, RateLimited, *of_body, InternalError)):
-        by_status.setdefault((status or {}).get(error.status, error.status), []).append(error)
-    responses: dict[int | str, dict[str, Any]] = {}
-    for code, kinds in sorted(by_status.items()):
-        lines = [f"`{kind.code}`: {(kind.__doc__ or '').splitlines()[0]}" for kind in kinds]
-        responses[code] = {"model": ErrorEnvelope, "description": "\n\n".join(lines)}
-        if any(kind in _RETRYABLE for kind in kinds):
-            responses[code]["headers"] = {
-                "Retry-After": {"schema": {"type": "string"}, "description": "seconds to wait"}
-            }
-    return responses
+def _typed(exc: Exception) -> Exception:
+    """An error of the framework as one of ours, if a caller caused it."""
+    status = exc.status_code if isinstance(exc, HTTPException) else 0
+    if status == HTTPStatus.NOT_FOUND:
+        return NotFound("there is no such route; /docs lists them")
+    if status == HTTPStatus.METHOD_NOT_ALLOWED:
+        return MethodNotAllowed("this route does not support the method; see /docs")
+    if isinstance(exc, RequestValidationError) or 0 < status < HTTPStatus.INTERNAL_SERVER_ERROR:
+        return InvalidRequest("the request does not match the documented schema; see /docs")
+    return exc

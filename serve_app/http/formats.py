@@ -99,7 +99,7 @@ def embed_response(result: EmbedResult, clock: Clock) -> dict[str, Any]:
 
 def png_base64(mask: Mask) -> str:
     """The mask as base64 of a gray PNG of 0 and 255."""
-    return _base64(mask_png(mask.rle))
+    return base64.b64encode(mask_png(mask.rle)).decode()
 
 
 def _result(one: Any, segmentation: Callable[[Mask], Any] | None) -> dict[str, Any]:
@@ -169,11 +169,7 @@ def _npz(result: SegmentResult, clock: Clock) -> bytes:
 
 
 def _npz_member(result: SegmentResult, clock: Clock) -> dict[str, Any]:
-    return {"npz": _base64(_npz(result, clock))}
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
+    return {"npz": base64.b64encode(_npz(result, clock)).decode()}
 
 
 _SEGMENTATIONS: Mapping[str, Callable[[Mask], Any] | None] = {

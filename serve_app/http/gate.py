@@ -42,11 +42,7 @@ A connection that is closed while its client still sends is reset, and the respo
 
 
 class ApiKeys:
-    """Looks up API keys by their SHA-256 hashes.
-
-    A slow, salted hash, as for passwords, is not needed: a key has 256 random bits and cannot be
-    guessed.
-    """
+    """Looks up API keys by their SHA-256 hashes; 256 random bits need no slow, salted hash."""
 
     def __init__(self, keys: Iterable[ApiKey]) -> None:
         self._names = [(bytes.fromhex(key.sha256), key.name) for key in keys]
@@ -156,14 +152,8 @@ class ThroughputEstimator:
 class InFlightTracker:
     """Counts requests in flight and checks whether the service is draining.
 
-    A drain file starts the drain: an operator can create one without a credential or a port, and
-    no client can.  As a context manager it counts one request.
-
-    Args:
-        drain_file: new requests are rejected while this file exists; None: never.
-
-    Attributes:
-        in_flight: requests in flight.
+    New requests are rejected while ``drain_file`` exists (None: never): an operator can create one
+    without a credential or a port, and no client can.  As a context manager it counts one request.
     """
 
     def __init__(self, drain_file: Path | None = None) -> None:
@@ -176,11 +166,7 @@ class InFlightTracker:
         return self._drain_file is not None and self._drain_file.exists()
 
     def check(self) -> None:
-        """Check that new requests are accepted.
-
-        Raises:
-            ShuttingDown: the service is draining.
-        """
+        """Raise `ShuttingDown` if the service is draining."""
         if self.draining:
             raise ShuttingDown("the service is shutting down; retry later or on another server")
 
@@ -248,7 +234,7 @@ class GateMiddleware:
             # Keep the connection only if what is left of the body is small.
             close = size is None or size > _DRAINED_BYTES
             more = {"connection": "close"} if close else None
-            response = error_response(count_rejection(error), info.id, headers=more)
+            response = error_response(count_rejection(error), info, headers=more)
             await response(scope, receive, send)
             return
         if scope["method"] == "POST":

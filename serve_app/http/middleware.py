@@ -20,16 +20,11 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.core.errors import BodyTimeout, InternalError
+from serve_app.core.errors import BodyTimeout, SamServeError
 from serve_app.core.limits import Limits
 from serve_app.http.errors import count_rejection, error_response, unexpected_error
 from serve_app.http.gate import too_large
-from serve_app.http.request_info import (
-    NONE,
-    PROBES,
-    UNKNOWN_ROUTE,
-    RequestInfo,
-)
+from serve_app.http.request_info import NONE, PROBES, UNKNOWN_ROUTE, RequestInfo
 from serve_app.telemetry.context import current_request_id, rename_request
 from serve_app.telemetry.metrics import REQUEST_SECONDS, REQUESTS, REQUESTS_IN_FLIGHT
 
@@ -51,10 +46,7 @@ class AuditLogMiddleware:
 
     The id is the client's ``x-request-id`` if that is plain and at most 64 characters long, and the
     response repeats it.  The audit line is written at INFO; for probes and ``/metrics`` at DEBUG.
-
-    Args:
-        templates: returns the paths of all routes; called at the first request.
-        clock: monotonic seconds.
+    ``templates`` returns the paths of all routes; it is called at the first request.
     """
 
     def __init__(
@@ -92,13 +84,13 @@ class AuditLogMiddleware:
             raise
         except Exception as exc:
             exchange.failed = True
-            info.error_code = InternalError.code
             error = unexpected_error(exc, request_id)
+            info.error_code = error.code
             if exchange.status:
                 # A truncated response must not look complete: the server drops the connection.
                 raise
             with suppress(ClientDisconnect):
-                await error_response(error, request_id)(scope, exchange.receive, exchange.send)
+                await error_response(error, info)(scope, exchange.receive, exchange.send)
         finally:
             self._count(-1)
             self._record(scope, info, exchange, self._clock() - started)
@@ -256,7 +248,11 @@ class _Body:
             self._timer = None
 
     async def _receive_in_time(self) -> Message:
-        """Like `asyncio.timeout`, but with one timer for the body instead of one per message."""
+        """Like `asyncio.timeout`, but with one timer for the body instead of one per message.
+
+        Timers that were cancelled keep their memory until the loop runs, which it does not while
+        pieces of a body are there already.
+        """
         task = self._waiting = asyncio.current_task()
         if self._timer is None:
             self._check()
@@ -284,7 +280,7 @@ class _Body:
         at_rate = limits.body_grace_seconds + self._arrived / limits.min_body_bytes_per_second
         return self._started + min(limits.max_body_seconds, at_rate) - self._clock()
 
-    def _timeout(self) -> BodyTimeout:
+    def _timeout(self) -> SamServeError:
         return count_rejection(
             BodyTimeout(f"only {self._arrived} bytes of the request body arrived in time")
         )

@@ -24,10 +24,9 @@ class RequestInfo:
         id: the request id, as in the response's ``x-request-id``.
         route: template of the route, not the requested path.
         key: name of the API key.
-        error_code: code of the error response; empty if there is none.
-        variant: variant that served the request, not the requested one.
-        prompts: number of prompts and texts, over all images.
-        images: number of images.
+        error_code: of the error response; empty if there is none.
+        variant: that served the request, not the requested one.
+        prompts: prompts and texts, over all images.
         charge: takes this many more requests from the key's rate limit.
     """
 

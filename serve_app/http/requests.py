@@ -28,8 +28,7 @@ class ImageFields(Wire):
         None, description="the image file as base64, or as a `data:` URL; URLs are never fetched"
     )
     image_id: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(
-        None,
-        description="the `image_id` of an earlier response, instead of the image",
+        None, description="the `image_id` of an earlier response, instead of the image"
     )
 
 
@@ -43,7 +42,7 @@ class EmbedFields(ImageFields):
 
 def _format(value: Any) -> str:
     if not isinstance(value, str) or value not in FORMATS:
-        raise fault(UnknownFormat.code, f"format must be one of {', '.join(FORMATS)}")
+        raise fault(UnknownFormat, f"format must be one of {', '.join(FORMATS)}")
     return value
 
 
@@ -76,11 +75,10 @@ class Call(NamedTuple):
 
     request: SegmentRequest
     format: str
-    capability: Capability
 
 
 @cache
-def request_body(name: str, capabilities: tuple[Capability, ...]) -> type[BaseModel]:
+def request_body(route: str, capabilities: tuple[Capability, ...]) -> type[BaseModel]:
     """The JSON body of a route, for the OpenAPI document and for the meaning of form fields."""
     members: dict[str, Any] = {}
     for capability in capabilities:
@@ -93,9 +91,9 @@ def request_body(name: str, capabilities: tuple[Capability, ...]) -> type[BaseMo
                 Field(None, description=field.description, examples=field.examples),
             )
     names = " | ".join(capability.task.name for capability in capabilities)
-    return create_model(
-        name, __base__=CommonFields, __doc__=f"An image, and exactly one of {names}.", **members
-    )
+    name = f"{''.join(part.capitalize() for part in route.split('/'))}Body"
+    about = f"An image, and exactly one of {names}."
+    return create_model(name, __base__=CommonFields, __doc__=about, **members)
 
 
 def parse_call(
@@ -120,8 +118,8 @@ def parse_call(
     if not members.keys() <= known:
         raise InvalidRequest("the request has an unknown field; see /docs for the known ones")
     given = _given(members)
-    common = CommonFields.parse(_picked(given, CommonFields.model_fields), limits)
     rest = {name: value for name, value in given.items() if name not in CommonFields.model_fields}
+    common = CommonFields.parse({n: v for n, v in given.items() if n not in rest}, limits)
     capability = _requested(capabilities, rest)
     own = {name: value for name, value in rest.items() if name in capability.task.member_names}
     task = capability.task.from_members(own, limits)
@@ -133,7 +131,7 @@ def parse_call(
         timeout_s=timeout_s,
         **{name: getattr(common, name) for name in Options.model_fields},
     )
-    return Call(request, common.format, capability)
+    return Call(request, common.format)
 
 
 def _requested(capabilities: Sequence[Capability], members: Members) -> Capability:
@@ -143,7 +141,8 @@ def _requested(capabilities: Sequence[Capability], members: Members) -> Capabili
         InvalidRequest: none or several, or members of another task beside it.
     """
     # `everything: false` requests nothing, as if it were left out.
-    names = {n for n in members if members[n] is not False or n not in _switches(capabilities)}
+    switches = {c.task.name for c in capabilities if not c.task.flat}
+    names = {name for name in members if members[name] is not False or name not in switches}
     found = [c for c in capabilities if names & c.task.requested_by]
     if len(found) != 1:
         raise InvalidRequest(f"give exactly one of {' | '.join(c.task.name for c in capabilities)}")
@@ -154,17 +153,8 @@ def _requested(capabilities: Sequence[Capability], members: Members) -> Capabili
     return found[0]
 
 
-def _switches(capabilities: Sequence[Capability]) -> set[str]:
-    """Members that hold a whole task, which `false` switches off."""
-    return {c.task.name for c in capabilities if not c.task.flat}
-
-
 def parse_embed(members: dict[str, Any], file: bytes | None) -> tuple[bytes | str, str]:
-    """The image and the variant of an embed request.
-
-    Raises:
-        SamServeError: of the kind and at the field of the first fault.
-    """
+    """The image and the variant of an embed request; raises as `parse_call` does."""
     fields = EmbedFields.parse(_given(members))
     return image_of(fields, file), fields.variant
 
@@ -203,18 +193,14 @@ def image_of(fields: ImageFields, file: bytes | None) -> bytes | str:
     if len(given) != 1:
         raise InvalidRequest("give exactly one image: a file, image (base64) or image_id", "image")
     if file is not None:
-        return image_file(file, "file")
+        return image_file(file)
     if fields.image_id is not None:
         return fields.image_id
     return image_file(_decoded_image(fields.image or ""), "image")
 
 
-def image_file(content: bytes, field: str) -> bytes:
-    """``content``, which must not be empty.
-
-    Raises:
-        InvalidImage: it is.
-    """
+def image_file(content: bytes, field: str = "file") -> bytes:
+    """``content``; `InvalidImage` if it is empty."""
     if not content:
         raise InvalidImage("the file is empty", field)
     return content
@@ -236,7 +222,3 @@ def _decoded_image(text: str) -> bytes:
 def _given(members: Members) -> dict[str, Any]:
     """The members without those that are null where null stands for nothing."""
     return {n: v for n, v in members.items() if v is not None or n in _NEVER_NULL}
-
-
-def _picked(members: Members, names: Iterable[str]) -> dict[str, Any]:
-    return {name: members[name] for name in names if name in members}

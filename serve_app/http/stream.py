@@ -46,11 +46,7 @@ class NdjsonResponse(Response):
 
     async def _respond(self, send: Send) -> None:
         await send(
-            {
-                "type": "http.response.start",
-                "status": self.status_code,
-                "headers": self.raw_headers,
-            }
+            {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         )
         sending = asyncio.Lock()
 

@@ -20,7 +20,6 @@ from serve_app.core.measurements import (
 )
 from serve_app.core.settings import GraphSettings, VariantSettings
 from serve_app.models.registry import Registry, RegistryError
-from serve_app.profiles.variants import encoder_compute
 
 MEASUREMENTS_VARIABLE = "SAM_SERVE_LEDGER"
 MAX_BYTES = 2**20
@@ -135,7 +134,7 @@ def mismatch(
         spec = registry.get(variant.model)
     except RegistryError:
         return "its model is not in the registry"
-    compute = encoder_compute(variant)
+    compute = variant.encoder_compute
     try:
         engine = spec.engine(compute)
     except ValueError as exc:

@@ -22,15 +22,12 @@ class RequestContext(Protocol):
 
     def request_id(self) -> str:
         """Return the id of the current request; empty outside of one."""
-        ...
 
     def rename(self, request_id: str) -> None:
         """Change the id of the current request, in this process and in calls from it."""
-        ...
 
     def carry(self) -> Callable[[], None]:
         """Return a function that adds the request to another context, without its cancellation."""
-        ...
 
 
 TracePosition = otel_context.Context | None

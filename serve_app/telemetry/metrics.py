@@ -17,9 +17,7 @@ class Collector(Protocol):
     """Receives the values of all metrics of a process."""
 
     def count(self, counter: Counter, amount: float, labels: Mapping[str, str]) -> None: ...
-
     def set(self, gauge: Gauge, value: float, labels: Mapping[str, str]) -> None: ...
-
     def observe(self, histogram: Histogram, value: float, labels: Mapping[str, str]) -> None: ...
 
 

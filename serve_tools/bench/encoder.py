@@ -22,7 +22,6 @@ from serve_app.core.types import RgbArray
 from serve_app.engines.sam.frame import IMAGE_SIZE
 from serve_app.engines.sam.model import load_sam
 from serve_app.models.factory import ModelSource
-from serve_app.profiles.variants import encoder_compute
 from serve_tools.bench.floor import busiest, encoder_flops, matrix_flops, matrix_product
 from serve_tools.bench.rows import Row
 from serve_tools.profiling.engines import unbounded
@@ -105,9 +104,9 @@ def _on(threads: int, one: Pass) -> Pass:
 def cpu_variants(settings: GraphSettings) -> dict[str, Compute]:
     """Compute settings of the variants with an encoder on the CPU, the default variant first."""
     found = {
-        name: unbounded(encoder_compute(variant))
+        name: unbounded(variant.encoder_compute)
         for name, variant in settings.variants.items()
-        if encoder_compute(variant).device == "cpu"
+        if variant.encoder_compute.device == "cpu"
     }
     first = settings.router.default
     return dict(sorted(found.items(), key=lambda item: item[0] != first))

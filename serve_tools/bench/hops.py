@@ -121,12 +121,11 @@ def bare_decoder(photo: Photo, click: Click | None, config: Path | None, variant
     from serve_app.core.inference import DecodeJob, DecodeOptions
     from serve_app.core.types import Prompt
     from serve_app.models.factory import ModelSource
-    from serve_app.profiles.variants import encoder_compute
 
     settings = load_settings(config)[0]
     described = settings.variants[variant]
     source = ModelSource.of(settings)
-    encoder = source.load_encoder(described.model, encoder_compute(described))
+    encoder = source.load_encoder(described.model, described.encoder_compute)
     (embedding,) = encoder.encode_batch([photo.pixels])
     engine = source.load_decoder(described.model, described.decoder.compute)
     x, y = click or (photo.size[0] / 2, photo.size[1] / 2)

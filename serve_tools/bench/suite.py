@@ -15,7 +15,6 @@ import httpx
 from serve_app.core.inference import Embedding
 from serve_app.core.settings import GraphSettings
 from serve_app.models.factory import ModelSource
-from serve_app.profiles.variants import encoder_compute
 from serve_tools.bench import decoder, encoder, http, own_service
 from serve_tools.bench.clients import IsatClient, OurClient, OurEmbedClient, PlainClient
 from serve_tools.bench.floor import DECODER_REWRITTEN, encoder_flops, matrix_peak
@@ -101,7 +100,7 @@ class Suite:
 
     @property
     def threads(self) -> int:
-        return encoder_compute(self.settings.variants[self.variant]).threads
+        return self.settings.variants[self.variant].encoder_compute.threads
 
     @cached_property
     def _architecture(self) -> str:
@@ -116,7 +115,7 @@ class Suite:
 
     @cached_property
     def _embedding(self) -> Embedding:
-        compute = encoder_compute(self.settings.variants[self.variant])
+        compute = self.settings.variants[self.variant].encoder_compute
         engine = self._source.load_encoder(self._model, compute)
         return engine.encode_batch([self.photos.known[0].pixels])[0]
 

@@ -7,7 +7,6 @@ import importlib
 from serve_app.core.ports import DecoderEngine, EncoderEngine
 from serve_app.core.settings import Compute, GraphSettings
 from serve_app.models.factory import ModelSource
-from serve_app.profiles.variants import encoder_compute
 from serve_tools.references.families import family_tools
 
 
@@ -26,7 +25,7 @@ def load_variant(
     ``memory_fraction`` is ignored: it bounds a process, and here one process has both components.
     """
     chosen = settings.variants[variant]
-    encoder = source.load_encoder(chosen.model, unbounded(encoder_compute(chosen)))
+    encoder = source.load_encoder(chosen.model, unbounded(chosen.encoder_compute))
     return encoder, source.load_decoder(chosen.model, unbounded(chosen.decoder.compute))
 
 

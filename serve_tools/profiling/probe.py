@@ -22,7 +22,6 @@ from serve_app.core.ports import DecoderEngine, EncoderEngine
 from serve_app.core.settings import GraphSettings
 from serve_app.core.types import Prompt, RgbArray
 from serve_app.models.factory import ModelSource
-from serve_app.profiles.variants import encoder_compute
 from serve_tools.profiling.engines import import_libraries, load_variant
 from serve_tools.profiling.memory import held_bytes, peak_bytes
 from serve_tools.profiling.protocol import Effort, ProbeEvent, ProbeRequest, ProbeResult
@@ -128,7 +127,7 @@ class _Bench:
     def _gpu_bytes(self) -> int | None:
         import torch
 
-        if encoder_compute(self.settings.variants[self.variant]).device == "cpu":
+        if self.settings.variants[self.variant].encoder_compute.device == "cpu":
             return None
         return torch.cuda.max_memory_reserved() or None  # 0: onnxruntime's are not torch's
 
@@ -140,7 +139,7 @@ class _Bench:
         photos = [_photo(seed) for seed in range(max(self.effort.encode_sizes))]
         embedding = self.encoder.encode_batch(photos[:1])[0]
         chosen = self.settings.variants[self.variant]
-        half = {"encode": encoder_compute(chosen), "decode": chosen.decoder.compute}
+        half = {"encode": chosen.encoder_compute, "decode": chosen.decoder.compute}
 
         def one_pass(what: str, size: int) -> None:
             # The halves may have different threads in processes of their own.

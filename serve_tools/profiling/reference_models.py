@@ -14,7 +14,6 @@ from serve_app.core.inference import DecodeJob, DecodeOptions
 from serve_app.core.settings import GraphSettings
 from serve_app.core.types import BoolArray, Prompt, RgbArray
 from serve_app.models.factory import ModelSource
-from serve_app.profiles.variants import encoder_compute
 from serve_tools.profiling.engines import load_variant
 from serve_tools.references.families import ReferenceModel, Tensors, family_tools
 
@@ -45,4 +44,4 @@ def load_reference(settings: GraphSettings, variant: str, source: ModelSource) -
     if chosen.reference is not None:
         return VariantReference(settings, chosen.reference, source)
     load = family_tools(source.spec(chosen.model).family).load_reference
-    return load(source.weights(chosen.model), encoder_compute(chosen).device)
+    return load(source.weights(chosen.model), chosen.encoder_compute.device)

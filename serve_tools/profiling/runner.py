@@ -22,7 +22,6 @@ from serve_app.core.measurements import (
 )
 from serve_app.core.settings import GraphSettings
 from serve_app.models.registry import Registry
-from serve_app.profiles.variants import encoder_compute
 from serve_tools.evaluation.summary import versions_of
 from serve_tools.profiling.cascade import fit_rules
 from serve_tools.profiling.protocol import Effort, ProbeEvent, ProbeRequest, ProbeResult
@@ -85,7 +84,7 @@ def measure(
     gpus = any(
         half.device != "cpu"
         for variant in settings.variants.values()
-        for half in (encoder_compute(variant), variant.decoder.compute)
+        for half in (variant.encoder_compute, variant.decoder.compute)
     )
     ledger = MeasurementsFile(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -125,7 +124,7 @@ def _measure_one(
     if result is None:
         raise ProbeFailed("its process ended without a result")
     variant = settings.variants[name]
-    compute, spec = encoder_compute(variant), registry.get(variant.model)
+    compute, spec = variant.encoder_compute, registry.get(variant.model)
     entry = VariantMeasurements(
         model=variant.model,
         weights_hash=spec.weights_hash,

@@ -14,7 +14,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from serve_app.core.types import BoolArray
-from serve_app.http import routes_v1
+from serve_app.http import routes
 
 from .schema import documented
 
@@ -178,12 +178,12 @@ async def test_only_what_takes_time_is_formatted_in_a_thread(
     client, monkeypatch, members: dict[str, Any], threads: int
 ):
     calls: list[object] = []
-    original = routes_v1.asyncio.to_thread
+    original = routes.asyncio.to_thread
 
     async def counted(function: Any, *args: Any) -> Any:
         calls.append(function)
         return await original(function, *args)
 
-    monkeypatch.setattr(routes_v1.asyncio, "to_thread", counted)
+    monkeypatch.setattr(routes.asyncio, "to_thread", counted)
     await ask(client, box=[1, 2, 3, 4], **members)
     assert len(calls) == threads

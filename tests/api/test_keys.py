@@ -13,7 +13,6 @@ from pydantic import ValidationError
 
 from serve_app.__main__ import main
 from serve_app.connectors.article import article_router
-from serve_app.core.exposure import exposure_warning
 from serve_app.core.limits import Limits
 from serve_app.core.settings import ApiKey, GraphSettings, SecuritySettings
 from serve_app.http.app import create_app
@@ -169,17 +168,17 @@ async def test_the_command_makes_a_key_that_fits_its_entry(capsys):
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org", ""])
 def test_who_is_bound_beyond_loopback_without_keys_is_warned(host):
-    warning = exposure_warning(SecuritySettings(), host)
+    warning = SecuritySettings().exposure_warning(host)
     assert warning is not None
     assert "security.api_keys" in warning
-    assert exposure_warning(SECURITY, host) is None
+    assert SECURITY.exposure_warning(host) is None
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "[::1]", "localhost"])
 def test_on_loopback_nobody_is_warned(host):
-    assert exposure_warning(SecuritySettings(), host) is None
+    assert SecuritySettings().exposure_warning(host) is None
 
 
 def test_an_unknown_address_counts_as_reachable():
-    assert "ingress.http_host" in str(exposure_warning(SecuritySettings(), None))
-    assert exposure_warning(SECURITY, None) is None
+    assert "ingress.http_host" in str(SecuritySettings().exposure_warning(None))
+    assert SECURITY.exposure_warning(None) is None

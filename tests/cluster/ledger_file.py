@@ -20,7 +20,6 @@ from serve_app.core.measurements import (
 )
 from serve_app.core.settings import GraphSettings
 from serve_app.models.registry import load_registry
-from serve_app.profiles.variants import encoder_compute
 
 ENCODE_MS = {"fast": 1500.0, "accurate": 4500.0}
 DECODE_MS = {"fast": 35.0, "accurate": 60.0}
@@ -37,7 +36,7 @@ def write_ledger(settings: GraphSettings, path: Path) -> None:
     for name, variant in settings.variants.items():
         if name not in ENCODE_MS:
             continue
-        spec, compute = registry.get(variant.model), encoder_compute(variant)
+        spec, compute = registry.get(variant.model), variant.encoder_compute
         entries[name] = VariantMeasurements(
             model=variant.model,
             weights_hash=spec.weights_hash,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from serve_app.capabilities import CAPABILITIES
 from serve_app.core.capability import Capabilities
-from serve_app.core.inference import VariantInfo
 from serve_app.core.limits import Limits
 from serve_app.core.measurements import Measurements
 from serve_app.core.settings import RouterSettings
@@ -51,10 +50,7 @@ class FakeGraph:
         self.flow = SegmentationFlow(
             capabilities=capabilities,
             images=ImageStore(limits, image_bytes),
-            variants={
-                name: VariantInfo(name=name, model=f"{name}_model", family="sam", description="")
-                for name in VARIANTS
-            },
+            variants={name: {"model": f"{name}_model"} for name in VARIANTS},
             predictors=predictors,
             proposer=self.proposer,
             scorer=scorer,

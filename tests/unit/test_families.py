@@ -14,7 +14,7 @@ from serve_app.engines.family import Family, Segmentation
 from serve_app.models import families
 from serve_app.models.factory import ModelSource
 from serve_app.models.registry import ModelSpec, Registry, load_registry
-from serve_app.profiles.variants import variant_info
+from serve_app.profiles.plan import variant_info
 
 from ..fakes.engines import FakeDecoder, FakeEncoder, no_masks
 
@@ -112,7 +112,7 @@ def test_a_new_family_is_a_description_and_a_line(
     (job,) = decoder.jobs
     assert {name: tensor.shape for name, tensor in job.embedding.tensors.items()} == {"e": (2, 3)}
 
-    assert variant_info("v", VariantSettings(model="toy"), registry).family == "toy"
+    assert variant_info("v", VariantSettings(model="toy"), registry)["family"] == "toy"
     for compute, said in (({"dtype": "bfloat16"}, "float32"), ({"memory_fraction": 0.5}, "null")):
         variant = VariantSettings.model_validate(
             {"model": "toy", "decoder": {"compute": {"device": "cuda", **compute}}}

@@ -13,7 +13,7 @@ from serve_app.core.settings import Compute, GraphSettings
 from serve_app.models.factory import ModelSource
 from serve_app.models.quantized import MANIFEST, Manifest, drop_unavailable_variants, open_registry
 from serve_app.models.registry import ModelSpec, RegistryError, load_registry
-from serve_app.profiles.variants import variant_info
+from serve_app.profiles.plan import variant_info
 from serve_tools.profiling.protocol import Effort
 from serve_tools.workshop.quantise import Calibration, QuantiseError, quantise
 
@@ -88,7 +88,7 @@ def test_a_good_int8_model_is_deployed_with_weights_of_its_own(tmp_path: Path) -
     # Other weights, so that no cache takes one's embeddings for the other's.
     assert registry.get("vit_t_int8").weights_hash != registry.get("vit_t").weights_hash
     info = variant_info("quantized", found.variants["quantized"], registry)
-    assert info.details["engine"] == "openvino"
+    assert info["engine"] == "openvino"
 
 
 @pytest.mark.parametrize(

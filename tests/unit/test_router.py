@@ -23,7 +23,7 @@ from serve_app.core.settings import (
     VariantSettings,
 )
 from serve_app.models.registry import load_registry
-from serve_app.profiles.variants import variant_info
+from serve_app.profiles.plan import variant_info
 from serve_app.routing.latency import estimate_latency
 from serve_app.routing.router import Choice, NoEligibleVariant, choose_variant
 from serve_app.routing.types import RoutingQuery, VariantState
@@ -442,17 +442,12 @@ def test_a_variant_tells_its_model_and_where_its_encoder_runs() -> None:
     encoder = EncoderSettings(compute=Compute(dtype="bfloat16"))
     split = VariantSettings(model="vit_t", description="quick", encoder=encoder)
     info = variant_info("fast", split, registry)
-    assert (info.name, info.model, info.family, info.description) == (
-        "fast",
-        "vit_t",
-        "sam",
-        "quick",
-    )
-    assert info.details["dtype"] == "bfloat16"
-    assert info.details["weights_hash"] == registry.get("vit_t").weights_hash
+    assert (info["model"], info["family"], info["description"]) == ("vit_t", "sam", "quick")
+    assert info["dtype"] == "bfloat16"
+    assert info["weights_hash"] == registry.get("vit_t").weights_hash
     # Fused, the encoder runs where the decoder does.
     fused = split.model_copy(update={"layout": "fused", "decoder": DecoderSettings()})
-    assert variant_info("fast", fused, registry).details["dtype"] == "float32"
+    assert variant_info("fast", fused, registry)["dtype"] == "float32"
 
 
 def test_a_model_that_does_not_segment_is_no_variant() -> None:

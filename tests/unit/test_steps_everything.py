@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from segment_anything.utils.amg import generate_crop_boxes, is_box_near_crop_edge
 
 from serve_app.capabilities import Everything
-from serve_app.capabilities.everything.run import Crop, _clean, _cut_off, crops_of, merge
+from serve_app.capabilities.everything import Crop, _clean, _cut_off, crops_of, merge
 from serve_app.core.limits import Limits
 from serve_app.core.request import image_id
 from serve_app.engines.proposals import grid_proposals

@@ -1,4 +1,7 @@
-"""The request model: a list of prompts, or the members of a single one."""
+"""Prompts: one object for each point set, box or earlier mask.
+
+Unsure masks of the chosen variant may be replaced by those of the cascade's second one.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,13 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from pydantic.fields import FieldInfo
 
+from serve_app.core.capability import Capability, Context, Cost, Image, Outcome
 from serve_app.core.errors import InvalidPrompt, InvalidRequest, TooManyPrompts
+from serve_app.core.inference import DecodeOptions
 from serve_app.core.limits import Limits
+from serve_app.core.ports import TextScorer
 from serve_app.core.request import Members, Task
-from serve_app.core.types import Prompt
+from serve_app.core.types import Prompt, PromptResult
 from serve_app.core.wire import AtMost, as_tuple, fault
 
 _SINGLE = ("point_coords", "point_labels", "box", "mask_input")
@@ -18,16 +24,14 @@ _SINGLE = ("point_coords", "point_labels", "box", "mask_input")
 
 def _checked(prompts: tuple[Prompt, ...], info: ValidationInfo) -> tuple[Prompt, ...]:
     if not prompts:
-        raise fault(InvalidPrompt.code, "prompts must hold at least one prompt")
+        raise fault(InvalidPrompt, "prompts must hold at least one prompt")
     if isinstance(info.context, Limits) and (message := _too_many_points(prompts, info.context)):
-        raise fault(TooManyPrompts.code, message)
+        raise fault(TooManyPrompts, message)
     return prompts
 
 
 def _too_many_points(prompts: tuple[Prompt, ...], limits: Limits) -> str | None:
-    points = 0
-    for prompt in prompts:
-        points += 0 if prompt.point_coords is None else len(prompt.point_coords)
+    points = sum(len(p.point_coords) for p in prompts if p.point_coords is not None)
     if points > limits.max_total_points:
         return f"{points} points, but the limit is {limits.max_total_points}"
     return None
@@ -120,3 +124,42 @@ def _with_default(prompt: Any, multimask: bool) -> Any:
 def _points(prompt: Any) -> int:
     coords = prompt.get("point_coords") if isinstance(prompt, dict) else None
     return len(coords) if isinstance(coords, list) else 0
+
+
+async def cost(task: Prompts, image: Image, scorer: TextScorer | None) -> Cost:
+    """As many prompts as there are; the type is that of most of them."""
+    count = len(task.prompts)
+    boxes = sum(prompt.box is not None for prompt in task.prompts)
+    return Cost(
+        prompts=(count,),
+        prompt_type="box" if boxes * 2 >= count else "point",
+        mixed=0 < boxes < count,
+    )
+
+
+async def run(task: Prompts, context: Context) -> Outcome:
+    """One result for each prompt, in the request's order.
+
+    Raises:
+        InvalidPrompt: a point or box is outside of the image.
+    """
+    image = context.image
+    for i, prompt in enumerate(task.prompts):
+        try:
+            prompt.check_inside(image.width, image.height)
+        except InvalidPrompt as exc:
+            raise exc.at(f"prompts[{i}]") from None
+    masks = await context.predict(image, task.prompts, DecodeOptions())
+    best = await context.escalate(task.prompts, masks)
+    return Outcome(
+        results=tuple(
+            PromptResult(masks=of_prompt, variant=best.variant if i in best.replaced else None)
+            for i, of_prompt in enumerate(best.masks)
+        ),
+        escalated=best.sent,
+        degraded=best.degraded,
+        note=best.note,
+    )
+
+
+CAPABILITY = Capability(task=Prompts, run=run, cost=cost)

@@ -1,10 +1,11 @@
-"""The service's own routes: one pair for each route of the capabilities, embed, and models."""
+"""The service's own routes: a pair for each route of the capabilities, embed, models, probes."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,37 +15,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serve_app.core.capability import Capabilities, Capability
-from serve_app.core.errors import (
-    DeadlineExceeded,
-    HintsUnmet,
-    ImageTooLarge,
-    InvalidImage,
-    InvalidPrompt,
-    InvalidRequest,
-    Overloaded,
-    ReplicaLost,
-    TextUnavailable,
-    TooManyPrompts,
-    UnknownFormat,
-    UnknownImage,
-    UnknownVariant,
-    WeightsUnavailable,
-)
+from serve_app.core.errors import DeadlineExceeded, InvalidRequest, Overloaded, TooManyPrompts
 from serve_app.core.limits import Limits
 from serve_app.core.ports import SegmentationService
 from serve_app.http.body import Received, receive, timeout_of
 from serve_app.http.docs import (
-    BATCH_CONTENT,
-    CALL_CONTENT,
-    EMBED_CONTENT,
-    TIMEOUT_PARAMETER,
     Models,
-    batch_body,
-    body_name,
-    call_body,
-    embed_body,
+    Readiness,
+    Status,
+    batch_route,
+    call_route,
+    embed_route,
+    error_responses,
 )
-from serve_app.http.errors import error_responses, request_id_of, to_api_error
+from serve_app.http.errors import to_api_error
 from serve_app.http.formats import (
     JSON_TYPE,
     NPZ_TYPE,
@@ -55,6 +39,7 @@ from serve_app.http.formats import (
     segment_response,
     to_json,
 )
+from serve_app.http.gate import InFlightTracker
 from serve_app.http.request_info import request_info
 from serve_app.http.requests import (
     BatchBody,
@@ -66,12 +51,7 @@ from serve_app.http.requests import (
 )
 from serve_app.http.stream import NdjsonResponse
 
-_WORK = (Overloaded, ReplicaLost, WeightsUnavailable, DeadlineExceeded)
-_IMAGE = (InvalidImage, ImageTooLarge, UnknownImage)
-_CALL = (
-    *(InvalidRequest, InvalidPrompt, TooManyPrompts, UnknownFormat, UnknownVariant),
-    *(TextUnavailable, HintsUnmet),
-)
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def v1_router(
@@ -80,23 +60,27 @@ def v1_router(
     """Routes under ``/v1``."""
     router = APIRouter(prefix="/v1")
     for route, found in capabilities.routes().items():
-        _add_capability(router, service, limits, route, found)
+        body = request_body(route, found)
+        names = ", ".join(capability.task.name for capability in found)
+        calls = _Calls(service, limits, found, body)
+        router.post(f"/{route}", name=route, summary=f"One image: {names}", **call_route(body))(
+            calls.one
+        )
+        router.post(
+            f"/{route}/batch",
+            name=f"{route}_batch",
+            summary=f"Many images in one call: {names}",
+            **batch_route(body),
+        )(calls.batch)
 
     @router.post(
         "/embed",
-        tags=["segment"],
         summary="Make an image known, so that prompts on its image_id are quick",
-        response_class=Response,
-        responses={
-            200: {"content": EMBED_CONTENT, "description": "the image is known"},
-            **error_responses(InvalidRequest, UnknownVariant, *_IMAGE, *_WORK),
-        },
-        openapi_extra=embed_body(),
+        **embed_route(),
     )
     async def embed(request: Request) -> Response:
         started = time.perf_counter()
         received = await receive(request, limits, "file", EmbedFields)
-        _no_requests(received)
         image, variant = parse_embed(received.members, _one_file(received))
         info = request_info(request)
         info.record_size(images=1, prompts=0)
@@ -118,61 +102,53 @@ def v1_router(
     return router
 
 
-def _add_capability(
-    router: APIRouter,
-    service: SegmentationService,
-    limits: Limits,
-    route: str,
-    capabilities: tuple[Capability, ...],
-) -> None:
-    """``POST /v1/{route}`` and ``/v1/{route}/batch``."""
-    body = request_body(body_name(route), capabilities)
-    names = ", ".join(capability.task.name for capability in capabilities)
-    calls = _Calls(service, limits, capabilities, body)
-    router.add_api_route(
-        f"/{route}",
-        calls.one,
-        methods=["POST"],
-        name=route,
-        tags=["segment"],
-        summary=f"One image: {names}",
+def service_router(
+    service: SegmentationService, metrics: Callable[[], Awaitable[bytes]], tracker: InFlightTracker
+) -> APIRouter:
+    """Return the routes ``/healthz``, ``/readyz`` and ``/metrics``."""
+    router = APIRouter(tags=["service"])
+
+    @router.get("/healthz", summary="Liveness: whether the process runs", response_model=Status)
+    async def healthz() -> Response:
+        return Response(to_json({"status": "alive"}), media_type=JSON_TYPE)
+
+    @router.get(
+        "/readyz",
+        summary="Readiness: whether the models are loaded",
+        response_model=Readiness,
+        responses={503: {"model": Readiness, "description": "still loading, or draining"}},
+    )
+    async def readyz() -> Response:
+        """`draining`: new requests are rejected; `in_flight` requests are still being served."""
+        body: dict[str, Any] = {"status": "draining", "in_flight": tracker.in_flight}
+        if not tracker.draining:
+            body = {"status": "ready" if await service.ready() else "loading"}
+        status_code = 200 if body["status"] == "ready" else 503
+        return Response(to_json(body), status_code=status_code, media_type=JSON_TYPE)
+
+    @router.get(
+        "/metrics",
+        summary="Metrics in Prometheus' text format",
         response_class=Response,
         responses={
-            200: {"content": CALL_CONTENT, "description": "results, in the requested format"},
-            **error_responses(*_CALL, *_IMAGE, *_WORK),
+            200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+            **error_responses(body=False),
         },
-        openapi_extra={**call_body(body), "parameters": [TIMEOUT_PARAMETER]},
     )
-    router.add_api_route(
-        f"/{route}/batch",
-        calls.batch,
-        methods=["POST"],
-        name=f"{route}_batch",
-        tags=["segment"],
-        summary=f"Many images in one call: {names}",
-        response_class=Response,
-        responses={
-            200: {"content": BATCH_CONTENT, "description": "a line for each image, when ready"},
-            **error_responses(InvalidRequest, TooManyPrompts),
-        },
-        openapi_extra={**batch_body(body), "parameters": [TIMEOUT_PARAMETER]},
-    )
+    async def metrics_text() -> Response:
+        return Response(await metrics(), headers={"content-type": METRICS_TYPE})
+
+    return router
 
 
+@dataclass(frozen=True, slots=True)
 class _Calls:
     """The handlers of one route."""
 
-    def __init__(
-        self,
-        service: SegmentationService,
-        limits: Limits,
-        capabilities: Sequence[Capability],
-        body: type[BaseModel],
-    ) -> None:
-        self._service = service
-        self._limits = limits
-        self._capabilities = capabilities
-        self._body = body
+    service: SegmentationService
+    limits: Limits
+    capabilities: tuple[Capability, ...]
+    body: type[BaseModel]
 
     async def one(self, request: Request) -> Response:
         """The image comes as the file `file` of a form, as base64 in JSON, or as the `image_id`
@@ -187,20 +163,19 @@ class _Calls:
         for `numpy.load`, `geojson` a FeatureCollection, the others JSON.
         """
         started = time.perf_counter()
-        received = await self._received(request, "file")
-        _no_requests(received)
+        received = await receive(request, self.limits, "file", self.body, self.capabilities)
         call = parse_call(
-            self._capabilities,
+            self.capabilities,
             received.members,
             _one_file(received),
-            self._limits,
+            self.limits,
             timeout_of(request.headers),
         )
         size = call.request.task.size
         info = request_info(request)
         info.record_size(images=1, prompts=size)
         clock = Clock(started, time.perf_counter())
-        result = await self._service.segment(call.request)
+        result = await self.service.segment(call.request)
         info.variant = result.variant
         formatted = partial(segment_file, result, call.format, clock)
         quick = is_quick(result, call.format)
@@ -217,34 +192,28 @@ class _Calls:
         `{"index": 0, "result": {…}}` or `{"index": 0, "error": {…}}`.  A faulty image fails
         alone.  Closing the connection cancels the rest.
         """
-        items = _batch_items(await self._received(request, "files"), self._limits)
-        prompts = check_totals(self._capabilities, (m for m, _ in items), self._limits)
-        request_info(request).record_size(images=len(items), prompts=prompts)
-        request_id = request_id_of(request)
+        received = await receive(request, self.limits, "files", self.body, self.capabilities)
+        items = _batch_items(received, self.limits)
+        prompts = check_totals(self.capabilities, (m for m, _ in items), self.limits)
+        info = request_info(request)
+        info.record_size(images=len(items), prompts=prompts)
+        request_id = info.id
         timeout_s = timeout_of(request.headers)
         jobs = (
             partial(self._line, timeout_s, request_id, index, members, file)
             for index, (members, file) in enumerate(items)
         )
-        return NdjsonResponse(jobs, self._limits.batch_concurrency)
-
-    async def _received(self, request: Request, file_field: str) -> Received:
-        return await receive(request, self._limits, file_field, self._body, self._capabilities)
+        return NdjsonResponse(jobs, self.limits.batch_concurrency)
 
     async def _line(
-        self,
-        timeout_s: float | None,
-        request_id: str,
-        index: int,
-        members: Any,
-        file: bytes | None,
+        self, timeout_s: float | None, request_id: str, index: int, members: Any, file: bytes | None
     ) -> bytes:
         """An item's line; an error of the item is reported in it."""
         started = time.perf_counter()
         try:
-            call = parse_call(self._capabilities, members, file, self._limits, timeout_s)
+            call = parse_call(self.capabilities, members, file, self.limits, timeout_s)
             clock = Clock(started, time.perf_counter())
-            result = await self._service.segment(call.request)
+            result = await self.service.segment(call.request)
             body = await asyncio.to_thread(segment_response, result, call.format, clock)
             return await asyncio.to_thread(to_json, {"index": index, "result": body})
         except Exception as exc:
@@ -252,12 +221,10 @@ class _Calls:
             return to_json({"index": index, "error": {**error.body(), "request_id": request_id}})
 
 
-def _no_requests(received: Received) -> None:
+def _one_file(received: Received) -> bytes | None:
+    """The file of a request for one image, if it came with one."""
     if received.requests is not None:
         raise InvalidRequest("requests is for the batch route; use request here", "requests")
-
-
-def _one_file(received: Received) -> bytes | None:
     if len(received.files) > 1:
         raise InvalidRequest("one file here; the batch route takes many", "file")
     return received.files[0] if received.files else None
