@@ -9,7 +9,7 @@ from ray.serve import Deployment
 from ray.serve.config import RequestRouterConfig
 
 from serve_app.core.settings import IngressSettings, Replicas
-from serve_app.deployments.affinity import affinity
+from serve_app.deployments.compat.affinity import affinity
 from serve_app.deployments.decoder import DecoderReplica
 from serve_app.deployments.encoder import EncoderReplica
 from serve_app.deployments.ingress import IngressReplica

@@ -157,7 +157,8 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 def _check_ray() -> None:
     try:
-        check()
+        for warning in check():
+            log(f"warning: {warning}")
     except RayChanged as exc:
         raise CommandError(str(exc)) from exc
 

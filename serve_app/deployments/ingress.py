@@ -53,13 +53,13 @@ class IngressReplica:
         proposals: DeploymentHandle[Any],
         text: DeploymentHandle[Any] | None,
     ) -> None:
-        check()
+        changes = check()
         settings = plan.settings
         join_serve_log()
         silence_pillow_warnings()
         start_telemetry(ingress=True)
         exposed = exposure_warning(settings.security, settings.ingress.http_host)
-        for warning in filter(None, (*plan.warnings, exposed)):
+        for warning in filter(None, (*changes, *plan.warnings, exposed)):
             log.warning("%s", warning)
         self._limits, self._security = settings.limits, settings.security
         sign = settings.ingress.drain_file

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 
 from serve_app.batching.engine_thread import EngineThread
 from serve_app.core.settings import Replicas
@@ -48,4 +49,5 @@ class EngineReplica:
 
 def join_serve_log() -> None:
     """Send this project's log records to Serve's handlers: same files, format and request ids."""
-    logging.getLogger("serve_app").parent = serve_logger()
+    with suppress(ImportError):  # a Ray without it: the ingress warns at its start
+        logging.getLogger("serve_app").parent = serve_logger()

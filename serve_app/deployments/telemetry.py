@@ -42,7 +42,8 @@ def start_telemetry(*, ingress: bool = False) -> None:
         return
     place = (replica.app_name, replica.deployment, replica.replica_tag)
     set_collector(RayCollector(dict(zip(_PLACE, place, strict=True))))
-    set_request_context(RequestContext())
+    with suppress(ImportError):  # a Ray without it: the ingress warns at its start
+        set_request_context(RequestContext())
     if tracing_is_on():
         set_tracer(request_tracer(ingress=ingress))
 
