@@ -13,8 +13,7 @@ import numpy as np
 from PIL import Image
 
 from serve_app.capabilities import Everything, Prompts, SegmentRequest, TextQuery
-from serve_app.cli import CommandError
-from serve_app.cli.tables import text_table
+from serve_app.cli import CommandError, text_table
 from serve_app.client import HttpService
 from serve_app.core.errors import SamServeError
 from serve_app.core.request import Task

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+import httpx
+
 _READY_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 60.0
 _POLL_S = 0.25
@@ -42,8 +44,6 @@ def wait_until_ready(child: subprocess.Popen[bytes], url: str, log: Path) -> Non
     Raises:
         NotReady: the process ended, or five minutes have passed.
     """
-    import httpx
-
     deadline = time.monotonic() + _READY_TIMEOUT_S
     while time.monotonic() < deadline:
         if child.poll() is not None:

@@ -26,10 +26,11 @@ from serve_app.deployments.calls import (
     await_response,
 )
 from serve_app.deployments.compat.inventory import check
+from serve_app.deployments.compat.runtime import watch_replica_counts
 from serve_app.deployments.metrics import cluster_metrics
 from serve_app.deployments.replica import join_serve_log
 from serve_app.deployments.telemetry import start_telemetry
-from serve_app.deployments.watch import ReplicaWatch
+from serve_app.deployments.watch import ReplicaCounts
 from serve_app.flow.flow import SegmentationFlow
 from serve_app.flow.readiness import ReadinessCheck
 from serve_app.http.app import create_app
@@ -66,7 +67,8 @@ class IngressReplica:
         self._tracker = InFlightTracker(None if sign is None else Path(sign))
         predictors = {name: RemotePredictor(handle) for name, handle in decoders.items()}
         dispatcher = build_dispatcher(plan, predictors, in_process=False)
-        self._watch = ReplicaWatch(settings, dispatcher.load_tracker)
+        self._counts = ReplicaCounts(settings, dispatcher.load_tracker)
+        self._watch = watch_replica_counts(self._counts.deployments, self._counts.update)
         self._capabilities = load_capabilities(settings.capabilities)
         self._flow = SegmentationFlow(
             capabilities=self._capabilities,
@@ -93,7 +95,7 @@ class IngressReplica:
         """Readiness checks; none of what may scale to zero, which a check would start."""
 
         def readiness_check(handle: DeploymentHandle[Any], *deployments: str) -> ReadinessCheck:
-            return ReadinessCheck(partial(_ping, handle), partial(self._watch.runs, *deployments))
+            return ReadinessCheck(partial(_ping, handle), partial(self._counts.runs, *deployments))
 
         found = []
         for name, handle in decoders.items():

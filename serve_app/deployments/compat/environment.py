@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from serve_app.edge.haproxy import EdgeError, find_haproxy
-from serve_app.edge.render import REQUEST_ID_PATTERN
+from serve_app.edge.settings import REQUEST_ID_PATTERN
 
 _BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 _TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
