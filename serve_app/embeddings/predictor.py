@@ -7,6 +7,7 @@ Independent of Ray and torch: encoder and decoder are arguments.  They are calls
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
@@ -20,7 +21,6 @@ from serve_app.core.inference import DecodeJob, DecodeOptions, Embedding, Predic
 from serve_app.core.ports import EmbeddingCache
 from serve_app.core.types import CacheTier, Float32Array, Mask, Prompt
 from serve_app.embeddings.diversity import farthest_point_sampling
-from serve_app.embeddings.keys import embedding_key
 from serve_app.telemetry.context import span
 
 P = TypeVar("P")
@@ -134,3 +134,21 @@ def _without_duplicates(
     masks = [mask for of_prompt in found for mask in of_prompt]
     kept = {id(masks[i]) for i in mask_nms(masks, threshold)}
     return [tuple(mask for mask in of_prompt if id(mask) in kept) for of_prompt in found]
+
+
+def embedding_key(image_id: str, weights_hash: str, preprocessing: str, dtype: str) -> str:
+    """Return the content-addressed cache key of one image's embedding by one model.
+
+    Args:
+        image_id: width, height and SHA-256 of the pixels (`serve_app.core.request`).
+        weights_hash: SHA-256 over the model's weights.
+        preprocessing: revision of the code between pixels and model.
+        dtype: precision of the encoder's arithmetic.
+    """
+    digest = hashlib.sha256()
+    for part in (image_id, weights_hash, preprocessing, dtype):
+        data = part.encode()
+        # With its length: different lists of parts have different hash inputs.
+        digest.update(len(data).to_bytes(8, "big"))
+        digest.update(data)
+    return f"emb-{digest.hexdigest()}"

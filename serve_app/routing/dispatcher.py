@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from serve_app.core.measurements import Escalation, Measurements, PromptType
 from serve_app.core.settings import RouterSettings
-from serve_app.routing.latency import estimate_latency
+from serve_app.routing.latency import estimate_ms
 from serve_app.routing.load_tracker import Capacity, LoadTracker
 from serve_app.routing.router import Choice, NoEligibleVariant, choose_variant
 from serve_app.routing.types import AUTO, RoutingQuery, VariantState
@@ -95,7 +95,7 @@ class Dispatcher:
     def expected_ms(self, variant: str, image_id: str, prompts: int) -> float:
         """Present latency estimate of a measured variant, in milliseconds."""
         profile = self._measurements.profiles[variant]
-        return estimate_latency(profile, self.variant_state(variant, image_id), prompts).total_ms
+        return estimate_ms(profile, self.variant_state(variant, image_id), prompts)
 
     def escalation(self, first: str, second: str) -> Mapping[PromptType, Escalation]:
         """The cascade's rules from one variant to another; empty: none."""

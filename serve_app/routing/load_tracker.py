@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from serve_app.core.inference import Prediction, ReplicaLoad
 from serve_app.core.measurements import Profile
 from serve_app.core.types import CacheTier
-from serve_app.routing.latency import estimate_latency
+from serve_app.routing.latency import estimate_ms
 from serve_app.routing.types import VariantState
 
 _REPORT_TTL_S = 2.0
@@ -118,7 +118,7 @@ class LoadTracker:
         """
         of = self._variants[variant]
         found = self._state(of, image_id, now)
-        ms = None if of.profile is None else estimate_latency(of.profile, found, prompts).total_ms
+        ms = None if of.profile is None else estimate_ms(of.profile, found, prompts)
         unsure = most or found.scaled_to_zero
         ticket = Ticket(variant, image_id, not found.cached, prompts, now, ms, unsure)
         of.in_flight.add(ticket)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from serve_app.cache.codec import decode_embedding, encode_embedding
 from serve_app.core.inference import Embedding
-from serve_app.embeddings.keys import embedding_key
+from serve_app.embeddings.predictor import embedding_key
 
 
 def _embedding() -> Embedding:
