@@ -33,13 +33,7 @@ O = TypeVar("O")  # noqa: E741 - its output
 
 @dataclass(frozen=True, slots=True)
 class BatcherLoad:
-    """Items at one moment.
-
-    Attributes:
-        waiting: Items in no pass yet.
-        running: Items in a pass.
-        oldest_s: Age of the oldest waiting item, in seconds.
-    """
+    """Numbers of items in no pass yet and in a pass, and seconds that the oldest one has waited."""
 
     waiting: int
     running: int
@@ -76,11 +70,7 @@ class Batcher(Generic[I, O]):
 
     Args:
         engine: Blocking function that returns one output per item.
-        batching: Batch size, wait and concurrency.
         queue: Name of the items in metrics.
-
-    Attributes:
-        thread: The engine's thread pool, one worker per concurrent batch.
     """
 
     def __init__(

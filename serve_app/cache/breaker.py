@@ -14,10 +14,6 @@ class Breaker:
           ▲                                 ▲                    │ fails
           └────────────── succeeds ─────────┼────────────────────┤
                                             └────────────────────┘
-
-    Args:
-        failures: consecutive failures that open it.
-        retry_s: time between opening, or a failed probe, and the next probe.
     """
 
     def __init__(self, failures: int, retry_s: float) -> None:

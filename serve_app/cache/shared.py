@@ -16,12 +16,9 @@ class SharedTier(Protocol):
         ...
 
     def put(self, key: str, value: Callable[[], bytes], nbytes: int) -> bool:
-        """Store a value in the background, if possible.
+        """Store a value of about ``nbytes`` in the background, if possible.
 
-        Args:
-            key: the key.
-            value: returns the bytes; called in another thread, or never.
-            nbytes: approximate size of the value.
+        ``value`` returns the bytes; it is called in another thread, or never.
 
         Returns:
             Whether the write was accepted; it may still fail.

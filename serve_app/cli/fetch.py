@@ -34,12 +34,7 @@ def run(args: argparse.Namespace) -> int:
 def fetch_models(
     config: Path | None, wanted: Sequence[str] = (), everything: bool = False
 ) -> list[str]:
-    """Fetch and verify models.
-
-    Args:
-        config: a Serve config file; None: ``configs/local.yaml``.
-        wanted: registry names; none: the models that the config uses.
-        everything: all models of the registry instead.
+    """Fetch and verify the wanted models of the registry; none: those that the config uses.
 
     Returns:
         The names of those that could not be fetched.

@@ -29,9 +29,6 @@ def start(
 
     It runs in its own session: Ctrl-C at the terminal reaches only this process, which then calls
     `stop`.
-
-    Args:
-        environment: all variables of the process; None: those of this one.
     """
     return subprocess.Popen(  # noqa: S603
         command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True

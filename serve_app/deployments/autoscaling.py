@@ -28,7 +28,7 @@ from ray.serve.config import AutoscalingPolicy
 
 from serve_app.core.settings import GraphSettings, ScalingSettings
 from serve_app.deployments.compat.runtime import load_policy
-from serve_app.deployments.replica import join_serve_log
+from serve_app.deployments.telemetry import join_serve_log
 from serve_app.scaling.demand import measured
 from serve_app.scaling.policy import decide
 from serve_app.scaling.reports import ReportedProfile, read_profile

@@ -81,14 +81,7 @@ class CalleeLost(ReplicaLost):
 
 
 async def call_with_retry(callee: str, send: Callable[[], Response]) -> Any:
-    """Make a call; retry it once if its replica is lost, before the deadline.
-
-    Args:
-        callee: Label in metrics.
-        send: Makes the call.
-
-    Returns:
-        The result of the call.
+    """Make a call with ``send``; retry it once if its replica is lost, before the deadline.
 
     Raises:
         ReplicaLost: The second replica was lost too, or the deadline has passed.

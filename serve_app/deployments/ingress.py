@@ -28,8 +28,7 @@ from serve_app.deployments.calls import (
 from serve_app.deployments.compat.inventory import check
 from serve_app.deployments.compat.runtime import watch_replica_counts
 from serve_app.deployments.metrics import cluster_metrics
-from serve_app.deployments.replica import join_serve_log
-from serve_app.deployments.telemetry import start_telemetry
+from serve_app.deployments.telemetry import join_serve_log, start_telemetry
 from serve_app.deployments.watch import ReplicaCounts
 from serve_app.flow.flow import SegmentationFlow
 from serve_app.flow.readiness import ReadinessCheck

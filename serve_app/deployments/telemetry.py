@@ -17,7 +17,7 @@ import ray.util.metrics
 from ray import serve
 from ray.serve.exceptions import RayServeException
 
-from serve_app.deployments.compat.runtime import RequestContext
+from serve_app.deployments.compat.runtime import RequestContext, serve_logger
 from serve_app.deployments.tracing import request_tracer, tracing_is_on
 from serve_app.telemetry.context import set_request_context, set_tracer
 from serve_app.telemetry.metrics import Counter, Gauge, Histogram, Instrument, set_collector
@@ -31,11 +31,7 @@ _REFRESH_S = 5.0
 
 
 def start_telemetry(*, ingress: bool = False) -> None:
-    """Called by a replica when it starts; no effect outside of a replica.
-
-    Args:
-        ingress: Whether clients send requests to this replica, so that traces start here.
-    """
+    """Called by a replica when it starts; in an ingress traces start.  No effect elsewhere."""
     try:
         replica = serve.get_replica_context()
     except RayServeException:
@@ -48,11 +44,16 @@ def start_telemetry(*, ingress: bool = False) -> None:
         set_tracer(request_tracer(ingress=ingress))
 
 
+def join_serve_log() -> None:
+    """Send this project's log records to Serve's handlers: same files, format and request ids."""
+    with suppress(ImportError):  # a Ray without it: the ingress warns at its start
+        logging.getLogger("serve_app").parent = serve_logger()
+
+
 class RayCollector:
     """Exports metrics through Ray; an error with one is logged once and never raised.
 
-    Args:
-        place: Labels of all metrics of this process.
+    ``place``: labels of all metrics of this process.
     """
 
     def __init__(self, place: Mapping[str, str]) -> None:

@@ -71,9 +71,7 @@ class RootSpanSampler(Sampler):
     Serve does not remember that it did not sample a request: it would decide anew at each call of
     that request, and most traces would be fragments.
 
-    Args:
-        ratio: Decides on requests, and on spans with a parent.
-        ingress: Whether clients send requests to this process.
+    ``ratio`` decides on requests, which clients send to an ``ingress``, and on spans with a parent.
     """
 
     def __init__(self, ratio: Sampler, *, ingress: bool) -> None:
@@ -98,11 +96,7 @@ class RootSpanSampler(Sampler):
 
 
 def request_tracer(*, ingress: bool) -> trace.Tracer:
-    """Return the tracer for our own spans, in the traces that Serve starts.
-
-    Args:
-        ingress: Whether clients send requests to this process.
-    """
+    """Return the tracer for our own spans, in the traces that Serve starts."""
     provider = trace.get_tracer_provider()
     if isinstance(provider, TracerProvider):
         # Before the first span: a tracer keeps the sampler that it was created with.

@@ -11,11 +11,7 @@ OTHERS = ("proposals", "text")
 
 
 class ReplicaCounts:
-    """Numbers of running replicas; those of variants are passed on to a `LoadTracker`.
-
-    Attributes:
-        deployments: Names of the deployments that count.
-    """
+    """Numbers of running replicas; those of variants are passed on to a `LoadTracker`."""
 
     def __init__(self, settings: GraphSettings, load_tracker: LoadTracker) -> None:
         self._fused = {name: v.layout == "fused" for name, v in settings.variants.items()}

@@ -143,16 +143,9 @@ class EdgeSettings(_Strict):
 
 
 def render(settings: EdgeSettings, max_body_bytes: int) -> str:
-    """Render the configuration file.
+    """Render HAProxy's configuration file, with the service's limit of a request body.
 
     Nothing is escaped: the patterns in `EdgeSettings` leave no character that could end a value.
-
-    Args:
-        settings: what an operator may choose.
-        max_body_bytes: the service's limit of a request body.
-
-    Returns:
-        The text of the configuration file.
 
     Raises:
         EdgeError: `max_body_bytes` is larger than HAProxy can enforce.

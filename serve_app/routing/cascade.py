@@ -34,14 +34,13 @@ def select_for_escalation(
     cached, because then the additional cost is small.
 
     Args:
-        prompts: prompts on one image.
         results: the first variant's masks of each prompt.
         rules: by prompt type; prompts of other types are not escalated.
         share: the part of images that may be encoded a second time.
         cached: the second variant has the image's embedding cached.
 
     Returns:
-        Indices into ``prompts``.
+        Indices into ``prompts``, which are on one image.
     """
     gains: dict[int, float] = {}
     margin = 0.0

@@ -145,8 +145,6 @@ def _at_least_one(need: Demand | None) -> Demand:
     """At least one replica."""
     if need is None:
         return Demand((1, 1, 1), (1, 1, 1), 0.0, 0.0, 0.0, {})
-    if need.now[0]:
-        return need
     return replace(need, now=_least_one(need.now), surge=_least_one(need.surge))
 
 

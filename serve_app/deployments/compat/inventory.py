@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import mmap
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import ray
 
 from serve_app.deployments.compat.environment import HAPROXY_SWITCHES, SWITCHES
 
@@ -23,16 +23,9 @@ class RayChanged(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Attribute:
-    """An attribute of one of Ray's modules.
+    """A callable of Ray with some parameters, or another attribute with some members."""
 
-    Attributes:
-        path: ``module:qualified.name``.
-        used_for: What breaks without it.
-        parameters: Parameters that the callable must have.
-        members: Attributes or dataclass fields that the class must have.
-    """
-
-    path: str
+    path: str  # ``module:qualified.name``
     used_for: str
     parameters: tuple[str, ...] = ()
     members: tuple[str, ...] = ()
@@ -56,15 +49,9 @@ class Attribute:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text in one of Ray's files: a log or span text, a dictionary key, a variable's name.
+    """A text in one of Ray's files: a log or span text, a dictionary key, a variable's name."""
 
-    Attributes:
-        file: Path below the package ``ray``.
-        text: What it must contain.
-        used_for: What breaks without it.
-    """
-
-    file: str
+    file: str  # below the package ``ray``
     text: str
     used_for: str
 
@@ -75,7 +62,7 @@ class Text:
     def problem(self) -> str | None:
         """What the installed Ray has changed; None: nothing."""
         try:
-            with (_ray_folder() / self.file).open("rb") as file:
+            with (Path(ray.__file__).parent / self.file).open("rb") as file:
                 content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError):
             return f"{self.file} is missing (searched for {self.text!r})"
@@ -150,7 +137,7 @@ _OPTIONAL: Table = {
         "ray.serve.context:_RequestContext()": ("request_id", "route", "app_name"),
         "ray.serve.context:_serve_request_context": (),
     },
-    "our log lines in Serve's log files (deployments.replica)": {
+    "our log lines in Serve's log files (deployments.telemetry)": {
         "ray.serve._private.constants:SERVE_LOGGER_NAME": (),
     },
     "the folder of trace files (deployments.tracing)": {
@@ -242,11 +229,3 @@ def _has_member(found: Any, name: str) -> bool:
         *getattr(found, "_fields", ()),
     }
     return name in declared or hasattr(found, name)
-
-
-@cache
-def _ray_folder() -> Path:
-    spec = importlib.util.find_spec("ray")
-    if spec is None or spec.origin is None:
-        raise RayChanged("Ray is not installed")
-    return Path(spec.origin).parent

@@ -1,7 +1,7 @@
 """Private parts of Ray that replicas use while they run.
 
-Private modules are imported where they are used: this module can be imported, and `inventory.check`
-can name what is missing, with any Ray.
+Private modules are imported where they are used, which raises ImportError if this Ray lacks them:
+this module can be imported, and `inventory.check` can name what is missing, with any Ray.
 """
 
 from __future__ import annotations
@@ -26,22 +26,14 @@ _GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
 def serve_logger() -> logging.Logger:
-    """Serve's logger: its handlers write the replica's log file and add request ids.
-
-    Raises:
-        ImportError: This Ray has another.
-    """
+    """Serve's logger: its handlers write the replica's log file and add request ids."""
     from ray.serve._private.constants import SERVE_LOGGER_NAME
 
     return logging.getLogger(SERVE_LOGGER_NAME)
 
 
 def serve_logs_dir() -> Path:
-    """The folder of Serve's log files on this node.
-
-    Raises:
-        ImportError: This Ray does not name it.
-    """
+    """The folder of Serve's log files on this node."""
     from ray.serve._private.logging_utils import get_serve_logs_dir
 
     return Path(get_serve_logs_dir())
@@ -72,7 +64,6 @@ def watch_replica_counts(
     core here and in the controller.
 
     Args:
-        deployments: Names; one that does not exist has no replicas.
         on_change: Called in the running event loop with a name and its count.
 
     Returns:
@@ -100,11 +91,7 @@ def watch_replica_counts(
 
 
 class RequestContext:
-    """The current request as Serve knows it: its id is in log lines and passed on with calls.
-
-    Raises:
-        ImportError: This Ray has none.
-    """
+    """The current request as Serve knows it: its id is in log lines and passed on with calls."""
 
     def __init__(self) -> None:
         from ray.serve.context import _RequestContext, _serve_request_context
@@ -147,9 +134,8 @@ def load_policy(policy: Any) -> Callable[..., Any]:
     Serve's controller may not be able to import it: then only Ray's pickled copy has it.
     """
     found = policy.get_policy()
-    if inspect.isclass(found):
-        return cast("Callable[..., Any]", found(**policy.policy_kwargs))
-    return cast("Callable[..., Any]", found)
+    made = found(**policy.policy_kwargs) if inspect.isclass(found) else found
+    return cast("Callable[..., Any]", made)
 
 
 def metrics_endpoints() -> list[tuple[str, int]]:

@@ -26,8 +26,7 @@ from serve_app.deployments.compat.inventory import (
     parts,
 )
 from serve_app.deployments.ingress import IngressReplica
-from serve_app.deployments.replica import join_serve_log
-from serve_app.deployments.telemetry import start_telemetry
+from serve_app.deployments.telemetry import join_serve_log, start_telemetry
 from serve_app.deployments.tracing import exporter
 from serve_app.telemetry.context import current_request_id
 from serve_app.telemetry.metrics import set_collector
