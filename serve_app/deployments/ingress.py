@@ -93,22 +93,19 @@ class IngressReplica:
     ) -> list[ReadinessCheck]:
         """Readiness checks; none of what may scale to zero, which a check would start."""
 
-        def readiness_check(handle: DeploymentHandle[Any], *deployments: str) -> ReadinessCheck:
-            return ReadinessCheck(partial(_ping, handle), partial(self._counts.runs, *deployments))
-
         found = []
-        for name, handle in decoders.items():
-            variant = settings.variants[name]
-            deployments = [f"{name}-decoder"]
-            if variant.layout == "split":
-                deployments.append(f"{name}-encoder")
-            if not variant.scales_to_zero:
-                found.append(readiness_check(handle, *deployments))
+        for name, variant in settings.variants.items():
+            if name in decoders and not variant.scales_to_zero:
+                halves = ["decoder"] if variant.layout == "fused" else ["decoder", "encoder"]
+                found.append((decoders[name], [f"{name}-{half}" for half in halves]))
         if not settings.proposals.scales_to_zero:
-            found.append(readiness_check(proposals, "proposals"))
+            found.append((proposals, ["proposals"]))
         if text is not None and settings.text is not None and not settings.text.scales_to_zero:
-            found.append(readiness_check(text, "text"))
-        return found
+            found.append((text, ["text"]))
+        return [
+            ReadinessCheck(partial(_ping, handle), partial(self._counts.runs, *deployments))
+            for handle, deployments in found
+        ]
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve in the replica, after the constructor."""

@@ -106,8 +106,10 @@ def whole_environment(folder: Path) -> dict[str, str]:
     if token := users_token():
         switches.pop("RAY_AUTH_TOKEN")
         switches |= token
-    ours = {name: switches[name] for name in switches.keys() & {_BINARY}}
-    return {**switches, **os.environ, **ours}
+    environment = {**switches, **os.environ}
+    if _BINARY in switches:
+        environment[_BINARY] = switches[_BINARY]
+    return environment
 
 
 def users_token() -> dict[str, str]:
