@@ -34,7 +34,7 @@ def read_yaml(path: Path | None, default: str, kind: str) -> Any:
 
 
 def read_config(path: Path | None) -> dict[str, Any]:
-    """A Serve config file with a list of applications, else a `CommandError`; path as below."""
+    """A Serve config file with a list of applications; path and errors as in `load_plans`."""
     content = read_yaml(path, "local.yaml", "config")
     applications = content.get("applications") if isinstance(content, dict) else None
     if not isinstance(applications, list) or not applications:

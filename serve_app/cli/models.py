@@ -86,33 +86,32 @@ def folder_of(paths: list[Path]) -> Path:
 
 def _model_table(rows: list[dict[str, Any]]) -> str:
     head = ("model", "family", "licence", "size", "state", "used by", "where")
-    table = [
-        (
-            row["model"],
-            row["family"],
-            row["license"],
-            megabytes(row["bytes"]) if row["bytes"] else "-",
-            row["state"],
-            ", ".join(row["used_by"]) or "-",
-            row["where"],
-        )
-        for row in rows
-    ]
+    table = []
+    for row in rows:
+        size = megabytes(row["bytes"]) if row["bytes"] else "-"
+        uses = ", ".join(row["used_by"]) or "-"
+        named = row["model"], row["family"], row["license"]
+        table.append((*named, size, row["state"], uses, row["where"]))
     return text_table(head, table)
 
 
 def _measurement_table(measured: Sequence[dict[str, Any]]) -> str:
-    head = ("variant", "encode ms", "decode ms", "cold start", "memory", "IoU box", "IoU point")
+    head = (
+        "variant", "encode ms", "decode ms", "cold start", "memory", "IoU box", "IoU point",
+        "dominated by", "state",
+    )  # fmt: skip
     table: list[Sequence[str]] = []
     for row in measured:
         if row["state"] != "valid":
             table.append((row["variant"], *["-"] * 7, row["state"]))
             continue
+        # The smallest measured passes: of one item, unless sizes were chosen otherwise.
+        passes = (row[half][min(row[half])]["value"] for half in ("encode_ms", "decode_ms"))
         quality = (row["quality"].get(kind) for kind in ("box", "point"))
         table.append(
             (
                 row["variant"],
-                *(f"{_smallest_pass_ms(row[half]):,.0f}" for half in ("encode_ms", "decode_ms")),
+                *(f"{ms:,.0f}" for ms in passes),
                 f"{row['cold_start_s']['value']:.1f} s",
                 megabytes(row["memory_bytes"]),
                 *(f"{share['value']:.3f}" if share else "-" for share in quality),
@@ -120,12 +119,7 @@ def _measurement_table(measured: Sequence[dict[str, Any]]) -> str:
                 row["state"],
             )
         )
-    return text_table((*head, "dominated by", "state"), table)
-
-
-def _smallest_pass_ms(table: dict[int, dict[str, float]]) -> float:
-    """Time of the smallest measured pass: of one item, unless sizes were chosen otherwise."""
-    return table[min(table)]["value"]
+    return text_table(head, table)
 
 
 def megabytes(size: int) -> str:

@@ -24,9 +24,6 @@ from serve_app.telemetry.metrics import Counter, Gauge, Histogram, Instrument, s
 
 log = logging.getLogger(__name__)
 
-_PLACE = ("application", "deployment", "replica")
-"""Labels of every metric, as in Serve's own."""
-
 _REFRESH_S = 5.0
 
 
@@ -36,8 +33,12 @@ def start_telemetry(*, ingress: bool = False) -> None:
         replica = serve.get_replica_context()
     except RayServeException:
         return
-    place = (replica.app_name, replica.deployment, replica.replica_tag)
-    set_collector(RayCollector(dict(zip(_PLACE, place, strict=True))))
+    place = {  # labels as of Serve's own metrics
+        "application": replica.app_name,
+        "deployment": replica.deployment,
+        "replica": replica.replica_tag,
+    }
+    set_collector(RayCollector(place))
     with suppress(ImportError):  # a Ray without it: the ingress warns at its start
         set_request_context(RequestContext())
     if tracing_is_on():
@@ -57,7 +58,7 @@ class RayCollector:
     """
 
     def __init__(self, place: Mapping[str, str]) -> None:
-        self._place = dict(place)
+        self._place = place
         self._metrics: dict[str, Any] = {}
         self._failed: set[str] = set()
         self._gauges: dict[tuple[str | None, ...], tuple[Any, float, dict[str, str]]] = {}
@@ -85,8 +86,9 @@ class RayCollector:
         labels: Mapping[str, str],
     ) -> None:
         try:
-            metric = self._metrics.get(instrument.name) or self._create(instrument)
-            record(metric, {**labels, **self._place})
+            if instrument.name not in self._metrics:
+                self._metrics[instrument.name] = self._create(instrument)
+            record(self._metrics[instrument.name], {**labels, **self._place})
         except Exception:
             if instrument.name not in self._failed:
                 self._failed.add(instrument.name)
@@ -106,12 +108,8 @@ class RayCollector:
     def _create(self, instrument: Instrument) -> Any:
         keys = (*instrument.labels, *self._place)
         name, text = instrument.name, instrument.help
-        metric: Any
         if isinstance(instrument, Histogram):
-            metric = ray.util.metrics.Histogram(name, text, list(instrument.buckets), keys)
-        elif isinstance(instrument, Counter):
-            metric = ray.util.metrics.Counter(name, text, keys)
-        else:
-            metric = ray.util.metrics.Gauge(name, text, keys)
-        self._metrics[instrument.name] = metric
-        return metric
+            return ray.util.metrics.Histogram(name, text, list(instrument.buckets), keys)
+        if isinstance(instrument, Counter):
+            return ray.util.metrics.Counter(name, text, keys)
+        return ray.util.metrics.Gauge(name, text, keys)

@@ -101,10 +101,10 @@ def choose_variant(
             without load; `Overloaded` if they cannot be met because of the load or because a
             variant is scaled to zero.
     """
-    named = _named(query.variant, variants, router)
+    named, why = _named(query.variant, variants, router)
     hints = query.max_latency_ms is not None or query.min_quality is not None
     if named is not None and not hints:
-        return Choice(named, _named_reason(query.variant, named))
+        return Choice(named, why)
     known = {
         name: _Candidate(
             name,
@@ -133,7 +133,7 @@ def choose_variant(
     chosen = _best(query, in_time)
     reason = _hint_reason(query, chosen)
     if named is not None:
-        reason = f"{_named_reason(query.variant, named)}; {reason}"
+        reason = f"{why}; {reason}"
     better = _better_but_loaded(query, chosen, [c for c in good if c not in in_time])
     if better is None:
         return Choice(chosen.name, reason, chosen.expected_ms)
@@ -148,24 +148,19 @@ def choose_variant(
 
 def _named(
     requested: str, variants: Mapping[str, VariantState], router: RouterSettings
-) -> str | None:
-    """The variant that the caller named; None for ``auto``."""
+) -> tuple[str | None, str]:
+    """The variant that the caller named, None for ``auto``, and the reason in words."""
     if requested == AUTO:
-        return None
+        return None, ""
     if requested in router.aliases:
-        return router.aliases[requested]
+        variant = router.aliases[requested]
+        return variant, f"requested as {requested}, which {variant} serves here"
     if requested not in variants:
         names = ", ".join(sorted({*variants, *router.aliases}))
         raise NoEligibleVariant(
             UnknownVariant(f"this variant is not deployed; use auto, {names}", "variant")
         )
-    return requested
-
-
-def _named_reason(requested: str, variant: str) -> str:
-    if requested == variant:
-        return "requested"
-    return f"requested as {requested}, which {variant} serves here"
+    return requested, "requested"
 
 
 def _default(query: RoutingQuery, known: Mapping[str, _Candidate], default: str) -> Choice:
