@@ -19,7 +19,7 @@ from serve_app.core.errors import DeadlineExceeded
 from serve_app.core.geometry import ResizeMode, mask_nms
 from serve_app.core.inference import DecodeJob, DecodeOptions, Embedding, Prediction
 from serve_app.core.ports import EmbeddingCache
-from serve_app.core.types import CacheTier, Float32Array, Mask, Prompt
+from serve_app.core.types import CacheTier, Mask, Prompt
 from serve_app.embeddings.diversity import farthest_point_sampling
 from serve_app.telemetry.context import span
 
@@ -89,7 +89,9 @@ class VariantPredictor(Generic[P]):
         chosen: Sequence[int] = range(len(prompts))
         if options.most_points is not None:
             points = np.array([p.point_coords[0] for p in prompts if p.point_coords is not None])
-            chosen = await asyncio.to_thread(self._diverse, embedding, points, options.most_points)
+            chosen = await asyncio.to_thread(
+                farthest_point_sampling, embedding, points, options.most_points, self._resize_mode
+            )
         jobs = [DecodeJob(embedding, prompts[i], options) for i in chosen]
         found: list[tuple[Mask, ...]] = []
         step = options.prompts_at_once or len(prompts)
@@ -99,9 +101,6 @@ class VariantPredictor(Generic[P]):
             found = await asyncio.to_thread(_without_duplicates, found, options.box_nms_thresh)
         by_prompt = dict(zip(chosen, found, strict=True))
         return tuple(by_prompt.get(i, ()) for i in range(len(prompts)))
-
-    def _diverse(self, embedding: Embedding, points: Float32Array, most: int) -> list[int]:
-        return farthest_point_sampling(embedding, points, most, self._resize_mode)
 
     async def _embedding(self, key: str, pixels: P) -> tuple[Embedding, CacheTier] | None:
         """Return the embedding; a shared encoder call is limited by its first caller's deadline."""

@@ -48,9 +48,11 @@ class Dispatcher:
                 self.router,
             )
         except NoEligibleVariant as exc:
-            self.scale_from_zero(exc.scale_from_zero)
+            if exc.scale_from_zero is not None:
+                self.scale_from_zero(exc.scale_from_zero)
             raise exc.error from None
-        self.scale_from_zero(choice.scale_from_zero)
+        if choice.scale_from_zero is not None:
+            self.scale_from_zero(choice.scale_from_zero)
         return choice
 
     def fallback(self, query: RoutingQuery, image_id: str, failed: Choice) -> Choice | None:
@@ -89,10 +91,8 @@ class Dispatcher:
             return {}
         return self._measurements.escalation.get(f"{first}>{second}", {})
 
-    def scale_from_zero(self, variant: str | None) -> None:
+    def scale_from_zero(self, variant: str) -> None:
         """Start a variant in the background; repeated calls join the start in progress."""
-        if variant is None:
-            return
         running = self._starting.get(variant)
         if running is None or running.done():
             self._starting[variant] = asyncio.get_running_loop().create_task(self._start(variant))

@@ -14,7 +14,8 @@ def estimate_ms(profile: Profile, state: VariantState, prompts: int, images: int
     latter also covers causes that measurements cannot predict, such as a stalled replica or other
     load on the host.  A variant that is scaled to zero must start first.
     """
-    work = _passes_ms(profile, prompts, state.decoder_batch)
+    full, rest = divmod(prompts, max(state.decoder_batch, 1))
+    work = full * pass_ms(profile.decode_ms, state.decoder_batch) + pass_ms(profile.decode_ms, rest)
     decode_ms = best_ms_per_item(profile.decode_ms, state.decoder_batch)
     queued = state.prompts * decode_ms / max(state.decoders, 1)
     if images > state.cached:
@@ -33,9 +34,3 @@ def idle_ms(profile: Profile, state: VariantState, prompts: int, images: int = 1
         cached=state.cached, encoder_batch=state.encoder_batch, decoder_batch=state.decoder_batch
     )
     return estimate_ms(profile, idle, prompts, images)
-
-
-def _passes_ms(profile: Profile, prompts: int, batch: int) -> float:
-    """Consecutive decoder passes of one request's prompts."""
-    full, rest = divmod(prompts, max(batch, 1))
-    return full * pass_ms(profile.decode_ms, batch) + pass_ms(profile.decode_ms, rest)
