@@ -48,15 +48,15 @@ def load_plans(path: Path | None) -> tuple[Plan, ...]:
     Raises:
         CommandError: the file is unreadable or not a config of this project's graphs.
     """
-    found = []
+    found, config = [], "local.yaml" if path is None else path.name
     for application in read_config(path)["applications"]:
         if not isinstance(application, dict):
-            raise CommandError("an application of the config is not a mapping")
+            raise CommandError(f"an application of the config {config} is not a mapping")
         try:
             found.append(resolve(GraphSettings.model_validate(application.get("args") or {})))
         except ValidationError as exc:
             name = application.get("name", "default")
-            raise CommandError(f"args of the application {name}: {exc}") from exc
+            raise CommandError(f"args of the application {name} in {config}: {exc}") from exc
         except (RegistryError, ValueError) as exc:
             raise CommandError(str(exc)) from exc
     return tuple(found)
