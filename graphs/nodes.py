@@ -9,12 +9,10 @@ from ray.serve import Deployment
 from ray.serve.config import RequestRouterConfig
 
 from serve_app.core.settings import IngressSettings, Replicas
-from serve_app.deployments.affinity import affinity
+from serve_app.deployments.compat.affinity import affinity
 from serve_app.deployments.decoder import DecoderReplica
-from serve_app.deployments.encoder import EncoderReplica
+from serve_app.deployments.engines import EncoderReplica, ProposalsReplica, TextReplica
 from serve_app.deployments.ingress import IngressReplica
-from serve_app.deployments.proposals import ProposalsReplica
-from serve_app.deployments.text import TextReplica
 from serve_app.models.factory import ModelSource
 from serve_app.profiles.plan import Plan
 

@@ -13,10 +13,7 @@ from serve_app.cli.commands import COMMANDS, GROUPS, Command, ToolsMissing
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Args:
-        argv: the arguments; None: those of this process.
+    """Run one command with the arguments ``argv``; None: those of this process.
 
     Returns:
         The exit code of the process: 1 if the command failed, 2 if it cannot run as called or if

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from functools import cache
+from typing import Generic, TypeVar
 
+from serve_app.batching.engine_thread import EngineThread
 from serve_app.capabilities import load_capabilities
 from serve_app.core.inference import (
     Candidate,
     DecodeJob,
-    DecodeOptions,
     Embedding,
-    Prediction,
     Proposal,
     ScorerInfo,
     TextScores,
 )
-from serve_app.core.ports import DecoderEngine, EncoderEngine, ProposalsEngine, TextScoringEngine
-from serve_app.core.settings import GraphSettings, TextSettings, VariantSettings
-from serve_app.core.types import Mask, Prompt, ProposalSource, RgbArray
+from serve_app.core.settings import GraphSettings, ProposalsSettings, TextSettings, VariantSettings
+from serve_app.core.types import Mask, ProposalSource, RgbArray
 from serve_app.embeddings.predictor import VariantPredictor
 from serve_app.embeddings.tiers import TieredEmbeddingCache
 from serve_app.flow.flow import SegmentationFlow
@@ -28,80 +25,57 @@ from serve_app.images.store import ImageStore
 from serve_app.models.factory import ModelSource
 from serve_app.profiles.plan import resolve
 
+E = TypeVar("E")
 T = TypeVar("T")
 
 
-class _EngineThread:
-    """Runs blocking calls of an engine, one at a time, in a thread of its own."""
+class _LazyEngine(Generic[E]):
+    """An engine that is loaded at first use; all its calls run in one thread."""
 
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+    def __init__(self, thread: EngineThread, load: Callable[[], E]) -> None:
+        self._thread = thread
+        self._loaded = cache(load)
 
-    async def run(self, function: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+    async def run(self, call: Callable[[E], T]) -> T:
+        return await self._thread.run(lambda: call(self._loaded()))
 
 
-class LocalPredictor(_EngineThread):
-    """`serve_app.core.ports.Predictor` over engines in this process, loaded at first use."""
+class LocalPredictor(VariantPredictor[RgbArray]):
+    """`serve_app.core.ports.Predictor` over engines in this process."""
 
     def __init__(
         self, variant: VariantSettings, settings: GraphSettings, source: ModelSource
     ) -> None:
-        super().__init__()
-        self._variant = variant
-        self._source = source
-        self._encoder: EncoderEngine | None = None
-        self._decoder: DecoderEngine | None = None
-        spec = source.spec(variant.model)
-        self._predictor: VariantPredictor[RgbArray] = VariantPredictor(
+        model, compute, thread = variant.model, variant.encoder_compute, EngineThread()
+        encoder = _LazyEngine(thread, lambda: source.load_encoder(model, compute))
+        decoder = _LazyEngine(thread, lambda: source.load_decoder(model, variant.decoder.compute))
+
+        async def encode(pixels: RgbArray) -> Embedding:
+            return (await encoder.run(lambda engine: engine.encode_batch([pixels])))[0]
+
+        async def decode(jobs: Sequence[DecodeJob]) -> list[tuple[Mask, ...]]:
+            return await decoder.run(lambda engine: engine.decode_batch(jobs))
+
+        spec = source.spec(model)
+        super().__init__(
             TieredEmbeddingCache(settings.cache.embedding_bytes),
-            self._encode,
-            self._decode,
+            encode,
+            decode,
             weights_hash=spec.weights_hash,
             preprocessing=spec.preprocessing,
-            dtype=variant.encoder_compute.dtype,
+            dtype=compute.dtype,
             resize_mode=spec.segmentation.resize_mode,
         )
-
-    async def predict(
-        self,
-        image_id: str,
-        pixels: RgbArray | None,
-        prompts: Sequence[Prompt],
-        options: DecodeOptions,
-    ) -> Prediction | None:
-        return await self._predictor.predict(image_id, pixels, prompts, options)
 
     async def scale_from_zero(self) -> None:
         """Does nothing: the first request loads the engines."""
 
-    async def _encode(self, pixels: RgbArray) -> Embedding:
-        def encode() -> Embedding:
-            if self._encoder is None:
-                compute = self._variant.encoder_compute
-                self._encoder = self._source.load_encoder(self._variant.model, compute)
-            return self._encoder.encode_batch([pixels])[0]
 
-        return await self.run(encode)
+class LocalProposer:
+    """`serve_app.core.ports.Proposer` over an engine in this process."""
 
-    async def _decode(self, jobs: Sequence[DecodeJob]) -> list[tuple[Mask, ...]]:
-        def decode() -> list[tuple[Mask, ...]]:
-            if self._decoder is None:
-                compute = self._variant.decoder.compute
-                self._decoder = self._source.load_decoder(self._variant.model, compute)
-            return self._decoder.decode_batch(jobs)
-
-        return await self.run(decode)
-
-
-class LocalProposer(_EngineThread):
-    """`serve_app.core.ports.Proposer` over an engine in this process, loaded at first use."""
-
-    def __init__(self, settings: GraphSettings, source: ModelSource) -> None:
-        super().__init__()
-        self._settings = settings.proposals
-        self._source = source
-        self._engine: ProposalsEngine | None = None
+    def __init__(self, settings: ProposalsSettings, source: ModelSource) -> None:
+        self._engine = _LazyEngine(EngineThread(), lambda: source.load_proposals(settings))
 
     async def propose(
         self,
@@ -110,35 +84,22 @@ class LocalProposer(_EngineThread):
         source: ProposalSource,
         points_per_side: int,
     ) -> tuple[Proposal, ...]:
-        def propose() -> tuple[Proposal, ...]:
-            if self._engine is None:
-                self._engine = self._source.load_proposals(self._settings)
-            return self._engine.propose(pixels, size, source, points_per_side)
-
-        return await self.run(propose)
+        return await self._engine.run(lambda e: e.propose(pixels, size, source, points_per_side))
 
 
-class LocalTextScorer(_EngineThread):
-    """`serve_app.core.ports.TextScorer` over an engine in this process, loaded at first use."""
+class LocalTextScorer:
+    """`serve_app.core.ports.TextScorer` over an engine in this process."""
 
     def __init__(self, settings: TextSettings, source: ModelSource) -> None:
-        super().__init__()
-        self._settings = settings
-        self._source = source
-        self._engine: TextScoringEngine | None = None
+        self._engine = _LazyEngine(EngineThread(), lambda: source.load_text(settings))
 
     async def info(self) -> ScorerInfo:
-        return await self.run(lambda: self._loaded().info)
+        return await self._engine.run(lambda engine: engine.info)
 
     async def score(
         self, pixels: RgbArray, candidates: Sequence[Candidate], texts: Sequence[str]
     ) -> TextScores:
-        return await self.run(lambda: self._loaded().score(pixels, candidates, texts))
-
-    def _loaded(self) -> TextScoringEngine:
-        if self._engine is None:
-            self._engine = self._source.load_text(self._settings)
-        return self._engine
+        return await self._engine.run(lambda engine: engine.score(pixels, candidates, texts))
 
 
 def build_local_service(
@@ -159,7 +120,7 @@ def build_local_service(
         images=ImageStore(settings.limits, settings.cache.image_bytes),
         variants={name: plan.variants[name] for name in names},
         predictors=predictors,
-        proposer=LocalProposer(settings, source),
+        proposer=LocalProposer(settings.proposals, source),
         scorer=None if settings.text is None else LocalTextScorer(settings.text, source),
         dispatcher=plan.dispatcher(predictors, in_process=True),
         limits=settings.limits,

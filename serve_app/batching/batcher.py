@@ -33,13 +33,7 @@ O = TypeVar("O")  # noqa: E741 - its output
 
 @dataclass(frozen=True, slots=True)
 class BatcherLoad:
-    """Items at one moment.
-
-    Attributes:
-        waiting: Items in no pass yet.
-        running: Items in a pass.
-        oldest_s: Age of the oldest waiting item, in seconds.
-    """
+    """Numbers of items in no pass yet and in a pass, and seconds that the oldest one has waited."""
 
     waiting: int
     running: int
@@ -48,19 +42,12 @@ class BatcherLoad:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class _PendingCall(Call, Generic[O]):
-    """A call and its result: the outputs of all its items, or the first error.
-
-    Attributes:
-        result: What the caller awaits.
-        outputs: Outputs so far, by item.
-        missing: Number of items without an output.
-        span: Parent of the trace spans of this call.
-    """
+    """A call and its result: the outputs of all its items, or the first error."""
 
     result: asyncio.Future[list[O]]
     outputs: list[O | None]
-    missing: int
-    span: TracePosition
+    missing: int  # items without an output
+    span: TracePosition  # parent of its trace spans
 
     def resolve(self, index: int, output: O | Exception) -> None:
         """Store the output of one item, or fail the call."""
@@ -83,12 +70,7 @@ class Batcher(Generic[I, O]):
 
     Args:
         engine: Blocking function that returns one output per item.
-        batching: Batch size, wait and concurrency.
         queue: Name of the items in metrics.
-
-    Attributes:
-        thread: The engine's thread pool, one worker per concurrent batch.
-        stats: Utilisation of the engine.
     """
 
     def __init__(
@@ -97,9 +79,8 @@ class Batcher(Generic[I, O]):
         self._engine = engine
         self._name = queue
         self._batching = batching
-        slots = batching.max_concurrent_batches
-        self.thread = EngineThread(slots)
-        self.stats = BatchStats(batching.max_batch_size, slots)
+        self.thread = EngineThread(batching.max_concurrent_batches)
+        self._stats = BatchStats(batching.max_batch_size)
         self._latency = BatchLatencyModel()
         self._queue: FairQueue[_PendingCall[O]] = FairQueue()
         self._running = 0
@@ -129,7 +110,7 @@ class Batcher(Generic[I, O]):
         if not items:
             return []
         now = time.monotonic()
-        self.stats.arrived(now, len(items))
+        self._stats.arrived(now, len(items))
         call: _PendingCall[O] = _PendingCall(
             items=items,
             enqueued_at=now,
@@ -152,20 +133,15 @@ class Batcher(Generic[I, O]):
         return BatcherLoad(len(self._queue), self._running, oldest_s)
 
     def report(self) -> dict[str, float]:
-        """Statistics for ``record_autoscaling_stats``: those of `BatchStats`, and the load.
+        """Statistics for ``record_autoscaling_stats``: `BatchStats.report`, and ``oldest_s``.
 
         Serve polls this at an interval, also while idle, so gauges are updated here.
         """
-        load, stats = self.load(), self.stats.report(time.monotonic())
+        load, stats = self.load(), self._stats.report(time.monotonic())
         QUEUE_ITEMS.set(load.waiting, queue=self._name)
         QUEUE_AGE.set(load.oldest_s, queue=self._name)
         BATCH_FILL.set(stats["batch_fill"], queue=self._name)
-        return {
-            **stats,
-            "waiting": float(load.waiting),
-            "running": float(load.running),
-            "oldest_s": load.oldest_s,
-        }
+        return {**stats, "oldest_s": load.oldest_s}
 
     @property
     def _slots_free(self) -> int:
@@ -246,12 +222,11 @@ class Batcher(Generic[I, O]):
 
     async def _run_pass(self, items: Sequence[I]) -> list[O]:
         began = time.monotonic()
-        self.stats.started(began)
         try:
             outputs = await self.thread.run(self._engine, items)
         finally:
             ended = time.monotonic()
-            self.stats.ended(len(items), ended - began, ended)
+            self._stats.ended(len(items), ended - began, ended)
             BATCH_ITEMS.observe(len(items), queue=self._name)
         # Failed passes are left out: their times say nothing about successful ones.
         self._latency.observe(len(items), ended - began)

@@ -14,19 +14,12 @@ from typing import Any, Generic, TypeVar
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Call:
-    """The items of one caller.
-
-    Attributes:
-        items: Run in order.
-        enqueued_at: When the call arrived.
-        deadline: When the caller stops waiting.
-        started: Number of items that are or were in a batch.
-    """
+    """The items of one caller, which are run in order."""
 
     items: Sequence[Any]
     enqueued_at: float
-    deadline: float = math.inf
-    started: int = 0
+    deadline: float = math.inf  # when the caller stops waiting
+    started: int = 0  # items that are or were in a batch
 
     @property
     def waiting(self) -> int:
@@ -79,12 +72,9 @@ class FairQueue(Generic[C]):
     def next_batch(
         self, max_items: int, items_within: Callable[[float], int], now: float
     ) -> Batch[C]:
-        """Take the items of the next batch.
+        """Take at most ``max_items`` items for the next batch.
 
-        Args:
-            max_items: Largest batch.
-            items_within: Gives the largest batch that ends within a number of seconds.
-            now: The current time.
+        ``items_within`` gives the largest batch that ends within a number of seconds.
         """
         picked = self._round_robin(max_items)
         if not picked:

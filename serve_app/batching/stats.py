@@ -7,7 +7,6 @@ and take no locks.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import numpy as np
 
@@ -24,11 +23,7 @@ _LEARNING_RATE = 0.3
 
 
 class EwmaCounter:
-    """A sum in which older amounts have exponentially smaller weights.
-
-    Args:
-        time_constant_s: Age at which the weight is 1/e.
-    """
+    """A sum in which amounts of age ``time_constant_s`` have the weight 1/e."""
 
     def __init__(self, time_constant_s: float = TIME_CONSTANT_S) -> None:
         self._time_constant_s = time_constant_s
@@ -49,42 +44,15 @@ class EwmaCounter:
         return self.at(now) / self._time_constant_s
 
 
-class TimeWeightedMean:
-    """The recent mean of a step function of time."""
-
-    def __init__(self) -> None:
-        self._mean = 0.0
-        self._value = 0.0
-        self._at: float | None = None
-
-    def set(self, value: float, now: float) -> None:
-        self._mean = self.at(now)
-        self._value, self._at = value, now
-
-    def at(self, now: float) -> float:
-        if self._at is None:
-            return 0.0
-        weight = math.exp(-max(0.0, now - self._at) / TIME_CONSTANT_S)
-        return self._value + (self._mean - self._value) * weight
-
-
 class BatchStats:
-    """Utilisation of a batched engine.
+    """Arrivals and passes of a batched engine, of at most ``max_batch`` items each."""
 
-    Args:
-        max_batch: Largest number of items in a pass.
-        slots: Largest number of concurrent passes.
-    """
-
-    def __init__(self, max_batch: int, slots: int) -> None:
+    def __init__(self, max_batch: int) -> None:
         self._max_batch = max_batch
-        self._slots = slots
         self._arrivals = EwmaCounter(ARRIVALS_TIME_CONSTANT_S)
         self._passes = EwmaCounter()
         self._items = EwmaCounter()
         self._pass_s = EwmaCounter()
-        self._busy = TimeWeightedMean()
-        self._in_flight = 0
         # Items and seconds of recent passes; kept while idle, when the sums decay to zero.
         self._mean_pass: tuple[float, float] | None = None
 
@@ -92,15 +60,8 @@ class BatchStats:
         """Count items that arrive."""
         self._arrivals.add(float(items), now)
 
-    def started(self, now: float) -> None:
-        """A pass begins."""
-        self._in_flight += 1
-        self._busy.set(self._in_flight, now)
-
     def ended(self, items: int, seconds: float, now: float) -> None:
-        """A pass ends."""
-        self._in_flight -= 1
-        self._busy.set(self._in_flight, now)
+        """Count a pass that ends."""
         self._passes.add(1.0, now)
         self._items.add(items, now)
         self._pass_s.add(seconds, now)
@@ -111,21 +72,17 @@ class BatchStats:
         """Statistics for ``record_autoscaling_stats``.
 
         Returns:
-            ``arrivals_per_s`` in items; ``busy`` (0-1), the share of slots in use;
-            ``batch_fill`` (0-1), 0 after some idle seconds; and, once a pass has ended,
-            ``pass_ms`` and ``pass_items``, the mean time and batch size of recent passes.
+            ``arrivals_per_s`` in items; ``batch_fill`` (0-1), 0 after some idle seconds; and, once
+            a pass has ended, ``pass_ms`` and ``pass_items``, the mean time and batch size of recent
+            passes.
         """
         passes = self._passes.at(now)
-        recent = passes > _NEGLIGIBLE
-        found = {
-            "arrivals_per_s": self._arrivals.per_s(now),
-            "busy": self._busy.at(now) / self._slots,
-            "batch_fill": self._items.at(now) / passes / self._max_batch if recent else 0.0,
-        }
+        filled = self._items.at(now) / passes / self._max_batch if passes > _NEGLIGIBLE else 0.0
+        found = {"arrivals_per_s": self._arrivals.per_s(now), "batch_fill": filled}
         if self._mean_pass is not None:
             found["pass_items"], seconds = self._mean_pass
             found["pass_ms"] = seconds * 1e3
-        return finite(found)
+        return found
 
 
 class BatchLatencyModel:
@@ -168,14 +125,6 @@ class HitRate:
         self._hits.add(float(hit), now)
 
     def report(self, now: float) -> dict[str, float]:
-        """``lookups_per_s``, and ``hit_rate`` (0-1) if there were recent lookups."""
+        """``hit_rate`` (0-1), if there were recent lookups."""
         lookups = self._lookups.at(now)
-        found = {"lookups_per_s": self._lookups.per_s(now)}
-        if lookups > _NEGLIGIBLE:
-            found["hit_rate"] = self._hits.at(now) / lookups
-        return finite(found)
-
-
-def finite(figures: Mapping[str, float]) -> dict[str, float]:
-    """Drop NaN and infinities: Ray passes on whatever a replica reports."""
-    return {name: float(value) for name, value in figures.items() if math.isfinite(value)}
+        return {"hit_rate": self._hits.at(now) / lookups} if lookups > _NEGLIGIBLE else {}

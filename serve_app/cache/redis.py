@@ -30,7 +30,6 @@ from redis.exceptions import ConnectionError as ConnectionFailed
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as TimedOut
 
-from serve_app.cache.breaker import Breaker
 from serve_app.core.settings import CacheSettings
 from serve_app.telemetry.metrics import REDIS_BREAKER_OPEN, REDIS_OPERATIONS
 
@@ -58,9 +57,9 @@ class RedisTier:
         self._client = client
         self._settings = settings
         self._slots = asyncio.Semaphore(settings.redis_connections)
-        self._breaker = Breaker(_FAILURES, settings.redis_probe_interval_s)
+        self._failures = 0  # consecutive ones, while the circuit is closed
         self._responded_at = -math.inf
-        self._prober: asyncio.Task[None] | None = None
+        self._prober: asyncio.Task[None] | None = None  # while the circuit is open
         self._queue: deque[tuple[str, Callable[[], bytes], int]] = deque()
         self._queued_bytes = 0
         self._writer: asyncio.Task[None] | None = None
@@ -89,7 +88,7 @@ class RedisTier:
     @property
     def circuit_open(self) -> bool:
         """Whether Redis has failed so often that lookups and writes are skipped."""
-        return self._breaker.is_open
+        return self._prober is not None
 
     async def get(self, key: str) -> bytes | None:
         """Return the value of a key; None if it is missing or late, or Redis is down."""
@@ -114,7 +113,7 @@ class RedisTier:
             if await self._in_time(task):
                 value = await self._outcome("get", task)
                 if value is not None:
-                    self._breaker.succeeded()
+                    self._failures = 0
                     self._responded_at = time.monotonic()
                 return value or None
         finally:
@@ -231,7 +230,8 @@ class RedisTier:
 
     def _failed(self, operation: str, outcome: str, error: str) -> None:
         REDIS_OPERATIONS.inc(operation=operation, outcome=outcome)
-        if self._breaker.failed(time.monotonic()):
+        self._failures += 1
+        if self._failures >= _FAILURES and not self.circuit_open:
             # Never the error's text: it may contain the address, and that a password.
             log.warning("redis failed %d times in a row (%s): circuit opened", _FAILURES, error)
             REDIS_BREAKER_OPEN.set(1)
@@ -244,14 +244,10 @@ class RedisTier:
 
     async def _probe(self) -> None:
         """Ping in the background until Redis responds, then close the circuit."""
-        while self.circuit_open:
-            await asyncio.sleep(self._breaker.seconds_until_probe(time.monotonic()))
-            if not self._breaker.try_probe(time.monotonic()):
-                continue
-            responded = False
-            try:
-                responded = await self._ping()
-            finally:
-                self._breaker.probed(responded, time.monotonic())
+        responded = False
+        while not responded:
+            await asyncio.sleep(self._settings.redis_probe_interval_s)
+            responded = await self._ping()
+        self._prober, self._failures = None, 0
         log.info("redis responds again: circuit closed")
         REDIS_BREAKER_OPEN.set(0)

@@ -25,14 +25,7 @@ class ToolsMissing(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One command.
-
-    Attributes:
-        group: one of `GROUPS`.
-        help: one line.
-        example: its arguments in an example.
-        module: full name of the module that implements it.
-    """
+    """One command: its group, one line of help, an example's arguments, its module's full name."""
 
     name: str
     group: str
@@ -46,11 +39,7 @@ class Command:
         return self.module.startswith("serve_tools.")
 
     def load(self) -> ModuleType:
-        """Import the command's module.
-
-        Raises:
-            ToolsMissing: it is a tool, and the tools' packages are not installed.
-        """
+        """Import the command's module; raises `ToolsMissing`."""
         if self.is_tool:
             missing = [name for name in ("serve_tools", *_TOOLS) if find_spec(name) is None]
             if missing:

@@ -13,8 +13,7 @@ import numpy as np
 from PIL import Image
 
 from serve_app.capabilities import Everything, Prompts, SegmentRequest, TextQuery
-from serve_app.cli import CommandError
-from serve_app.cli.tables import text_table
+from serve_app.cli import CommandError, text_table
 from serve_app.client import HttpService
 from serve_app.core.errors import SamServeError
 from serve_app.core.request import Task
@@ -107,18 +106,10 @@ async def _send_all(url: str, out: Path, api_key: str | None) -> None:
             pixels = photos[case.photo]
             started = time.perf_counter()
             result = await service.segment(SegmentRequest(image=pixels, task=case.task))
-            elapsed = (time.perf_counter() - started) * 1e3
-            rows.append(
-                (
-                    case.photo,
-                    case.label,
-                    str(sum(len(r.masks) for r in result.results)),
-                    _score(result),
-                    f"{result.variant} ({result.model})",
-                    result.cache.value,
-                    f"{elapsed:.0f}",
-                )
-            )
+            elapsed = f"{(time.perf_counter() - started) * 1e3:.0f}"
+            masks = str(sum(len(r.masks) for r in result.results))
+            served_by = f"{result.variant} ({result.model})", result.cache.value
+            rows.append((case.photo, case.label, masks, _score(result), *served_by, elapsed))
             prompts = case.task.prompts if isinstance(case.task, Prompts) else ()
             label = f"{case.label}  {_score(result)}"
             picture = draw_overlay(pixels, _shown(result), label, prompts)

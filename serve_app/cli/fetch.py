@@ -6,14 +6,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from serve_app.cli import CommandError, log
-from serve_app.cli.models import folder_of, megabytes, open_models
-
-if TYPE_CHECKING:
-    from serve_app.models.registry import ModelSpec, Registry
-    from serve_app.models.weights import WeightStore
+from serve_app.cli.configuration import load_settings, open_models, used_models
+from serve_app.cli.models import folder_of, megabytes
+from serve_app.core.errors import WeightsUnavailable
+from serve_app.models.registry import ModelSpec, RegistryError
+from serve_app.models.weights import SourcesFailed, WeightStore
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,31 +34,24 @@ def run(args: argparse.Namespace) -> int:
 def fetch_models(
     config: Path | None, wanted: Sequence[str] = (), everything: bool = False
 ) -> list[str]:
-    """Fetch and verify models.
-
-    Args:
-        config: a Serve config file; None: ``configs/local.yaml``.
-        wanted: registry names; none: the models that the config uses.
-        everything: all models of the registry instead.
+    """Fetch and verify the wanted models of the registry; none: those that the config uses.
 
     Returns:
         The names of those that could not be fetched.
     """
-    from serve_app.cli.configuration import load_settings, used_models
-
     failed: list[str] = []
     for settings in load_settings(config):
         registry, store = open_models(settings)
         names = list(registry.models) if everything else wanted or list(used_models(settings))
-        specs = {name: _spec(registry, name) for name in names}
+        try:
+            specs = {name: registry.get(name) for name in names}
+        except RegistryError as exc:
+            raise CommandError(str(exc)) from exc
         failed += [name for name, spec in specs.items() if not _fetch(name, spec, store)]
     return failed
 
 
 def _fetch(name: str, spec: ModelSpec, store: WeightStore) -> bool:
-    from serve_app.core.errors import WeightsUnavailable
-    from serve_app.models.weights import SourcesFailed
-
     try:
         paths = store.ensure(name, spec, progress=sys.stderr.isatty())
     except WeightsUnavailable as exc:
@@ -72,12 +64,3 @@ def _fetch(name: str, spec: ModelSpec, store: WeightStore) -> bool:
         return False
     print(f"{name}: verified, {megabytes(spec.size)} in {folder_of(list(paths.values()))}")
     return True
-
-
-def _spec(registry: Registry, name: str) -> ModelSpec:
-    from serve_app.models.registry import RegistryError
-
-    try:
-        return registry.get(name)
-    except RegistryError as exc:
-        raise CommandError(str(exc)) from exc

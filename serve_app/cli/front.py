@@ -6,20 +6,16 @@ import argparse
 import signal
 import stat
 import tempfile
-from importlib import resources
 from pathlib import Path
 from queue import SimpleQueue
 
-import yaml
 from pydantic import ValidationError
 
 from serve_app.cli import CommandError, log
-from serve_app.cli.configuration import load_settings
+from serve_app.cli.configuration import load_settings, read_yaml
 from serve_app.edge.haproxy import EdgeError, EdgeProxy
-from serve_app.edge.render import render
-from serve_app.edge.settings import EdgeSettings, load_edge_settings
+from serve_app.edge.settings import EdgeSettings, render
 
-_DEFAULT = "front.yaml"
 _STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -42,13 +38,19 @@ def run(args: argparse.Namespace) -> int:
     """
 
     def configuration() -> str:
-        settings = _settings(args.config)
+        content = read_yaml(args.config, "front.yaml", "edge settings")
+        try:
+            settings = EdgeSettings.model_validate(content or {})
+        except ValidationError as exc:
+            name = "front.yaml" if args.config is None else args.config.name
+            raise CommandError(f"the edge settings {name}: {exc}") from exc
         if settings.tls is not None and _is_world_readable(Path(settings.tls.certificate)):
             log(
                 "warning: the TLS file, which contains the private key, is readable by all users: "
                 "chmod 600"
             )
-        return render(settings, _max_body_bytes(args.service))
+        limits = [service.limits for service in load_settings(args.service)]
+        return render(settings, max(each.max_body_bytes for each in limits))
 
     # TemporaryDirectory makes it readable by this user only.
     with tempfile.TemporaryDirectory(prefix="sam-front-") as folder:
@@ -86,23 +88,3 @@ def _is_world_readable(path: Path) -> bool:
         return bool(path.stat().st_mode & stat.S_IROTH)
     except OSError:
         return False  # HAProxy reports the reason
-
-
-def _settings(path: Path | None) -> EdgeSettings:
-    name = _DEFAULT if path is None else path.name
-    try:
-        if path is not None:
-            return load_edge_settings(path)
-        with resources.as_file(resources.files("configs").joinpath(_DEFAULT)) as default:
-            return load_edge_settings(default)
-    except OSError as exc:
-        raise CommandError(f"the edge settings {name} cannot be read") from exc
-    except yaml.YAMLError as exc:
-        raise CommandError(f"the edge settings {name} are not YAML: {exc}") from exc
-    except ValidationError as exc:
-        raise CommandError(f"the edge settings {name}: {exc}") from exc
-
-
-def _max_body_bytes(service: Path | None) -> int:
-    """The largest limit of the applications in a Serve config file."""
-    return max(settings.limits.max_body_bytes for settings in load_settings(service))

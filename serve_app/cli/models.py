@@ -6,16 +6,13 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from serve_app.cli import CommandError, log
-from serve_app.cli.tables import text_table
-
-if TYPE_CHECKING:
-    from serve_app.core.measurements import Measurements
-    from serve_app.core.settings import GraphSettings
-    from serve_app.models.registry import ModelSpec, Registry
-    from serve_app.models.weights import WeightStore
+from serve_app.cli import log, text_table
+from serve_app.cli.configuration import load_plans, open_models, used_models
+from serve_app.core.measurements import Measurements
+from serve_app.models.registry import ModelSpec
+from serve_app.models.weights import WeightStore
 
 _FIGURES = {"encode_ms", "decode_ms", "cold_start_s", "memory_bytes", "quality", "agreement"}
 
@@ -29,8 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the registry as a table or as JSON."""
-    from serve_app.cli.configuration import load_plans, used_models
-
     rows: dict[str, dict[str, Any]] = {}
     measured: list[dict[str, Any]] = []
     warnings: list[str] = []
@@ -58,34 +53,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def open_models(settings: GraphSettings) -> tuple[Registry, WeightStore]:
-    """The registry and the weights of a configuration.
-
-    Raises:
-        CommandError: the registry cannot be used.
-    """
-    from serve_app.models.quantized import open_registry
-    from serve_app.models.registry import RegistryError
-    from serve_app.models.weights import WeightStore
-
-    # The command fetch ignores ``offline``, which is for the graph's replicas.
-    store = WeightStore(Path(settings.weights_dir) if settings.weights_dir else None)
-    try:
-        return open_registry(settings.registry, store.root), store
-    except RegistryError as exc:
-        raise CommandError(str(exc)) from exc
-
-
 def _row(name: str, spec: ModelSpec, store: WeightStore) -> dict[str, Any]:
-    row = store.describe(name, spec, verify=True)
     paths = [state.path for state in store.state(name, spec) if state.path is not None]
-    if paths:
-        row["where"] = str(folder_of(paths))
-    else:
-        row["where"] = ", ".join(s.label for s in next(iter(spec.files.values())).sources)
-    row["used_by"] = []
-    row["ledger"] = []
-    return row
+    sources = ", ".join(source.label for source in next(iter(spec.files.values())).sources)
+    return {
+        **store.describe(name, spec, verify=True),
+        "where": str(folder_of(paths)) if paths else sources,
+        "used_by": [],
+        "ledger": [],
+    }
 
 
 def _figures(variant: str, loaded: Measurements) -> dict[str, Any]:
@@ -110,33 +86,32 @@ def folder_of(paths: list[Path]) -> Path:
 
 def _model_table(rows: list[dict[str, Any]]) -> str:
     head = ("model", "family", "licence", "size", "state", "used by", "where")
-    table = [
-        (
-            row["model"],
-            row["family"],
-            row["license"],
-            megabytes(row["bytes"]) if row["bytes"] else "-",
-            row["state"],
-            ", ".join(row["used_by"]) or "-",
-            row["where"],
-        )
-        for row in rows
-    ]
+    table = []
+    for row in rows:
+        size = megabytes(row["bytes"]) if row["bytes"] else "-"
+        uses = ", ".join(row["used_by"]) or "-"
+        named = row["model"], row["family"], row["license"]
+        table.append((*named, size, row["state"], uses, row["where"]))
     return text_table(head, table)
 
 
 def _measurement_table(measured: Sequence[dict[str, Any]]) -> str:
-    head = ("variant", "encode ms", "decode ms", "cold start", "memory", "IoU box", "IoU point")
+    head = (
+        "variant", "encode ms", "decode ms", "cold start", "memory", "IoU box", "IoU point",
+        "dominated by", "state",
+    )  # fmt: skip
     table: list[Sequence[str]] = []
     for row in measured:
         if row["state"] != "valid":
             table.append((row["variant"], *["-"] * 7, row["state"]))
             continue
+        # The smallest measured passes: of one item, unless sizes were chosen otherwise.
+        passes = (row[half][min(row[half])]["value"] for half in ("encode_ms", "decode_ms"))
         quality = (row["quality"].get(kind) for kind in ("box", "point"))
         table.append(
             (
                 row["variant"],
-                *(f"{_smallest_pass_ms(row[half]):,.0f}" for half in ("encode_ms", "decode_ms")),
+                *(f"{ms:,.0f}" for ms in passes),
                 f"{row['cold_start_s']['value']:.1f} s",
                 megabytes(row["memory_bytes"]),
                 *(f"{share['value']:.3f}" if share else "-" for share in quality),
@@ -144,12 +119,7 @@ def _measurement_table(measured: Sequence[dict[str, Any]]) -> str:
                 row["state"],
             )
         )
-    return text_table((*head, "dominated by", "state"), table)
-
-
-def _smallest_pass_ms(table: dict[int, dict[str, float]]) -> float:
-    """Time of the smallest measured pass: of one item, unless sizes were chosen otherwise."""
-    return table[min(table)]["value"]
+    return text_table(head, table)
 
 
 def megabytes(size: int) -> str:

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+import httpx
+
 _READY_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 60.0
 _POLL_S = 0.25
@@ -27,9 +29,6 @@ def start(
 
     It runs in its own session: Ctrl-C at the terminal reaches only this process, which then calls
     `stop`.
-
-    Args:
-        environment: all variables of the process; None: those of this one.
     """
     return subprocess.Popen(  # noqa: S603
         command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
@@ -42,8 +41,6 @@ def wait_until_ready(child: subprocess.Popen[bytes], url: str, log: Path) -> Non
     Raises:
         NotReady: the process ended, or five minutes have passed.
     """
-    import httpx
-
     deadline = time.monotonic() + _READY_TIMEOUT_S
     while time.monotonic() < deadline:
         if child.poll() is not None:

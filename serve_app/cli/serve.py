@@ -14,26 +14,20 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
+import httpx
 import yaml
 
 from serve_app.cli import CommandError, log
 from serve_app.cli.commands import COMMANDS, ToolsMissing
-from serve_app.cli.configuration import (
-    DEFAULT_CONFIG,
-    load_plans,
-    load_settings,
-    needed_models,
-    unavailable_variants,
-)
+from serve_app.cli.configuration import load_plans, needed_models, read_config
 from serve_app.cli.fetch import fetch_models
 from serve_app.cli.processes import NotReady, start, stop, wait_until_ready
 from serve_app.deployments.compat.environment import ray_command, whole_environment
 from serve_app.deployments.compat.inventory import RayChanged, check
+from serve_app.profiles.plan import Plan
 
 _DRAIN_TIMEOUT_S = 30.0
 _POLL_S = 0.25
@@ -61,47 +55,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until interrupted."""
-    _check_ray()
-    config = _read_config(args.config)
+    try:
+        for warning in check():
+            log(f"warning: {warning}")
+    except RayChanged as exc:
+        raise CommandError(str(exc)) from exc
+    config, plans = read_config(args.config), load_plans(args.config)
     http = config.setdefault("http_options", {})
     if args.port is not None:
         http["port"] = args.port
     host, port = http.get("host", "127.0.0.1"), int(http.get("port", 8000))
     _check_port(host, port)
-    _check_weights(args.config)
-    _warn(args.config, host)
+    _check_weights(args.config, plans)
+    _warn(plans, host)
     if args.measure:
-        _measure_once(args.config)
+        _measure_once(plans[0])
     args.out.mkdir(parents=True, exist_ok=True)
     _set_ingress(config, http_host=host)
     # SIGTERM stops this command as Ctrl-C does.  SIGINT is set too: a shell starts background jobs
     # with SIGINT ignored, and their children inherit that.
     for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, _interrupt)
+        signal.signal(signum, signal.default_int_handler)
     _serve(config, f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}", args)  # noqa: S104
     return 0
 
 
-def _check_weights(config: Path | None) -> None:
+def _check_weights(config: Path | None, plans: Sequence[Plan]) -> None:
     missing = set(fetch_models(config))
-    needed = missing & set().union(*map(needed_models, load_settings(config)))
+    needed = missing & set().union(*(needed_models(plan.settings) for plan in plans))
     if needed:
         raise CommandError(f"without these weights the graph does not start: {sorted(needed)}")
     if missing:
         log(f"warning: variants of {sorted(missing)} will be unavailable")
 
 
-def _warn(config: Path | None, host: str) -> None:
-    for settings in load_settings(config):
-        if warning := settings.security.exposure_warning(host):
+def _warn(plans: Sequence[Plan], host: str) -> None:
+    for plan in plans:
+        if warning := plan.settings.security.exposure_warning(host):
             log(f"warning: {warning}")
-    for variant, reason in unavailable_variants(config).items():
-        log(f"note: {variant} falls back to its reference: {reason}")
+        for variant, reason in plan.unavailable.items():
+            log(f"note: {variant} falls back to its reference: {reason}")
 
 
-def _measure_once(config: Path | None) -> None:
+def _measure_once(plan: Plan) -> None:
     """Measure quickly if there are no measurements of this host; failures are not fatal."""
-    plan = load_plans(config)[0]
     if plan.measurements.entries:
         # Measurements made with more effort must not be replaced by quick ones.
         for warning in plan.measurements.warnings:
@@ -147,25 +144,10 @@ def _serve(config: dict[str, Any], url: str, args: argparse.Namespace) -> None:
             try:
                 _drain(child, urls, drain_file, args.drain)
             finally:
-                _stop(child)
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
-def _check_ray() -> None:
-    try:
-        check()
-    except RayChanged as exc:
-        raise CommandError(str(exc)) from exc
-
-
-def _read_config(path: Path | None) -> dict[str, Any]:
-    source = path or resources.files("configs").joinpath(DEFAULT_CONFIG)
-    load_settings(path)
-    content: dict[str, Any] = yaml.safe_load(source.read_text(encoding="utf-8"))
-    return content
+                # Even if interrupted again.
+                for signum in (signal.SIGTERM, signal.SIGINT):
+                    signal.signal(signum, signal.SIG_IGN)
+                stop(child)
 
 
 def _check_port(host: str, port: int) -> None:
@@ -203,8 +185,6 @@ def _drain(
 
 def _is_busy(url: str) -> bool:
     """Whether requests are in flight; a service too busy to respond has some."""
-    import httpx
-
     try:
         state = httpx.get(f"{url}/readyz", timeout=10, trust_env=False).json()
         return not (isinstance(state, dict) and state.get("in_flight") == 0)
@@ -212,10 +192,3 @@ def _is_busy(url: str) -> bool:
         return False
     except (httpx.HTTPError, ValueError):
         return True
-
-
-def _stop(child: subprocess.Popen[bytes]) -> None:
-    """End ``serve run`` with its Ray processes, even if interrupted again."""
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, signal.SIG_IGN)
-    stop(child)

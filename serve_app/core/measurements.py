@@ -148,7 +148,7 @@ class Steps(Strict):
 class Additive(Strict):
     """A fitted estimate: an intercept plus a step function of each feature.
 
-    Features are those of `serve_app.routing.confidence`.  Additive steps are equivalent to boosted
+    Features are those of `serve_app.routing.cascade`.  Additive steps are equivalent to boosted
     stumps (Friedman 2001, "Greedy function approximation"; Lou et al. 2012 on additive
     models): they are readable, and cost one look-up per feature.
     """

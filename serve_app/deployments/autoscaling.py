@@ -20,7 +20,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
@@ -28,7 +28,8 @@ from ray.serve.config import AutoscalingPolicy
 
 from serve_app.core.settings import GraphSettings, ScalingSettings
 from serve_app.deployments.compat.runtime import load_policy
-from serve_app.deployments.replica import join_serve_log
+from serve_app.deployments.telemetry import join_serve_log
+from serve_app.scaling.demand import measured
 from serve_app.scaling.policy import decide
 from serve_app.scaling.reports import ReportedProfile, read_profile
 from serve_app.scaling.types import Load, Pool, Role
@@ -46,19 +47,7 @@ DEFAULT_MS: Mapping[Role, float] = {"encoder": 250.0, "decoder": 25.0}
 """A pass of one item, until a replica has reported a measured or observed one."""
 FIRST_REPORT_S = 5.0
 """New replicas report within a second; after this time a missing report counts as permanent."""
-_HUGE = 1e15
 _LOG_INTERVAL_S = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Component:
-    """A variant's encoder or decoder, as configured.
-
-    ``encoder``: of a decoder, the encoder's deployment; if it is not deployed the variant is fused.
-    """
-
-    pool: Pool
-    encoder: str | None
 
 
 class BudgetPolicy:
@@ -73,7 +62,7 @@ class BudgetPolicy:
 
     def __init__(self, graph: Mapping[str, Any] | None = None) -> None:
         self._scaling = ScalingSettings()
-        self._components: dict[str, _Component] = {}
+        self._pools: dict[str, Pool] = {}
         self._profiles: dict[str, ReportedProfile] = {}
         self._observed_ms: dict[str, dict[int, float]] = {}
         self._own: dict[str, tuple[Any, Callable[..., Any]]] = {}
@@ -84,7 +73,7 @@ class BudgetPolicy:
             join_serve_log()
             settings = GraphSettings.model_validate(graph or {})
             self._scaling = settings.scaling
-            self._components = _components(settings)
+            self._pools = _pools(settings)
         except Exception:
             self._log_error("the scaling policy has an invalid graph: Serve's default scales all")
 
@@ -102,7 +91,7 @@ class BudgetPolicy:
         pools: dict[str, Pool] = {}
         loads: dict[str, Load] = {}
         before: Any = None
-        for name in sorted(by_name.keys() & self._components.keys()):
+        for name in sorted(by_name.keys() & self._pools.keys()):
             context = contexts[by_name[name]]
             reported = _reported(context)
             pools[name] = self._pool(name, context, reported, by_name)
@@ -124,7 +113,10 @@ class BudgetPolicy:
             # Serve keeps one state for each deployment; this one is shared by all.
             first = by_name[min(pools)]
             states[first] = {**states.get(first, {}), STATE_KEY: dict(decision.state)}
-        self._log_changes(decision.replicas, decision.reasons)
+        for name, reason in decision.reasons.items():
+            if self._logged.get(name) != decision.replicas[name]:
+                log.info("%s: %s", name, reason)
+        self._logged.update(decision.replicas)
         return replicas, states
 
     def _pool(
@@ -134,17 +126,16 @@ class BudgetPolicy:
         reported: Mapping[str, list[float]],
         deployed: Mapping[str, Any],
     ) -> Pool:
-        component = self._components[name]
-        pool = component.pool
-        if component.encoder is not None and component.encoder not in deployed:
+        pool = self._pools[name]
+        if pool.role == "decoder" and f"{pool.variant}-encoder" not in deployed:  # fused
             pool = replace(pool, pass_ms={1: sum(DEFAULT_MS.values())})
         pool = self._with_reports(pool, reported)
-        least = _count(getattr(context, "capacity_adjusted_min_replicas", None))
-        most = _count(getattr(context, "capacity_adjusted_max_replicas", None))
+        bounds = "capacity_adjusted_min_replicas", "capacity_adjusted_max_replicas"
         if self._own_policy(name, context) is not None:
-            least = most = _count(getattr(context, "target_num_replicas", None))
-        least = pool.min_replicas if least is None else least
-        most = pool.max_replicas if most is None else most
+            bounds = "target_num_replicas", "target_num_replicas"
+        least, most = (_number(context, bound) for bound in bounds)
+        least = int(pool.min_replicas if least is None else least)
+        most = int(pool.max_replicas if most is None else most)
         return replace(pool, min_replicas=least, max_replicas=max(least, most))
 
     def _with_reports(self, pool: Pool, reported: Mapping[str, list[float]]) -> Pool:
@@ -189,12 +180,6 @@ class BudgetPolicy:
             self._log_error(f"the policy of {name} cannot be loaded")
             return None
 
-    def _log_changes(self, replicas: Mapping[str, int], reasons: Mapping[str, str]) -> None:
-        for name, reason in reasons.items():
-            if self._logged.get(name) != replicas[name]:
-                log.info("%s: %s", name, reason)
-        self._logged.update(replicas)
-
     def _log_error(self, text: str) -> None:
         """Log the present exception, at most once a minute."""
         now = time.monotonic()
@@ -203,15 +188,16 @@ class BudgetPolicy:
             log.exception(text)
 
 
-def _components(settings: GraphSettings) -> dict[str, _Component]:
-    """Components of all configured variants; some may not be deployed."""
-    found: dict[str, _Component] = {}
+def _pools(settings: GraphSettings) -> dict[str, Pool]:
+    """Encoders and decoders of all configured variants; some may not be deployed."""
+    found: dict[str, Pool] = {}
     for variant, chosen in settings.variants.items():
         roles: list[Role] = ["decoder"] if chosen.layout == "fused" else ["encoder", "decoder"]
         for role in roles:
             component = chosen.encoder if role == "encoder" else chosen.decoder
-            pool = Pool(
-                name=f"{variant}-{role}",
+            name = f"{variant}-{role}"
+            found[name] = Pool(
+                name=name,
                 variant=variant,
                 role=role,
                 cost=component.cost(settings.on_gpus),
@@ -221,8 +207,6 @@ def _components(settings: GraphSettings) -> dict[str, _Component]:
                 pass_ms={1: DEFAULT_MS[role]},
                 cold_start_s=DEFAULT_COLD_START_S,
             )
-            encoder = f"{variant}-encoder" if role == "decoder" else None
-            found[pool.name] = _Component(pool, encoder)
     return found
 
 
@@ -235,9 +219,9 @@ def _unchanged(contexts: Contexts) -> Decision:
     states: dict[Any, dict[str, Any]] = {}
     try:
         for key, context in contexts.items():
-            target = _count(getattr(context, "target_num_replicas", None))
+            target = _number(context, "target_num_replicas")
             if target is not None:
-                replicas[key] = target
+                replicas[key] = int(target)
             state = getattr(context, "policy_state", None)
             states[key] = dict(state) if isinstance(state, Mapping) else {}
     except Exception:
@@ -261,7 +245,7 @@ def _reported(context: Any) -> dict[str, list[float]]:
             newest = [series[-1].value for series in by_replica.values() if series]
         except Exception:  # noqa: S112 - a malformed series is ignored
             continue
-        found[str(name)] = [number for value in newest if (number := _finite(value)) is not None]
+        found[str(name)] = [number for value in newest if (number := measured(value)) is not None]
     return found
 
 
@@ -280,20 +264,9 @@ def _load(context: Any, reported: Mapping[str, list[float]]) -> Load:
 
 def _number(context: Any, attribute: str) -> float | None:
     try:
-        return _finite(getattr(context, attribute))
+        return measured(getattr(context, attribute))
     except Exception:  # a property that computes its value
         return None
-
-
-def _finite(value: Any) -> float | None:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return None
-    return float(value) if -_HUGE < value < _HUGE else None
-
-
-def _count(value: Any) -> int | None:
-    number = _finite(value)
-    return int(number) if number is not None and 0 <= number < 1e6 else None
 
 
 def _mean(values: list[float] | None) -> float | None:

@@ -44,7 +44,6 @@ Response = Any
 """A ``DeploymentResponse``; Ray annotates handles as returning that or a generator."""
 
 _FEW_PROMPTS = 16
-"""A call with more prompts counts as a large message."""
 
 _LOST = "a replica was lost during the request; it is safe to retry"
 _OVERLOADED = "the service is at capacity; retry later"
@@ -81,14 +80,7 @@ class CalleeLost(ReplicaLost):
 
 
 async def call_with_retry(callee: str, send: Callable[[], Response]) -> Any:
-    """Make a call; retry it once if its replica is lost, before the deadline.
-
-    Args:
-        callee: Label in metrics.
-        send: Makes the call.
-
-    Returns:
-        The result of the call.
+    """Make a call with ``send``; retry it once if its replica is lost, before the deadline.
 
     Raises:
         ReplicaLost: The second replica was lost too, or the deadline has passed.
@@ -150,15 +142,6 @@ async def await_response(response: Response) -> Any:
         raise
 
 
-def _is_small(prompts: Sequence[Prompt], options: DecodeOptions) -> bool:
-    """Whether request and response are some kilobytes: no logits, and few masks."""
-    return (
-        len(prompts) <= _FEW_PROMPTS
-        and not options.return_logits
-        and all(prompt.mask_input is None for prompt in prompts)
-    )
-
-
 class RemoteEncoder:
     """An encoder deployment."""
 
@@ -191,7 +174,13 @@ class RemotePredictor:
         options: DecodeOptions,
     ) -> Prediction | None:
         image = None if pixels is None else await ImageObjectRef.put(pixels)
-        small = image is None and _is_small(prompts, options)
+        # Request and response are some kilobytes: no pixels, no logits, and few masks.
+        small = (
+            image is None
+            and len(prompts) <= _FEW_PROMPTS
+            and not options.return_logits
+            and all(prompt.mask_input is None for prompt in prompts)
+        )
         # The decoders' router hashes the session id.
         handle = (self._small if small else self._large).options(session_id=image_id)
 

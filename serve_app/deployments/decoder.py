@@ -23,8 +23,7 @@ from serve_app.core.ports import DecoderEngine
 from serve_app.core.settings import CacheSettings, VariantSettings
 from serve_app.core.types import CacheTier, Mask, Prompt, RgbArray
 from serve_app.deployments.calls import ImageObjectRef, RemoteEncoder, await_response
-from serve_app.deployments.encoder import warm_encoder
-from serve_app.deployments.replica import EngineReplica
+from serve_app.deployments.engines import EngineReplica, warm_encoder
 from serve_app.embeddings.predictor import VariantPredictor
 from serve_app.embeddings.tiers import TieredEmbeddingCache
 from serve_app.models.factory import ModelSource
@@ -49,11 +48,7 @@ def _timed(engine: DecoderEngine, jobs: Sequence[DecodeJob]) -> list[_Decoded]:
 class DecoderReplica(EngineReplica):
     """One variant's mask decoder, which batches the prompts of all requests.
 
-    Args:
-        settings: The variant.
-        cache: The embedding cache.
-        source: Where models are loaded from.
-        encoder: The encoder deployment; None (fused layout): the encoder runs in this replica.
+    ``encoder`` is the encoder deployment; None (fused layout): the encoder runs in this replica.
     """
 
     def __init__(

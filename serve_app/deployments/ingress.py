@@ -25,10 +25,10 @@ from serve_app.deployments.calls import (
     await_response,
 )
 from serve_app.deployments.compat.inventory import check
+from serve_app.deployments.compat.runtime import watch_replica_counts
 from serve_app.deployments.metrics import cluster_metrics
-from serve_app.deployments.replica import join_serve_log
-from serve_app.deployments.telemetry import start_telemetry
-from serve_app.deployments.watch import ReplicaWatch
+from serve_app.deployments.telemetry import join_serve_log, start_telemetry
+from serve_app.deployments.watch import ReplicaCounts
 from serve_app.flow.flow import SegmentationFlow
 from serve_app.flow.readiness import ReadinessCheck
 from serve_app.http.app import create_app
@@ -51,20 +51,21 @@ class IngressReplica:
         proposals: DeploymentHandle[Any],
         text: DeploymentHandle[Any] | None,
     ) -> None:
-        check()
+        changes = check()
         settings = plan.settings
         join_serve_log()
         silence_pillow_warnings()
         start_telemetry(ingress=True)
         exposed = settings.security.exposure_warning(settings.ingress.http_host)
-        for warning in filter(None, (*plan.warnings, exposed)):
+        for warning in filter(None, (*changes, *plan.warnings, exposed)):
             log.warning("%s", warning)
         self._limits, self._security = settings.limits, settings.security
         sign = settings.ingress.drain_file
         self._tracker = InFlightTracker(None if sign is None else Path(sign))
         predictors = {name: RemotePredictor(handle) for name, handle in decoders.items()}
         dispatcher = plan.dispatcher(predictors, in_process=False)
-        self._watch = ReplicaWatch(settings, dispatcher.load_tracker)
+        self._counts = ReplicaCounts(settings, dispatcher.load_tracker)
+        self._watch = watch_replica_counts(self._counts.deployments, self._counts.update)
         self._capabilities = load_capabilities(settings.capabilities)
         self._flow = SegmentationFlow(
             capabilities=self._capabilities,
@@ -90,22 +91,19 @@ class IngressReplica:
     ) -> list[ReadinessCheck]:
         """Readiness checks; none of what may scale to zero, which a check would start."""
 
-        def readiness_check(handle: DeploymentHandle[Any], *deployments: str) -> ReadinessCheck:
-            return ReadinessCheck(partial(_ping, handle), partial(self._watch.runs, *deployments))
-
         found = []
-        for name, handle in decoders.items():
-            variant = settings.variants[name]
-            deployments = [f"{name}-decoder"]
-            if variant.layout == "split":
-                deployments.append(f"{name}-encoder")
-            if not variant.scales_to_zero:
-                found.append(readiness_check(handle, *deployments))
+        for name, variant in settings.variants.items():
+            if name in decoders and not variant.scales_to_zero:
+                halves = ["decoder"] if variant.layout == "fused" else ["decoder", "encoder"]
+                found.append((decoders[name], [f"{name}-{half}" for half in halves]))
         if not settings.proposals.scales_to_zero:
-            found.append(readiness_check(proposals, "proposals"))
+            found.append((proposals, ["proposals"]))
         if text is not None and settings.text is not None and not settings.text.scales_to_zero:
-            found.append(readiness_check(text, "text"))
-        return found
+            found.append((text, ["text"]))
+        return [
+            ReadinessCheck(partial(_ping, handle), partial(self._counts.runs, *deployments))
+            for handle, deployments in found
+        ]
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve in the replica, after the constructor."""

@@ -36,23 +36,18 @@ async def _scrape(client: httpx.AsyncClient, host: str, port: int) -> str:
 
 def merge_pages(pages: Iterable[str]) -> str:
     """Merge pages of several nodes: each metric family once, with the samples of all nodes."""
-    heads: dict[str, list[str]] = {}
+    heads: dict[str, dict[str, str]] = {}
     samples: dict[str, list[str]] = {}
     for page in pages:
         family = ""
         for line in page.splitlines():
             if line.startswith(("# HELP ", "# TYPE ")):
-                parts = line.split(" ", 3)
-                family = parts[2]
+                kind, family = line.split(" ", 3)[1:3]
                 if family.startswith(_PREFIXES):
-                    head = heads.setdefault(family, [])
-                    if line not in head and not any(
-                        known.startswith(" ".join(parts[:3])) for known in head
-                    ):
-                        head.append(line)
+                    heads.setdefault(family, {}).setdefault(kind, line)
             elif line.startswith(_PREFIXES) and family.startswith(_PREFIXES):
                 samples.setdefault(family, []).append(line)
-    lines = [
-        line for family in sorted(samples) for line in (*heads.get(family, ()), *samples[family])
-    ]
+    lines: list[str] = []
+    for family in sorted(samples):
+        lines += [*heads.get(family, {}).values(), *samples[family]]
     return "\n".join(lines) + "\n"

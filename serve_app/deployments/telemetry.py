@@ -17,45 +17,48 @@ import ray.util.metrics
 from ray import serve
 from ray.serve.exceptions import RayServeException
 
-from serve_app.deployments.compat.runtime import RequestContext
+from serve_app.deployments.compat.runtime import RequestContext, serve_logger
 from serve_app.deployments.tracing import request_tracer, tracing_is_on
 from serve_app.telemetry.context import set_request_context, set_tracer
 from serve_app.telemetry.metrics import Counter, Gauge, Histogram, Instrument, set_collector
 
 log = logging.getLogger(__name__)
 
-_PLACE = ("application", "deployment", "replica")
-"""Labels of every metric, as in Serve's own."""
-
 _REFRESH_S = 5.0
 
 
 def start_telemetry(*, ingress: bool = False) -> None:
-    """Called by a replica when it starts; no effect outside of a replica.
-
-    Args:
-        ingress: Whether clients send requests to this replica, so that traces start here.
-    """
+    """Called by a replica when it starts; in an ingress traces start.  No effect elsewhere."""
     try:
         replica = serve.get_replica_context()
     except RayServeException:
         return
-    place = (replica.app_name, replica.deployment, replica.replica_tag)
-    set_collector(RayCollector(dict(zip(_PLACE, place, strict=True))))
-    set_request_context(RequestContext())
+    place = {  # labels as of Serve's own metrics
+        "application": replica.app_name,
+        "deployment": replica.deployment,
+        "replica": replica.replica_tag,
+    }
+    set_collector(RayCollector(place))
+    with suppress(ImportError):  # a Ray without it: the ingress warns at its start
+        set_request_context(RequestContext())
     if tracing_is_on():
         set_tracer(request_tracer(ingress=ingress))
+
+
+def join_serve_log() -> None:
+    """Send this project's log records to Serve's handlers: same files, format and request ids."""
+    with suppress(ImportError):  # a Ray without it: the ingress warns at its start
+        logging.getLogger("serve_app").parent = serve_logger()
 
 
 class RayCollector:
     """Exports metrics through Ray; an error with one is logged once and never raised.
 
-    Args:
-        place: Labels of all metrics of this process.
+    ``place``: labels of all metrics of this process.
     """
 
     def __init__(self, place: Mapping[str, str]) -> None:
-        self._place = dict(place)
+        self._place = place
         self._metrics: dict[str, Any] = {}
         self._failed: set[str] = set()
         self._gauges: dict[tuple[str | None, ...], tuple[Any, float, dict[str, str]]] = {}
@@ -83,8 +86,9 @@ class RayCollector:
         labels: Mapping[str, str],
     ) -> None:
         try:
-            metric = self._metrics.get(instrument.name) or self._create(instrument)
-            record(metric, {**labels, **self._place})
+            if instrument.name not in self._metrics:
+                self._metrics[instrument.name] = self._create(instrument)
+            record(self._metrics[instrument.name], {**labels, **self._place})
         except Exception:
             if instrument.name not in self._failed:
                 self._failed.add(instrument.name)
@@ -104,12 +108,8 @@ class RayCollector:
     def _create(self, instrument: Instrument) -> Any:
         keys = (*instrument.labels, *self._place)
         name, text = instrument.name, instrument.help
-        metric: Any
         if isinstance(instrument, Histogram):
-            metric = ray.util.metrics.Histogram(name, text, list(instrument.buckets), keys)
-        elif isinstance(instrument, Counter):
-            metric = ray.util.metrics.Counter(name, text, keys)
-        else:
-            metric = ray.util.metrics.Gauge(name, text, keys)
-        self._metrics[instrument.name] = metric
-        return metric
+            return ray.util.metrics.Histogram(name, text, list(instrument.buckets), keys)
+        if isinstance(instrument, Counter):
+            return ray.util.metrics.Counter(name, text, keys)
+        return ray.util.metrics.Gauge(name, text, keys)

@@ -26,7 +26,8 @@ from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 
-from serve_app.deployments.compat.runtime import is_request_span, serve_logs_dir
+from serve_app.deployments.compat.inventory import REQUEST_SPAN
+from serve_app.deployments.compat.runtime import serve_logs_dir
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,11 @@ def exporter() -> list[SpanProcessor]:
     """Called by Serve in each process, before its first span."""
     # Serve creates the provider; OpenTelemetry reads its resource from the environment.
     os.environ.setdefault("OTEL_SERVICE_NAME", _SERVICE)
-    return [BatchSpanProcessor(_exporter())]
+    try:
+        return [BatchSpanProcessor(_exporter())]
+    except ImportError:
+        log.warning("spans are not exported: this Ray does not name its folder of logs")
+        return []
 
 
 def _exporter() -> SpanExporter:
@@ -66,9 +71,7 @@ class RootSpanSampler(Sampler):
     Serve does not remember that it did not sample a request: it would decide anew at each call of
     that request, and most traces would be fragments.
 
-    Args:
-        ratio: Decides on requests, and on spans with a parent.
-        ingress: Whether clients send requests to this process.
+    ``ratio`` decides on requests, which clients send to an ``ingress``, and on spans with a parent.
     """
 
     def __init__(self, ratio: Sampler, *, ingress: bool) -> None:
@@ -84,7 +87,7 @@ class RootSpanSampler(Sampler):
         **kwargs: Any,
     ) -> SamplingResult:
         parent = trace.get_current_span(parent_context).get_span_context()
-        if parent.is_valid or (self._ingress and is_request_span(name)):
+        if parent.is_valid or (self._ingress and name.startswith(REQUEST_SPAN)):
             return self._ratio.should_sample(parent_context, trace_id, name, *args, **kwargs)
         return SamplingResult(Decision.DROP)
 
@@ -93,11 +96,7 @@ class RootSpanSampler(Sampler):
 
 
 def request_tracer(*, ingress: bool) -> trace.Tracer:
-    """Return the tracer for our own spans, in the traces that Serve starts.
-
-    Args:
-        ingress: Whether clients send requests to this process.
-    """
+    """Return the tracer for our own spans, in the traces that Serve starts."""
     provider = trace.get_tracer_provider()
     if isinstance(provider, TracerProvider):
         # Before the first span: a tracer keeps the sampler that it was created with.

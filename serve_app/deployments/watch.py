@@ -1,9 +1,8 @@
-"""Keeps the router's replica counts of the variants up to date."""
+"""Replica counts, as Serve's controller reports them, for router and readiness."""
 
 from __future__ import annotations
 
 from serve_app.core.settings import GraphSettings
-from serve_app.deployments.compat.runtime import watch_replica_counts
 from serve_app.routing.load_tracker import LoadTracker
 from serve_app.telemetry.metrics import VARIANT_REPLICAS
 
@@ -12,11 +11,7 @@ OTHERS = ("proposals", "text")
 
 
 class ReplicaCounts:
-    """Numbers of running replicas; those of variants are passed on to a `LoadTracker`.
-
-    Attributes:
-        deployments: Names of the deployments that count.
-    """
+    """Numbers of running replicas; those of variants are passed on to a `LoadTracker`."""
 
     def __init__(self, settings: GraphSettings, load_tracker: LoadTracker) -> None:
         self._fused = {name: v.layout == "fused" for name, v in settings.variants.items()}
@@ -42,17 +37,3 @@ class ReplicaCounts:
             self._load_tracker.replicas(
                 name, decoders if fused else self._running[f"{name}-encoder"], decoders
             )
-
-
-class ReplicaWatch:
-    """Updates a `LoadTracker` from Serve's controller while the ingress replica lives.
-
-    Args:
-        settings: The variants.
-        load_tracker: Receives every change.
-    """
-
-    def __init__(self, settings: GraphSettings, load_tracker: LoadTracker) -> None:
-        counts = ReplicaCounts(settings, load_tracker)
-        self.runs = counts.runs
-        self._watch = watch_replica_counts(counts.deployments, counts.update)

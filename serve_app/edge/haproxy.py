@@ -25,10 +25,7 @@ class EdgeError(Exception):
 
 
 def find_haproxy() -> str:
-    """Find the HAProxy that Ray would use: as Ray's variable says, bundled (Linux), or on the PATH.
-
-    Returns:
-        The path of an executable that needs no library path set.
+    """The HAProxy that Ray would use: as its variable says, bundled (Linux), or on the PATH.
 
     Raises:
         EdgeError: there is none.
@@ -68,11 +65,8 @@ def _drain_on_death_of(parent: int) -> Callable[[], None] | None:
 class EdgeProxy:
     """The HAProxy processes of one edge: one, and after a reload also old ones that drain.
 
-    Neither thread-safe nor to be called from signal handlers.
-
-    Args:
-        configuration: returns HAProxy's configuration; called for each check, start and reload.
-        folder: a private folder for the configuration files.
+    Neither thread-safe nor to be called from signal handlers.  ``configuration`` is called for each
+    check, start and reload; ``folder`` is private.
     """
 
     def __init__(self, configuration: Callable[[], str], folder: Path) -> None:
@@ -84,10 +78,7 @@ class EdgeProxy:
         self._stopping = False
 
     def check(self) -> Path:
-        """Write the configuration and let HAProxy validate it.
-
-        Returns:
-            The configuration file.
+        """Write the configuration and let HAProxy validate it; returns the file.
 
         Raises:
             EdgeError: it is invalid; the message is HAProxy's.

@@ -1,4 +1,4 @@
-"""The settings of the edge (``configs/front.yaml``), strictly validated.
+"""The settings of the edge (``configs/front.yaml``), and HAProxy's configuration from them.
 
 Every text here is inserted into HAProxy's configuration, so each has a pattern without spaces,
 quotes, line breaks or anything else that could start another argument or directive.
@@ -7,19 +7,21 @@ quotes, line breaks or anything else that could start another argument or direct
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import resources
 from ipaddress import ip_network
-from pathlib import Path
 from typing import Annotated, ClassVar
 
-import yaml
-from pydantic import (
-    AfterValidator,
-    ConfigDict,
-    Field,
-    StringConstraints,
-)
+from jinja2 import Environment, StrictUndefined
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
 
 from serve_app.core.settings import Strict
+from serve_app.edge.haproxy import EdgeError
+
+REQUEST_ID_PATTERN = r"^[A-Za-z0-9._:-]{1,64}$"
+"""A client's own request id that is kept; the same rule as in `serve_app.http.middleware`."""
+
+_BODY_BYTES_LIMIT = 10**9
+"""HAProxy compares lengths as 32-bit numbers, so the template rejects those of ten digits."""
 
 _ADDRESS = r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?):[0-9]{1,5}$"
 _NETWORK = r"^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$"  # without IPv6 zones ("%eth0"): any text is a zone
@@ -140,12 +142,24 @@ class EdgeSettings(_Strict):
     check_interval_s: float = Field(2.0, gt=0, description="time between health checks")
 
 
-def load_edge_settings(path: Path) -> EdgeSettings:
-    """Read the settings from a YAML file; an empty file means all defaults.
+def render(settings: EdgeSettings, max_body_bytes: int) -> str:
+    """Render HAProxy's configuration file, with the service's limit of a request body.
+
+    Nothing is escaped: the patterns in `EdgeSettings` leave no character that could end a value.
 
     Raises:
-        OSError: the file cannot be read.
-        yaml.YAMLError: it is not YAML.
-        pydantic.ValidationError: an unknown setting or an invalid value.
+        EdgeError: `max_body_bytes` is larger than HAProxy can enforce.
     """
-    return EdgeSettings.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    if max_body_bytes >= _BODY_BYTES_LIMIT:
+        raise EdgeError(
+            f"limits.max_body_bytes is {max_body_bytes}; behind HAProxy it must be less than "
+            f"{_BODY_BYTES_LIMIT}"
+        )
+    environment = Environment(  # noqa: S701  (not HTML)
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined
+    )
+    environment.filters["ms"] = lambda seconds: f"{max(1, round(seconds * 1000))}ms"
+    template = resources.files("serve_app.edge").joinpath("haproxy.cfg").read_text("utf-8")
+    return environment.from_string(template).render(
+        dict(settings), max_body_bytes=max_body_bytes, request_id_pattern=REQUEST_ID_PATTERN
+    )

@@ -7,6 +7,7 @@ Independent of Ray and torch: encoder and decoder are arguments.  They are calls
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
@@ -18,9 +19,8 @@ from serve_app.core.errors import DeadlineExceeded
 from serve_app.core.geometry import ResizeMode, mask_nms
 from serve_app.core.inference import DecodeJob, DecodeOptions, Embedding, Prediction
 from serve_app.core.ports import EmbeddingCache
-from serve_app.core.types import CacheTier, Float32Array, Mask, Prompt
+from serve_app.core.types import CacheTier, Mask, Prompt
 from serve_app.embeddings.diversity import farthest_point_sampling
-from serve_app.embeddings.keys import embedding_key
 from serve_app.telemetry.context import span
 
 P = TypeVar("P")
@@ -89,7 +89,9 @@ class VariantPredictor(Generic[P]):
         chosen: Sequence[int] = range(len(prompts))
         if options.most_points is not None:
             points = np.array([p.point_coords[0] for p in prompts if p.point_coords is not None])
-            chosen = await asyncio.to_thread(self._diverse, embedding, points, options.most_points)
+            chosen = await asyncio.to_thread(
+                farthest_point_sampling, embedding, points, options.most_points, self._resize_mode
+            )
         jobs = [DecodeJob(embedding, prompts[i], options) for i in chosen]
         found: list[tuple[Mask, ...]] = []
         step = options.prompts_at_once or len(prompts)
@@ -99,9 +101,6 @@ class VariantPredictor(Generic[P]):
             found = await asyncio.to_thread(_without_duplicates, found, options.box_nms_thresh)
         by_prompt = dict(zip(chosen, found, strict=True))
         return tuple(by_prompt.get(i, ()) for i in range(len(prompts)))
-
-    def _diverse(self, embedding: Embedding, points: Float32Array, most: int) -> list[int]:
-        return farthest_point_sampling(embedding, points, most, self._resize_mode)
 
     async def _embedding(self, key: str, pixels: P) -> tuple[Embedding, CacheTier] | None:
         """Return the embedding; a shared encoder call is limited by its first caller's deadline."""
@@ -134,3 +133,21 @@ def _without_duplicates(
     masks = [mask for of_prompt in found for mask in of_prompt]
     kept = {id(masks[i]) for i in mask_nms(masks, threshold)}
     return [tuple(mask for mask in of_prompt if id(mask) in kept) for of_prompt in found]
+
+
+def embedding_key(image_id: str, weights_hash: str, preprocessing: str, dtype: str) -> str:
+    """Return the content-addressed cache key of one image's embedding by one model.
+
+    Args:
+        image_id: width, height and SHA-256 of the pixels (`serve_app.core.request`).
+        weights_hash: SHA-256 over the model's weights.
+        preprocessing: revision of the code between pixels and model.
+        dtype: precision of the encoder's arithmetic.
+    """
+    digest = hashlib.sha256()
+    for part in (image_id, weights_hash, preprocessing, dtype):
+        data = part.encode()
+        # With its length: different lists of parts have different hash inputs.
+        digest.update(len(data).to_bytes(8, "big"))
+        digest.update(data)
+    return f"emb-{digest.hexdigest()}"

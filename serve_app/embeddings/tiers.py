@@ -11,8 +11,7 @@ from functools import partial
 
 from cachetools import LRUCache, TTLCache
 
-from serve_app.cache.codec import decode_embedding, encode_embedding
-from serve_app.cache.shared import SharedTier
+from serve_app.cache.shared import SharedTier, decode_embedding, encode_embedding
 from serve_app.core.inference import Embedding
 from serve_app.core.single_flight import SingleFlight
 from serve_app.core.types import CacheTier
@@ -44,21 +43,16 @@ class TieredEmbeddingCache:
         self, key: str, compute: Callable[[], Awaitable[Embedding]] | None
     ) -> tuple[Embedding, CacheTier] | None:
         """See `EmbeddingCache`.  The returned tier is the source of this caller's embedding."""
-        found = await self._get_or_compute(key, compute)
+        found: tuple[Embedding, CacheTier] | None = None
+        if (cached := self._memory.get(key)) is not None:
+            found = cached, CacheTier.MEMORY
+        elif compute is not None:
+            found = await self._flight.run(key, lambda: self._fill(key, compute))
+        elif (shared := await self._from_shared(key)) is not None:
+            found = shared, CacheTier.REDIS
         if found is not None:  # else the caller retries with the image, and is counted then
             CACHE_LOOKUPS.inc(cache="embedding", result=found[1].value)
         return found
-
-    async def _get_or_compute(
-        self, key: str, compute: Callable[[], Awaitable[Embedding]] | None
-    ) -> tuple[Embedding, CacheTier] | None:
-        cached = self._memory.get(key)
-        if cached is not None:
-            return cached, CacheTier.MEMORY
-        if compute is None:
-            found = await self._from_shared(key)
-            return None if found is None else (found, CacheTier.REDIS)
-        return await self._flight.run(key, lambda: self._fill(key, compute))
 
     async def _fill(
         self, key: str, compute: Callable[[], Awaitable[Embedding]]

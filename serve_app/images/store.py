@@ -13,8 +13,7 @@ from functools import partial
 
 from cachetools import LRUCache, TTLCache
 
-from serve_app.cache.codec import add_checksum, strip_checksum
-from serve_app.cache.shared import SharedTier
+from serve_app.cache.shared import SharedTier, add_checksum, strip_checksum
 from serve_app.core.errors import SamServeError, UnknownImage
 from serve_app.core.limits import Limits
 from serve_app.core.request import image_id, parse_image_id

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from serve_app.core.measurements import Escalation, Measurements, PromptType
 from serve_app.core.settings import RouterSettings
-from serve_app.routing.latency import estimate_latency
+from serve_app.routing.latency import estimate_ms
 from serve_app.routing.load_tracker import Capacity, LoadTracker
 from serve_app.routing.router import Choice, NoEligibleVariant, choose_variant
 from serve_app.routing.types import AUTO, RoutingQuery, VariantState
@@ -19,14 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class Dispatcher:
-    """Chooses variants, and starts those that are scaled to zero.
-
-    Args:
-        router: default variant, aliases, cascade.
-        capacities: replicas, batch and cache sizes of each deployed variant.
-        measurements: profiles and cascade rules.
-        starters: by variant, the function that scales it from zero.
-    """
+    """Chooses among the variants that have a capacity, and starts those that are scaled to zero."""
 
     def __init__(
         self,
@@ -65,18 +58,13 @@ class Dispatcher:
     def fallback(self, query: RoutingQuery, image_id: str, failed: Choice) -> Choice | None:
         """Choose another variant after the chosen one failed.
 
-        Returns:
-            The other variant; None if the caller requested a variant or a quality, or if no other
-            variant is running.
+        None if the caller requested a variant or a quality, or if no other variant is running.
         """
         if query.variant != AUTO or query.min_quality is not None:
             return None
         states = self.load_tracker.variant_states(image_id, time.monotonic())
-        others = {
-            name: state
-            for name, state in states.items()
-            if name != failed.variant and not state.scaled_to_zero
-        }
+        running = {name: state for name, state in states.items() if not state.scaled_to_zero}
+        others = {name: state for name, state in running.items() if name != failed.variant}
         if not others:
             return None
         try:
@@ -95,7 +83,7 @@ class Dispatcher:
     def expected_ms(self, variant: str, image_id: str, prompts: int) -> float:
         """Present latency estimate of a measured variant, in milliseconds."""
         profile = self._measurements.profiles[variant]
-        return estimate_latency(profile, self.variant_state(variant, image_id), prompts).total_ms
+        return estimate_ms(profile, self.variant_state(variant, image_id), prompts)
 
     def escalation(self, first: str, second: str) -> Mapping[PromptType, Escalation]:
         """The cascade's rules from one variant to another; empty: none."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from serve_app.core.inference import Prediction, ReplicaLoad
 from serve_app.core.measurements import Profile
 from serve_app.core.types import CacheTier
-from serve_app.routing.latency import estimate_latency
+from serve_app.routing.latency import estimate_ms
 from serve_app.routing.types import VariantState
 
 _REPORT_TTL_S = 2.0
@@ -80,12 +80,7 @@ class _Variant:
 
 
 class LoadTracker:
-    """The estimated state of each variant in one ingress replica.
-
-    Args:
-        capacities: how each variant is deployed.
-        profiles: measured profiles of the variants that have one.
-    """
+    """The estimated state of each variant in one ingress replica."""
 
     def __init__(self, capacities: Mapping[str, Capacity], profiles: Mapping[str, Profile]) -> None:
         self._variants = {
@@ -103,55 +98,11 @@ class LoadTracker:
 
     def variant_states(self, image_id: str, now: float) -> dict[str, VariantState]:
         """State of each variant for a request on ``image_id``; ``now`` in seconds."""
-        return {name: self._state(of, image_id, now) for name, of in self._variants.items()}
+        return {name: self.variant_state(name, image_id, now) for name in self._variants}
 
     def variant_state(self, variant: str, image_id: str, now: float) -> VariantState:
         """State of one variant for a request on ``image_id``."""
-        return self._state(self._variants[variant], image_id, now)
-
-    def acquire(
-        self, variant: str, image_id: str, prompts: int, now: float, most: bool = False
-    ) -> Ticket:
-        """Count a request as in flight until its ticket is passed to `release`.
-
-        ``most``: ``prompts`` is an upper bound, so the latency does not update the slowdown.
-        """
         of = self._variants[variant]
-        found = self._state(of, image_id, now)
-        ms = None if of.profile is None else estimate_latency(of.profile, found, prompts).total_ms
-        unsure = most or found.scaled_to_zero
-        ticket = Ticket(variant, image_id, not found.cached, prompts, now, ms, unsure)
-        of.in_flight.add(ticket)
-        return ticket
-
-    def release(self, ticket: Ticket, now: float, prediction: Prediction | None) -> None:
-        """Record the end of a request; ``prediction`` is its result, None if it failed."""
-        of = self._variants[ticket.variant]
-        of.in_flight.discard(ticket)
-        if prediction is None:
-            return
-        if prediction.load is not None:
-            # Reports of replicas that are gone must expire.
-            of.reports = {
-                name: report
-                for name, report in of.reports.items()
-                if now - report[0] <= _REPORT_TTL_S
-            }
-            of.reports[prediction.load.replica] = (now, prediction.load)
-        self._remember(of, ticket.image_id)
-        cache_as_expected = ticket.new_image == (prediction.cache is CacheTier.MISS)
-        if ticket.expected_ms and cache_as_expected and not ticket.unsure:
-            ratio = (now - ticket.started) * 1e3 / ticket.expected_ms
-            # The estimate already contained the slowdown: the ratio is a correction of it.
-            corrected = _decayed(of, now) * ratio**_LEARNING_RATE
-            of.slowdown = min(max(corrected, _MIN_SLOWDOWN), _MAX_SLOWDOWN)
-            of.learnt = now
-
-    def forget(self, variant: str, image_id: str) -> None:
-        """Record that the variant no longer has an image's embedding."""
-        self._variants[variant].cached.pop(image_id, None)
-
-    def _state(self, of: _Variant, image_id: str, now: float) -> VariantState:
         capacity = of.capacity
         images = len({t.image_id for t in of.in_flight if t.new_image})
         prompts = sum(t.prompts for t in of.in_flight)
@@ -171,6 +122,44 @@ class LoadTracker:
             decoder_batch=capacity.decoder_batch,
             slowdown=_decayed(of, now),
         )
+
+    def acquire(
+        self, variant: str, image_id: str, prompts: int, now: float, most: bool = False
+    ) -> Ticket:
+        """Count a request as in flight until its ticket is passed to `release`.
+
+        ``most``: ``prompts`` is an upper bound, so the latency does not update the slowdown.
+        """
+        of = self._variants[variant]
+        found = self.variant_state(variant, image_id, now)
+        ms = None if of.profile is None else estimate_ms(of.profile, found, prompts)
+        unsure = most or found.scaled_to_zero
+        ticket = Ticket(variant, image_id, not found.cached, prompts, now, ms, unsure)
+        of.in_flight.add(ticket)
+        return ticket
+
+    def release(self, ticket: Ticket, now: float, prediction: Prediction | None) -> None:
+        """Record the end of a request; ``prediction`` is its result, None if it failed."""
+        of = self._variants[ticket.variant]
+        of.in_flight.discard(ticket)
+        if prediction is None:
+            return
+        if prediction.load is not None:
+            # Reports of replicas that are gone must expire.
+            recent = ((name, r) for name, r in of.reports.items() if now - r[0] <= _REPORT_TTL_S)
+            of.reports = {**dict(recent), prediction.load.replica: (now, prediction.load)}
+        self._remember(of, ticket.image_id)
+        cache_as_expected = ticket.new_image == (prediction.cache is CacheTier.MISS)
+        if ticket.expected_ms and cache_as_expected and not ticket.unsure:
+            ratio = (now - ticket.started) * 1e3 / ticket.expected_ms
+            # The estimate already contained the slowdown: the ratio is a correction of it.
+            corrected = _decayed(of, now) * ratio**_LEARNING_RATE
+            of.slowdown = min(max(corrected, _MIN_SLOWDOWN), _MAX_SLOWDOWN)
+            of.learnt = now
+
+    def forget(self, variant: str, image_id: str) -> None:
+        """Record that the variant no longer has an image's embedding."""
+        self._variants[variant].cached.pop(image_id, None)
 
     def _remember(self, of: _Variant, image_id: str) -> None:
         of.cached[image_id] = None

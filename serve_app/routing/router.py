@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from serve_app.core.errors import HintsUnmet, Overloaded, SamServeError, UnknownVariant
 from serve_app.core.measurements import Profile
 from serve_app.core.settings import RouterSettings
-from serve_app.routing.latency import LatencyEstimate, estimate_latency, idle_ms
+from serve_app.routing.latency import estimate_ms, idle_ms
 from serve_app.routing.types import AUTO, RoutingQuery, VariantState
 
 _QUALITY_TOLERANCE = 0.005
@@ -20,6 +20,33 @@ _QUALITY_TOLERANCE = 0.005
 
 _MAX_RELATIVE_LATENCY = 0.8
 """Largest latency, relative to the default's, of a variant that replaces the default."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A measured variant, and what it would do with one request.
+
+    Attributes:
+        quality: mean IoU; None: not measured.
+        expected_ms: estimated latency, including the wait.
+    """
+
+    name: str
+    profile: Profile
+    state: VariantState
+    query: RoutingQuery
+    quality: float | None
+    expected_ms: float
+
+    @property
+    def score(self) -> float:
+        """The quality to compare variants by."""
+        return self.quality or 0.0
+
+    @property
+    def idle_ms(self) -> float:
+        """The latency without load."""
+        return idle_ms(self.profile, self.state, self.query.prompts, self.query.images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +101,24 @@ def choose_variant(
             without load; `Overloaded` if they cannot be met because of the load or because a
             variant is scaled to zero.
     """
-    named = _named(query.variant, variants, router)
-    known = {name: profiles[name] for name in variants if name in profiles}
-    if query.max_latency_ms is None and query.min_quality is None:
-        if named is not None:
-            return Choice(named, _named_reason(query.variant, named))
-        return _default(query, variants, known, router)
-
-    if named is not None:
-        known = {name: profile for name, profile in known.items() if name == named}
+    named, why = _named(query.variant, variants, router)
+    hints = query.max_latency_ms is not None or query.min_quality is not None
+    if named is not None and not hints:
+        return Choice(named, why)
+    known = {
+        name: _Candidate(
+            name,
+            profiles[name],
+            state,
+            query,
+            query.quality(profiles[name]),
+            estimate_ms(profiles[name], state, query.prompts, query.images),
+        )
+        for name, state in variants.items()
+        if name in profiles and named in (None, name)
+    }
+    if not hints:
+        return _default(query, known, router.default)
     if not known:
         subject = "this variant was" if named is not None else "the variants were"
         raise NoEligibleVariant(
@@ -92,86 +128,72 @@ def choose_variant(
                 "min_quality" if query.min_quality is not None else "max_latency_ms",
             )
         )
-    good = _good_enough(query, known)
-    times = {
-        name: estimate_latency(profile, variants[name], query.prompts, query.images)
-        for name, profile in good.items()
-    }
-    in_time = _in_time(query, good, variants, times)
-    chosen = _best(query, in_time, good, times)
-    reason = _hint_reason(query, chosen, good[chosen], times[chosen])
+    good = _good_enough(query, list(known.values()))
+    in_time = _in_time(query, good)
+    chosen = _best(query, in_time)
+    reason = _hint_reason(query, chosen)
     if named is not None:
-        reason = f"{_named_reason(query.variant, named)}; {reason}"
-    better = _better_but_loaded(query, chosen, good, variants, in_time)
-    if better is not None:
-        reason += f"; {better} would be better, but its wait is too long now"
-    start = better if better is not None and variants[better].scaled_to_zero else None
-    return Choice(chosen, reason, times[chosen].total_ms, better is not None, start)
+        reason = f"{why}; {reason}"
+    better = _better_but_loaded(query, chosen, [c for c in good if c not in in_time])
+    if better is None:
+        return Choice(chosen.name, reason, chosen.expected_ms)
+    return Choice(
+        chosen.name,
+        f"{reason}; {better.name} would be better, but its wait is too long now",
+        chosen.expected_ms,
+        degraded=True,
+        scale_from_zero=better.name if better.state.scaled_to_zero else None,
+    )
 
 
 def _named(
     requested: str, variants: Mapping[str, VariantState], router: RouterSettings
-) -> str | None:
-    """The variant that the caller named; None for ``auto``."""
+) -> tuple[str | None, str]:
+    """The variant that the caller named, None for ``auto``, and the reason in words."""
     if requested == AUTO:
-        return None
+        return None, ""
     if requested in router.aliases:
-        return router.aliases[requested]
+        variant = router.aliases[requested]
+        return variant, f"requested as {requested}, which {variant} serves here"
     if requested not in variants:
         names = ", ".join(sorted({*variants, *router.aliases}))
         raise NoEligibleVariant(
             UnknownVariant(f"this variant is not deployed; use auto, {names}", "variant")
         )
-    return requested
+    return requested, "requested"
 
 
-def _named_reason(requested: str, variant: str) -> str:
-    if requested == variant:
-        return "requested"
-    return f"requested as {requested}, which {variant} serves here"
-
-
-def _default(
-    query: RoutingQuery,
-    variants: Mapping[str, VariantState],
-    known: Mapping[str, Profile],
-    router: RouterSettings,
-) -> Choice:
-    default = router.default
-    if default not in known:
+def _default(query: RoutingQuery, known: Mapping[str, _Candidate], default: str) -> Choice:
+    first = known.get(default)
+    if first is None:
         return Choice(default, "auto: the default variant")
+    found = [first]
     # Without a measured quality of the default, no other is known to be as good.
-    least = _quality(query, known[default], math.inf)
-    times = {
-        name: estimate_latency(profile, variants[name], query.prompts, query.images).total_ms
-        for name, profile in known.items()
-        # Only an explicit request scales a variant from zero.
-        if name == default
-        or (
-            not query.filtered
-            and _quality(query, profile, -math.inf) >= least
-            and not variants[name].scaled_to_zero
-        )
-    }
-    fastest = min(times, key=times.__getitem__)
-    if fastest != default and times[fastest] <= _MAX_RELATIVE_LATENCY * times[default]:
-        why = "has the image's embedding" if variants[fastest].cached else "has a shorter queue"
-        return Choice(
-            fastest, f"auto: {fastest} is at least as good as {default} and {why}", times[fastest]
-        )
-    return Choice(default, "auto: the default variant", times[default])
+    if first.quality is not None and not query.filtered:
+        found += [
+            other
+            for other in known.values()
+            # Only an explicit request scales a variant from zero.
+            if other.quality is not None
+            and other.quality >= first.quality
+            and not other.state.scaled_to_zero
+        ]
+    fastest = min(found, key=lambda candidate: candidate.expected_ms)
+    if fastest.expected_ms > _MAX_RELATIVE_LATENCY * first.expected_ms:
+        return Choice(default, "auto: the default variant", first.expected_ms)
+    why = "has the image's embedding" if fastest.state.cached else "has a shorter queue"
+    reason = f"auto: {fastest.name} is at least as good as {default} and {why}"
+    return Choice(fastest.name, reason, fastest.expected_ms)
 
 
-def _good_enough(query: RoutingQuery, known: Mapping[str, Profile]) -> dict[str, Profile]:
+def _good_enough(query: RoutingQuery, known: list[_Candidate]) -> list[_Candidate]:
     """Variants that reach ``min_quality``."""
     least = query.min_quality
     if least is None:
-        return dict(known)
-    good = {n: p for n, p in known.items() if _quality(query, p, -1.0) >= least}
-    if good:
+        return known
+    measured = {c.name: c.quality for c in known if c.quality is not None}
+    if good := [c for c in known if measured.get(c.name, -1.0) >= least]:
         return good
-    found = {n: query.quality(p) for n, p in known.items()}
-    measured = {n: iou for n, iou in found.items() if iou is not None}
     kind = "mixed" if query.mixed else query.kind
     most = max(measured, key=measured.__getitem__, default=None)
     explanation = (
@@ -188,88 +210,59 @@ def _good_enough(query: RoutingQuery, known: Mapping[str, Profile]) -> dict[str,
     )
 
 
-def _in_time(
-    query: RoutingQuery,
-    good: Mapping[str, Profile],
-    variants: Mapping[str, VariantState],
-    times: Mapping[str, LatencyEstimate],
-) -> list[str]:
+def _in_time(query: RoutingQuery, good: list[_Candidate]) -> list[_Candidate]:
     """Variants with an estimated latency within ``max_latency_ms``."""
     most = query.max_latency_ms
     if most is None:
-        return list(good)
-    found = [name for name in good if times[name].total_ms + query.spent_ms <= most]
-    if found:
+        return good
+    if found := [c for c in good if c.expected_ms + query.spent_ms <= most]:
         return found
-    idle = {
-        name: idle_ms(profile, variants[name], query.prompts, query.images)
-        for name, profile in good.items()
-    }
-    fastest = min(idle, key=idle.__getitem__)
-    if idle[fastest] > most:
+    fastest = min(good, key=lambda c: c.idle_ms)
+    if fastest.idle_ms > most:
         raise NoEligibleVariant(
             HintsUnmet(
                 f"no eligible variant takes at most {most:g} ms for this request; "
-                f"{fastest} takes about {math.ceil(idle[fastest])} ms",
+                f"{fastest.name} takes about {math.ceil(fastest.idle_ms)} ms",
                 "max_latency_ms",
             )
         )
-    soonest = min(times, key=lambda name: times[name].total_ms)
-    stopped = [name for name in good if idle[name] <= most and variants[name].scaled_to_zero]
+    soonest = min(good, key=lambda c: c.expected_ms)
+    stopped = [c for c in good if c.idle_ms <= most and c.state.scaled_to_zero]
+    start = min(stopped, key=lambda c: c.idle_ms, default=None)
     raise NoEligibleVariant(
         Overloaded(
-            f"no eligible variant responds within {most:g} ms at present; {soonest} would "
-            f"in about {math.ceil(times[soonest].total_ms)} ms; retry later"
+            f"no eligible variant responds within {most:g} ms at present; {soonest.name} would "
+            f"in about {math.ceil(soonest.expected_ms)} ms; retry later"
         ),
-        scale_from_zero=min(stopped, key=idle.__getitem__, default=None),
+        scale_from_zero=None if start is None else start.name,
     )
 
 
-def _best(
-    query: RoutingQuery,
-    names: list[str],
-    good: Mapping[str, Profile],
-    times: Mapping[str, LatencyEstimate],
-) -> str:
+def _best(query: RoutingQuery, found: list[_Candidate]) -> _Candidate:
     """With ``min_quality`` the fastest; else the best, and of equally good ones the fastest."""
     if query.min_quality is None:
-        most = max(_quality(query, good[name], 0.0) for name in names)
-        names = [n for n in names if _quality(query, good[n], 0.0) >= most - _QUALITY_TOLERANCE]
-    return min(names, key=lambda name: times[name].total_ms)
+        most = max(c.score for c in found)
+        found = [c for c in found if c.score >= most - _QUALITY_TOLERANCE]
+    return min(found, key=lambda c: c.expected_ms)
 
 
 def _better_but_loaded(
-    query: RoutingQuery,
-    chosen: str,
-    good: Mapping[str, Profile],
-    variants: Mapping[str, VariantState],
-    in_time: list[str],
-) -> str | None:
+    query: RoutingQuery, chosen: _Candidate, late: list[_Candidate]
+) -> _Candidate | None:
     """A better variant that is too slow only because of the load."""
-    if query.max_latency_ms is None or query.min_quality is not None:
+    limit = query.max_latency_ms
+    if limit is None or query.min_quality is not None:
         return None
-    mine = _quality(query, good[chosen], 0.0)
-    better = {
-        name: _quality(query, profile, 0.0)
-        for name, profile in good.items()
-        if name not in in_time
-        and _quality(query, profile, 0.0) > mine + _QUALITY_TOLERANCE
-        and idle_ms(profile, variants[name], query.prompts, query.images) <= query.max_latency_ms
-    }
-    return max(better, key=better.__getitem__, default=None)
+    least = chosen.score + _QUALITY_TOLERANCE
+    better = [c for c in late if c.score > least and c.idle_ms <= limit]
+    return max(better, key=lambda c: c.score, default=None)
 
 
-def _hint_reason(query: RoutingQuery, chosen: str, profile: Profile, time: LatencyEstimate) -> str:
+def _hint_reason(query: RoutingQuery, chosen: _Candidate) -> str:
     quality, bound = query.min_quality, query.max_latency_ms
     parts = []
     if quality is not None:
-        mean_iou = _quality(query, profile, 0.0)
-        parts.append(f"mean IoU {mean_iou:.3f} reaches min_quality {quality:g}")
+        parts.append(f"mean IoU {chosen.score:.3f} reaches min_quality {quality:g}")
     if bound is not None:
-        parts.append(f"expected in {time.total_ms:.0f} ms of the {bound:g} ms allowed")
-    return f"{chosen}: " + ", ".join(parts)
-
-
-def _quality(query: RoutingQuery, profile: Profile, unknown: float) -> float:
-    quality = query.quality(profile)
-    return unknown if quality is None else quality
+        parts.append(f"expected in {chosen.expected_ms:.0f} ms of the {bound:g} ms allowed")
+    return f"{chosen.name}: " + ", ".join(parts)

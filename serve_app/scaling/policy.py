@@ -48,7 +48,9 @@ def decide(
         return _decide(pools, loads, state, settings, now)
     except Exception:
         # A policy that raises stalls every application of the controller.
-        return ScalingDecision({name: _as_is(pool, name, loads) for name, pool in pools.items()})
+        given = _mapping(loads)
+        targets = {name: getattr(given.get(name), "target", None) for name in pools}
+        return ScalingDecision({n: _unchanged(pool, targets[n]) for n, pool in pools.items()})
 
 
 def _decide(
@@ -58,15 +60,9 @@ def _decide(
     settings: ScalingSettings,
     now: float,
 ) -> ScalingDecision:
-    before = state.get("pools") if isinstance(state, Mapping) else None
-    before = before if isinstance(before, Mapping) else {}
-    found: dict[str, Mapping[str, Any]] = {}
-    usable: dict[str, Load] = {}
-    for name in pools:
-        own = before.get(name)
-        found[name] = own if isinstance(own, Mapping) else {}
-        load = loads.get(name) if isinstance(loads, Mapping) else None
-        usable[name] = load if isinstance(load, Load) else _NOTHING
+    before, given = _mapping(_mapping(state).get("pools")), _mapping(loads)
+    found = {name: _mapping(before.get(name)) for name in pools}
+    usable = {n: load if isinstance(load := given.get(n), Load) else _NOTHING for n in pools}
     time = measured(now, MAX_TIME_S)
     targets = {
         name: _unchanged(pool, usable[name].target, found[name].get("replicas"))
@@ -145,8 +141,6 @@ def _at_least_one(need: Demand | None) -> Demand:
     """At least one replica."""
     if need is None:
         return Demand((1, 1, 1), (1, 1, 1), 0.0, 0.0, 0.0, {})
-    if need.now[0]:
-        return need
     return replace(need, now=_least_one(need.now), surge=_least_one(need.surge))
 
 
@@ -155,15 +149,12 @@ def _least_one(needed: tuple[int, int, int]) -> tuple[int, int, int]:
     return max(1, least), max(1, have), max(1, most)
 
 
-def _as_is(pool: Pool, name: str, loads: Any) -> int:
-    """The number last requested from Serve; the arguments may be malformed."""
-    try:
-        return _unchanged(pool, loads[name].target, None)
-    except Exception:
-        return pool.min_replicas
+def _mapping(value: Any) -> Mapping[Any, Any]:
+    """The value if it is a mapping; arguments may be malformed."""
+    return value if isinstance(value, Mapping) else {}
 
 
-def _unchanged(pool: Pool, target: Any, remembered: Any) -> int:
+def _unchanged(pool: Pool, target: Any, remembered: Any = None) -> int:
     """The number last requested from Serve, else the remembered one, else the minimum."""
     for value in (measured(target), measured(remembered)):
         if value is not None:

@@ -20,12 +20,7 @@ _MAX_BATCH = 4096
 
 @dataclass(frozen=True, slots=True)
 class ReportedProfile:
-    """The profile of one pool.
-
-    Attributes:
-        pass_ms: milliseconds of one pass, by items in it.
-        cold_start_s: seconds until a new replica responds.
-    """
+    """The profile of one pool: milliseconds of a pass by items in it, and the cold start."""
 
     pass_ms: Mapping[int, float]
     cold_start_s: float
@@ -37,11 +32,7 @@ def encoder_profile(profile: Profile | None) -> dict[str, float]:
 
 
 def decoder_profile(profile: Profile | None, *, fused: bool) -> dict[str, float]:
-    """The same for decoder replicas.
-
-    Args:
-        fused: the encoder runs in the same replica: each pass includes encoding one image.
-    """
+    """The same for decoder replicas; if fused, each pass includes encoding one image."""
     if profile is None:
         return {}
     image_ms = pass_ms(profile.encode_ms, 1) if fused else 0.0
@@ -55,11 +46,7 @@ def _figures(table: Mapping[int, float], cold_start_s: float) -> dict[str, float
 
 
 def read_profile(figures: Mapping[str, float]) -> ReportedProfile | None:
-    """The profile in a report; None if it has none or an implausible one.
-
-    Args:
-        figures: a replica's report, or the mean of several.
-    """
+    """The profile in a replica's report or the mean of several; None: none or implausible."""
     table: dict[int, float] = {}
     for name, value in figures.items():
         size, ms = name.removeprefix(_BY_SIZE), measured(value)

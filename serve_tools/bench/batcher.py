@@ -16,7 +16,7 @@ from ray import serve
 
 from serve_app.batching.batcher import Batcher
 from serve_app.core.settings import Batching
-from serve_app.deployments.compat.runtime import batching_outside_replicas
+from serve_tools.bench.ray_batching import batching_outside_replicas
 from serve_tools.bench.rows import Row
 
 OURS = "ours"

@@ -6,8 +6,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from serve_app.cli.tables import markdown_table
 from serve_tools.bench.rows import Compared, Report, Row, Section, Spread, compared
+from serve_tools.markdown import markdown_table
 
 _OURS, _OTHERS = "#1b6ca8", "#c0504d"
 

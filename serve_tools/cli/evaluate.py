@@ -7,8 +7,8 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from serve_app.cli import CommandError, log, natural, positive
-from serve_tools.cli.files import check_variants, write_json
+from serve_app.cli import CommandError, log, positive
+from serve_tools.cli.files import check_variants, natural, write_json
 from serve_tools.evaluation.kinds import Multimask, PromptKind
 
 if TYPE_CHECKING:

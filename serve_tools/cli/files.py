@@ -13,6 +13,14 @@ from serve_app.cli import CommandError
 M = TypeVar("M", bound=BaseModel)
 
 
+def natural(text: str) -> int:
+    """An integer of at least 0, for `argparse`."""
+    value = int(text)
+    if value < 0:
+        raise ValueError(text)
+    return value
+
+
 def make_folder(path: Path) -> Path:
     """Create a folder if it does not exist, and return it.
 

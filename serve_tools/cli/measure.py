@@ -7,8 +7,8 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from serve_app.cli import CommandError, log, natural, positive
-from serve_tools.cli.files import check_variants
+from serve_app.cli import CommandError, log, positive
+from serve_tools.cli.files import check_variants, natural
 
 if TYPE_CHECKING:
     from serve_app.core.measurements import MeasurementsFile
@@ -50,8 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, write and print the ledger; 1 if a variant could not be measured."""
-    from serve_app.cli.configuration import load_settings
-    from serve_app.cli.models import open_models
+    from serve_app.cli.configuration import load_settings, open_models
     from serve_app.profiles.measurements import MeasurementsError, measurements_path
     from serve_tools.profiling.report import markdown
     from serve_tools.profiling.runner import measure

@@ -29,7 +29,7 @@ class Pair:
 
     Attributes:
         image: identifies the image.
-        first, second: features of the masks (`serve_app.routing.confidence.features`).
+        first, second: features of the masks (`serve_app.routing.cascade.features`).
         first_iou, second_iou: of the mask with the highest predicted IoU, with the truth.
     """
 

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from serve_app.cli.tables import markdown_table
 from serve_tools.evaluation.kinds import Multimask
+from serve_tools.markdown import markdown_table
 
 _SHOWN = 5  # problems of one kind that are listed one by one
 

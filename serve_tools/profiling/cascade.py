@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from serve_app.cli.tables import markdown_table
 from serve_app.core.measurements import Escalation, Point, PromptType, VariantMeasurements, pass_ms
 from serve_tools.evaluation.cascade import Pair, fit_escalation
+from serve_tools.markdown import markdown_table
 from serve_tools.profiling.quality import QualityRecord
 
 _SHOWN = (0.1, 0.2, 0.3, 0.4, 0.6, 1.0)

@@ -11,7 +11,7 @@ from serve_app.core.measurements import PromptType, QualityKind, Share
 from serve_app.core.ports import DecoderEngine, EncoderEngine
 from serve_app.core.rle import Rle, decode_rle
 from serve_app.core.types import Mask, Prompt, RgbArray
-from serve_app.routing.confidence import best_mask, features
+from serve_app.routing.cascade import best_mask, features
 
 if TYPE_CHECKING:
     from serve_tools.profiling.samples import Sample
@@ -39,7 +39,7 @@ class QualityRecord:
         iou: of the mask with the best score, with the exact one; 0 if there was none.
         score: the model's own estimate of ``iou``.
         stability: the mask's stability score.
-        features: of `serve_app.routing.confidence`; none without a mask.
+        features: of `serve_app.routing.cascade`; none without a mask.
     """
 
     variant: str

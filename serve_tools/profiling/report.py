@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from serve_app.cli.tables import markdown_table
 from serve_app.core.measurements import Figure, MeasurementsFile, VariantMeasurements, dominated
+from serve_tools.markdown import markdown_table
 from serve_tools.profiling.cascade import cascade_table
 
 

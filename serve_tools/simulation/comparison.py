@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from serve_app.cli.tables import markdown_table
+from serve_tools.markdown import markdown_table
 from serve_tools.simulation.engine import KINDS, OUTCOMES, Options, Run, Simulation
 from serve_tools.simulation.policies import RayConfig, RayDefault, Scaler, Shared
 from serve_tools.simulation.scenario import Scale

@@ -20,7 +20,7 @@ from serve_app.core.settings import GraphSettings
 from serve_app.core.types import Prompt
 from serve_app.deployments.calls import RemotePredictor
 from serve_app.deployments.decoder import DecoderReplica
-from serve_app.deployments.encoder import EncoderReplica
+from serve_app.deployments.engines import EncoderReplica
 
 from ..fakes.engines import FakeSource, ServiceTimes
 

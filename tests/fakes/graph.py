@@ -25,11 +25,9 @@ from ray.serve import Application
 from graphs.nodes import deployed, ingress_node
 from serve_app.batching.engine_thread import EngineThread
 from serve_app.core.settings import GraphSettings
-from serve_app.deployments.affinity import affinity
+from serve_app.deployments.compat.affinity import affinity
 from serve_app.deployments.decoder import DecoderReplica
-from serve_app.deployments.encoder import EncoderReplica
-from serve_app.deployments.proposals import ProposalsReplica
-from serve_app.deployments.text import TextReplica
+from serve_app.deployments.engines import EncoderReplica, ProposalsReplica, TextReplica
 from serve_app.profiles.plan import resolve
 
 from .engines import FakeSource, PassCounts, ServiceTimes

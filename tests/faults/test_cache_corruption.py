@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save
 
-from serve_app.cache.codec import add_checksum, encode_embedding
+from serve_app.cache.shared import add_checksum, encode_embedding
 from serve_app.core.errors import UnknownImage
 from serve_app.core.inference import Embedding
 from serve_app.core.limits import Limits

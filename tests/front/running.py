@@ -25,8 +25,7 @@ import yaml
 
 from serve_app.core.limits import Limits
 from serve_app.edge.haproxy import EdgeProxy, find_haproxy
-from serve_app.edge.render import render
-from serve_app.edge.settings import load_edge_settings
+from serve_app.edge.settings import EdgeSettings, render
 
 from ..ports import free_ports
 
@@ -150,7 +149,9 @@ class RunningEdge:
             argv += ["--config", str(self.config), "--service", str(service)]
         else:
             max_body_bytes = Limits.model_validate(limits or {}).max_body_bytes
-            edge_settings = load_edge_settings(self.config)
+            edge_settings = EdgeSettings.model_validate(
+                yaml.safe_load(self.config.read_text()) or {}
+            )
             checked = EdgeProxy(lambda: render(edge_settings, max_body_bytes), folder).check()
             stats = folder / "stats.cfg"
             stats.write_text(f"global\n    stats socket {self._stats}\n")

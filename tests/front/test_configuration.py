@@ -13,8 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from serve_app.edge.haproxy import EdgeError
-from serve_app.edge.render import render
-from serve_app.edge.settings import EdgeSettings
+from serve_app.edge.settings import EdgeSettings, render
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "front.md").read_text("utf-8")
 ALL_TEXTS: dict[str, Any] = {

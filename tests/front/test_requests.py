@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from serve_app.edge.render import REQUEST_ID_PATTERN
+from serve_app.edge.settings import REQUEST_ID_PATTERN
 from serve_app.http import middleware
 
 from .running import (

@@ -28,7 +28,7 @@ from serve_app.core.limits import Limits
 from serve_app.core.request import image_id
 from serve_app.core.settings import Compute
 from serve_app.deployments.compat.environment import ray_environment
-from serve_app.embeddings.keys import embedding_key
+from serve_app.embeddings.predictor import embedding_key
 from serve_app.engines.sam.checkpoint import read_checkpoint
 from serve_app.images import decode as images
 from serve_app.images.decode import decode_image

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.core.settings import Batching, DecoderSettings
-from serve_app.deployments.affinity import affinity
+from serve_app.deployments.compat.affinity import affinity
 from serve_app.routing.affinity import preferred, ranked
 
 NAMES = ["a", "b", "c", "d"]

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.cache.codec import decode_embedding, encode_embedding
+from serve_app.cache.shared import decode_embedding, encode_embedding
 from serve_app.core.inference import Embedding
-from serve_app.embeddings.keys import embedding_key
+from serve_app.embeddings.predictor import embedding_key
 
 
 def _embedding() -> Embedding:

@@ -137,6 +137,37 @@ async def test_it_is_asked_again_once_a_ping_in_the_background_was_answered(coun
     await tier.close()
 
 
+async def test_an_answered_ping_forgets_the_failures() -> None:
+    gone = RedisConnectionError("gone")
+    client = Client(gone, gone, gone, b"PONG", b"PONG", gone)
+    tier = _tier(client, redis_probe_interval_s=0.001)
+    for _ in range(3):
+        await tier.get("k")
+    await _until(lambda: not tier.circuit_open)
+    for _ in range(3):
+        assert not tier.circuit_open
+        await tier.get("k")
+    assert tier.circuit_open
+    await tier.close()
+
+
+async def test_what_began_before_it_opened_neither_closes_it_nor_probes_again() -> None:
+    client = Client(b"value")
+    client.gate.clear()
+    tier = _tier(client)
+    early = asyncio.create_task(tier.get("k"))
+    await _until(lambda: bool(client.calls))
+    for _ in range(4):
+        tier._failed("get", "error", "ConnectionError")
+    prober = tier._prober
+    client.gate.set()
+    assert await early == b"value"
+    tier._failed("get", "error", "ConnectionError")
+    assert tier.circuit_open
+    assert tier._prober is prober
+    await tier.close()
+
+
 async def test_one_that_answers_once_and_hangs_up_keeps_the_circuit_open() -> None:
     gone = RedisConnectionError("gone")
     client = Client(gone, gone, gone, b"PONG", gone, b"fine")

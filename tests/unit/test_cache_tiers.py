@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from serve_app.cache.codec import encode_embedding
+from serve_app.cache.shared import encode_embedding
 from serve_app.core.inference import Embedding
 from serve_app.core.types import CacheTier
 from serve_app.embeddings import tiers

@@ -8,13 +8,14 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from serve_app.__main__ import main
-from serve_app.cli import commands
+from serve_app.cli import commands, text_table
 from serve_app.cli.commands import COMMANDS, GROUPS, Command
-from serve_app.cli.tables import markdown_table, text_table
+from serve_tools.markdown import markdown_table
 
 SLOW = {"torch", "ray", "numpy", "pydantic", "fastapi", "serve_tools"}
 
@@ -96,13 +97,12 @@ def test_a_tool_without_its_packages_says_what_to_install(
 
 @pytest.mark.usefixtures("without_tools")
 def test_serving_starts_unmeasured_without_the_tools(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from serve_app.cli import serve
 
-    plan = SimpleNamespace(measurements=SimpleNamespace(entries={}, warnings=()))
-    monkeypatch.setattr(serve, "load_plans", lambda config: (plan,))
-    serve._measure_once(None)
+    plan: Any = SimpleNamespace(measurements=SimpleNamespace(entries={}, warnings=()))
+    serve._measure_once(plan)
     (line,) = capsys.readouterr().err.splitlines()
     assert "not measured on this host" in line
     assert "pip install 'serve-anything[tools]'" in line

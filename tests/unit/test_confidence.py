@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from serve_app.core.types import Prompt
-from serve_app.routing.confidence import FEATURES, best_mask, features, prompt_type
+from serve_app.routing.cascade import best_mask, features, prompt_type
 
 from ..fakes.masks import rectangle_mask as mask
 
@@ -72,4 +72,5 @@ def test_an_empty_mask_has_features() -> None:
 
 def test_the_names_are_documented() -> None:
     named = {*features(BOX, [mask((1, 1, 5, 5))] * 3)}
-    assert named == set(FEATURES)
+    assert named == {"score", "stability", "log_share", "spread", "fit", "fill"}
+    assert all(f"``{name}``" in (features.__doc__ or "") for name in named)

@@ -130,7 +130,7 @@ def test_one_policy_shares_a_budget_that_holds_the_least_and_not_the_most(name: 
     # The policy sees what the graph is built from.
     assert policy.policy_kwargs["graph"] == application["args"]
     assert policy.policy_function == "serve_app.deployments.autoscaling:BudgetPolicy"
-    assert BudgetPolicy(**policy.policy_kwargs)._components.keys() == {
+    assert BudgetPolicy(**policy.policy_kwargs)._pools.keys() == {
         f"{variant}-{role}"
         for variant in settings_of(name).variants
         for role in ("encoder", "decoder")

@@ -16,7 +16,7 @@ from serve_app.core.settings import CacheSettings, EncoderSettings, VariantSetti
 from serve_app.core.types import Prompt, RgbArray
 from serve_app.deployments.calls import ImageObjectRef
 from serve_app.deployments.decoder import DecoderReplica
-from serve_app.deployments.encoder import EncoderReplica
+from serve_app.deployments.engines import EncoderReplica
 
 from ..fakes.engines import FakeDecoder, FakeEncoder, FakeSource, no_masks
 

@@ -221,7 +221,7 @@ def test_only_deployments_and_the_command_line_import_ray() -> None:
 def test_the_rules_see_imports_inside_functions() -> None:
     """`cache.shared` loads Redis only when it is configured: a rule must see that too."""
     assert ("redis", "serve_app.cache.redis") in set(_reach("serve_app.cache.shared"))
-    assert "torch" in {package for package, _ in _reach("serve_app.deployments.replica")}
+    assert "torch" in {package for package, _ in _reach("serve_app.deployments.engines")}
 
 
 def test_the_ingress_loads_no_torch() -> None:

@@ -1,4 +1,7 @@
-"""Private and unofficial parts of Ray are used in `serve_app.deployments.compat` only."""
+"""Private and unofficial parts of Ray are used in `serve_app.deployments.compat` only.
+
+Tools have one module of their own for them.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.deployments.compat.inventory import TOOL_PARTS, Attribute, parts
+from serve_app.deployments.compat.inventory import Attribute, parts
+from serve_tools.bench import ray_batching
 
 ROOT = Path(__file__).parents[2]
 COMPAT = ROOT / "serve_app" / "deployments" / "compat"
+TOOLS = ROOT / "serve_tools" / "bench" / "ray_batching.py"
 MODULES = sorted(
     path
     for package in ("serve_app", "serve_tools", "graphs")
@@ -25,7 +30,7 @@ PUBLIC = {
 """Documented modules of Ray; names in them that begin with an underscore are private."""
 NAMES = {
     name
-    for part in (*parts(), *TOOL_PARTS)
+    for part in (*parts(optional=False), *parts(optional=True), *ray_batching.PARTS)
     if isinstance(part, Attribute)
     for name in (*part.path.replace(":", ".").split("."), *part.parameters, *part.members)
     if name.startswith("_") and name != "_private"
@@ -60,9 +65,29 @@ def test_only_compat_uses_private_ray() -> None:
     found = {
         str(path.relative_to(ROOT)): uses
         for path in MODULES
-        if COMPAT not in path.parents and (uses := set(private_uses(path.read_text("utf-8"))))
+        if COMPAT not in path.parents
+        and path != TOOLS
+        and (uses := set(private_uses(path.read_text("utf-8"))))
     }
     assert found == {}
+
+
+def test_compat_imports_only_what_the_inventory_checks() -> None:
+    checked = {
+        part.path
+        for part in (*parts(optional=False), *parts(optional=True))
+        if isinstance(part, Attribute)
+    }
+    used = {
+        f"{node.module}:{alias.name}"
+        for path in COMPAT.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if _is_ray(node.module or "") and (node.module not in PUBLIC or alias.name[0] == "_")
+    }
+    assert used
+    assert used <= checked
 
 
 def test_compat_uses_it() -> None:

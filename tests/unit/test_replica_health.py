@@ -9,7 +9,7 @@ import pytest
 
 from serve_app.batching.engine_thread import EngineStuck, EngineThread
 from serve_app.core.settings import Replicas
-from serve_app.deployments.replica import EngineReplica
+from serve_app.deployments.engines import EngineReplica
 
 from ..clocks import Clock
 

@@ -24,7 +24,7 @@ from serve_app.core.settings import (
 )
 from serve_app.models.registry import load_registry
 from serve_app.profiles.plan import variant_info
-from serve_app.routing.latency import estimate_latency
+from serve_app.routing.latency import estimate_ms
 from serve_app.routing.router import Choice, NoEligibleVariant, choose_variant
 from serve_app.routing.types import RoutingQuery, VariantState
 
@@ -404,7 +404,7 @@ def test_whatever_the_numbers_an_answer_keeps_its_hints_or_is_refused(
         assert not choice.degraded
     if ask.max_latency_ms is not None or ask.min_quality is not None:
         profile = profiles[choice.variant]
-        time = estimate_latency(profile, variants[choice.variant], ask.prompts).total_ms
+        time = estimate_ms(profile, variants[choice.variant], ask.prompts)
         assert choice.expected_ms == time
         assert ask.max_latency_ms is None or time <= ask.max_latency_ms
         assert ask.min_quality is None or profile.quality[ask.kind] >= ask.min_quality

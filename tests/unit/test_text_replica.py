@@ -14,7 +14,7 @@ import pytest
 from serve_app.core.inference import Candidate, TextScores
 from serve_app.core.settings import TextSettings
 from serve_app.core.types import RgbArray
-from serve_app.deployments.text import TextReplica
+from serve_app.deployments.engines import TextReplica
 
 from ..fakes.engines import FakeSource
 

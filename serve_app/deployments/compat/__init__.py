@@ -2,6 +2,6 @@
 
 - `inventory`: the list of these parts, and `check`, which names those that a Ray has changed
 - `runtime`: logs, calls, replica counts, request context, policies, metrics endpoints
-- `router`: a request router that ranks replicas
+- `affinity`: a request router that prefers the replica with the image's embedding
 - `environment`: Ray's environment variables, and corrections to its HAProxy
 """

@@ -15,53 +15,64 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from serve_app.edge.haproxy import EdgeError, find_haproxy
-from serve_app.edge.render import REQUEST_ID_PATTERN
+from serve_app.edge.settings import REQUEST_ID_PATTERN
 
 _BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 _TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-
-_PORTS = "two Rays on one machine"
-_PORT_SWITCHES = (
+_PORTS = (
     "RAY_SERVE_HAPROXY_STATS_PORT",
     "RAY_SERVE_HAPROXY_METRICS_PORT",
     "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
     "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
 )
+_FILES = {
+    "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "haproxy.cfg",
+    "RAY_SERVE_HAPROXY_SOCKET_PATH": "haproxy.sock",
+    "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": "",
+    "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "haproxy-state",
+}
 
-_CORE = "_raylet.so"
-_CONSTANTS = "_private/ray_constants.py"
-_SERVE = "serve/_private/constants.py"
-_FILES = "files of HAProxy in a private folder"
+# Variables with a fixed value, each with its purpose.
+_CONSTANT = {
+    # Ray's processes unpickle what they receive, so callers need a token.
+    "RAY_AUTH_MODE": ("token", "token authentication of Ray's own processes"),
+    # Despite its name: the node's address is 127.0.0.1, so all of Ray listens only there.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": ("0", "Ray listens on 127.0.0.1 only"),
+    "RAY_USAGE_STATS_ENABLED": ("0", "no usage statistics"),
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": ("0", "workers use the interpreter in use"),
+    # Ray starts workers with the lowest priority: any other process would delay requests.
+    "RAY_worker_niceness": ("0", "replicas with normal priority"),
+    # Fewer threads per request, and gRPC instead of actor calls for small messages.
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": ("0", "one event loop per replica"),
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": ("0", "one event loop per replica"),
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": ("1", "gRPC for small calls between replicas"),
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": (
+        str(2**30),
+        "the limit on messages over gRPC",
+    ),
+}
+_HAPROXY_CONSTANT = {
+    "RAY_SERVE_ENABLE_HA_PROXY": ("1", "HAProxy instead of the Python proxy"),
+    "RAY_SERVE_HAPROXY_NBTHREAD": ("1", "one HAProxy thread"),
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": ("0", "no metrics page of HAProxy"),
+    # Long enough for one HAProxy to learn that a replica is shutting down.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": ("5.0", "draining of an ingress replica"),
+}
 
-HAPROXY_SWITCHES: Mapping[str, tuple[str, str]] = {
-    "RAY_SERVE_ENABLE_HA_PROXY": (_SERVE, "HAProxy instead of the Python proxy"),
-    "RAY_SERVE_HAPROXY_NBTHREAD": (_SERVE, "one HAProxy thread"),
-    "RAY_SERVE_HAPROXY_METRICS_ENABLED": (_SERVE, "no metrics page of HAProxy"),
-    "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": (_SERVE, _FILES),
-    "RAY_SERVE_HAPROXY_SOCKET_PATH": (_SERVE, _FILES),
-    "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": (_SERVE, _FILES),
-    "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": (_SERVE, _FILES),
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": (_SERVE, "draining of an ingress replica"),
-    _BINARY: (_SERVE, "corrections to HAProxy's configuration"),
-    **dict.fromkeys(_PORT_SWITCHES, (_SERVE, _PORTS)),
+HAPROXY_SWITCHES: Mapping[str, str] = {
+    **{name: purpose for name, (_, purpose) in _HAPROXY_CONSTANT.items()},
+    **dict.fromkeys(_FILES, "files of HAProxy in a private folder"),
+    **dict.fromkeys(_PORTS, "two Rays on one machine"),
+    _BINARY: "corrections to HAProxy's configuration",
 }
 """Those of Ray's HAProxy, which exists for Linux only."""
 
-SWITCHES: Mapping[str, tuple[str, str]] = {
-    "RAY_AUTH_MODE": (_CORE, "token authentication of Ray's own processes"),
-    "RAY_AUTH_TOKEN": (_CORE, "the token"),
-    "RAY_AUTH_TOKEN_PATH": (_CORE, "the token of the user"),
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": (_CONSTANTS, "Ray listens on 127.0.0.1 only"),
-    "RAY_USAGE_STATS_ENABLED": ("_common/usage/usage_constants.py", "no usage statistics"),
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": (_CONSTANTS, "workers use the interpreter in use"),
-    "RAY_worker_niceness": (_CORE, "replicas with normal priority"),
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": (_SERVE, "one event loop per replica"),
-    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": (_SERVE, "one event loop per replica"),
-    "RAY_SERVE_USE_GRPC_BY_DEFAULT": (_SERVE, "gRPC for small calls between replicas"),
-    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": (_SERVE, "the limit on messages over gRPC"),
+SWITCHES: Mapping[str, str] = {
+    **{name: purpose for name, (_, purpose) in _CONSTANT.items()},
+    **dict.fromkeys(_TOKENS, "the token of Ray's own processes"),
     **HAPROXY_SWITCHES,
 }
-"""Ray's environment variables in use: the file of Ray that reads each, and its purpose."""
+"""Ray's environment variables in use, each with its purpose."""
 
 _WRAPPER = r"""#!/bin/sh
 for word; do
@@ -95,8 +106,10 @@ def whole_environment(folder: Path) -> dict[str, str]:
     if token := users_token():
         switches.pop("RAY_AUTH_TOKEN")
         switches |= token
-    ours = {name: switches[name] for name in switches.keys() & {_BINARY}}
-    return {**switches, **os.environ, **ours}
+    environment = {**switches, **os.environ}
+    if _BINARY in switches:
+        environment[_BINARY] = switches[_BINARY]
+    return environment
 
 
 def users_token() -> dict[str, str]:
@@ -123,45 +136,16 @@ def ray_environment(folder: Path) -> dict[str, str]:
     Args:
         folder: Private folder for HAProxy's files; its path must be short (Unix sockets).
     """
-    switches = {
-        # Ray's processes unpickle what they receive, so callers need this token.  It is only in
-        # the environment: neither written nor logged.
-        "RAY_AUTH_MODE": "token",
-        **_token(),
-        # Despite its name: the node's address is 127.0.0.1, so all of Ray listens only there.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-        # Ray starts workers with the lowest priority: any other process would delay requests.
-        "RAY_worker_niceness": "0",
-        # Fewer threads per request, and gRPC instead of actor calls for small messages.
-        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-        "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-        "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
-        "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**30),
-    }
-    if sys.platform == "linux":  # Ray includes HAProxy for Linux only
-        switches |= {
-            "RAY_SERVE_ENABLE_HA_PROXY": "1",
-            "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-            "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
-            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
-            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "haproxy.sock"),
-            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
-            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "haproxy-state"),
-            # Long enough for one HAProxy to learn that a replica is shutting down.
-            "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5.0",
-            **dict(zip(_PORT_SWITCHES, map(str, free_ports(len(_PORT_SWITCHES))), strict=True)),
-            **_haproxy_wrapper(folder),
-        }
+    switches = {name: value for name, (value, _) in _CONSTANT.items()}
+    if not os.environ.keys() & set(_TOKENS):
+        # Only in the environment: neither written nor logged.
+        switches["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    if sys.platform == "linux":
+        switches |= {name: value for name, (value, _) in _HAPROXY_CONSTANT.items()}
+        switches |= {name: str(folder / file) for name, file in _FILES.items()}
+        switches |= zip(_PORTS, map(str, free_ports(len(_PORTS))), strict=True)
+        switches |= _haproxy_wrapper(folder)
     return switches
-
-
-def _token() -> dict[str, str]:
-    """A new token, unless the environment has one."""
-    if os.environ.keys() & set(_TOKENS):
-        return {}
-    return {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 def _haproxy_wrapper(folder: Path) -> dict[str, str]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import mmap
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import ray
 
 from serve_app.deployments.compat.environment import HAPROXY_SWITCHES, SWITCHES
 
@@ -23,34 +23,20 @@ class RayChanged(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Attribute:
-    """An attribute of one of Ray's modules.
+    """A callable of Ray with some parameters, or another attribute with some members."""
 
-    Attributes:
-        path: ``module:qualified.name``.
-        used_for: What breaks without it.
-        parameters: Parameters that the callable must have.
-        members: Attributes or dataclass fields that the class must have.
-    """
-
-    path: str
+    path: str  # ``module:qualified.name``
     used_for: str
     parameters: tuple[str, ...] = ()
     members: tuple[str, ...] = ()
 
-    def load(self) -> Any:
-        """The attribute itself.
-
-        Raises:
-            ImportError: Its module is missing.
-            AttributeError: The module lacks it.
-        """
-        module, _, names = self.path.partition(":")
-        return _resolve(module, names)
-
     def problem(self) -> str | None:
         """What the installed Ray has changed; None: nothing."""
+        module, _, names = self.path.partition(":")
         try:
-            found = self.load()
+            found: Any = importlib.import_module(module)
+            for name in names.split("."):
+                found = getattr(found, name)
         except (ImportError, AttributeError):
             return f"{self.path} is missing"
         known = inspect.signature(found).parameters if self.parameters else {}
@@ -63,15 +49,9 @@ class Attribute:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text in one of Ray's files: a log or span text, a dictionary key, a variable's name.
+    """A text in one of Ray's files: a log or span text, a dictionary key, a variable's name."""
 
-    Attributes:
-        file: Path below the package ``ray``.
-        text: What it must contain.
-        used_for: What breaks without it.
-    """
-
-    file: str
+    file: str  # below the package ``ray``
     text: str
     used_for: str
 
@@ -82,7 +62,7 @@ class Text:
     def problem(self) -> str | None:
         """What the installed Ray has changed; None: nothing."""
         try:
-            with (_ray_folder() / self.file).open("rb") as file:
+            with (Path(ray.__file__).parent / self.file).open("rb") as file:
                 content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError):
             return f"{self.file} is missing (searched for {self.text!r})"
@@ -92,152 +72,116 @@ class Text:
 
 Part = Attribute | Text
 
-_COUNTS = "replica counts of the variants (deployments.watch)"
-LONG_POLL_CLIENT = Attribute(
-    "ray.serve._private.long_poll:LongPollClient",
-    _COUNTS,
-    parameters=("host_actor", "key_listeners", "call_in_event_loop", "client_id"),
-)
-LONG_POLL_TOPICS = Attribute(
-    "ray.serve._private.long_poll:LongPollNamespace", _COUNTS, members=("DEPLOYMENT_TARGETS",)
-)
-DEPLOYMENT_ID = Attribute(
-    "ray.serve._private.common:DeploymentID", _COUNTS, parameters=("name", "app_name")
-)
-CONTROLLER_NAME = Attribute("ray.serve._private.constants:SERVE_CONTROLLER_NAME", _COUNTS)
-SERVE_NAMESPACE = Attribute("ray.serve._private.constants:SERVE_NAMESPACE", _COUNTS)
+REQUEST_SPAN = "replica_handle_request "
 
-_REQUEST = "request ids in logs and calls (deployments.telemetry)"
-REQUEST_CONTEXT = Attribute(
-    "ray.serve.context:_RequestContext", _REQUEST, parameters=("request_id", "route", "app_name")
-)
-CURRENT_REQUEST = Attribute("ray.serve.context:_serve_request_context", _REQUEST)
+Table = Mapping[str, Mapping[str, tuple[str, ...]]]
+"""By use: callables, marked by (), with parameters; other attributes with members; files with
+texts."""
 
-SERVE_LOGGER = Attribute(
-    "ray.serve._private.constants:SERVE_LOGGER_NAME", "our log lines in Serve's log files"
-)
-SERVE_LOGS_DIR = Attribute(
-    "ray.serve._private.logging_utils:get_serve_logs_dir", "the folder of trace files"
-)
-REQUEST_SPAN = Text(
-    "serve/_private/replica.py",
-    "replica_handle_request ",
-    "one trace per request (deployments.tracing)",
-)
+_REQUIRED: Table = {
+    "replica counts of the variants (deployments.watch)": {
+        "ray.serve._private.long_poll:LongPollClient()": (
+            "host_actor", "key_listeners", "call_in_event_loop", "client_id"
+        ),
+        "ray.serve._private.long_poll:LongPollNamespace": ("DEPLOYMENT_TARGETS",),
+        "ray.serve._private.common:DeploymentID()": ("name", "app_name"),
+        "ray.serve._private.common:DeploymentTargetInfo": ("running_replicas",),
+        "ray.serve._private.constants:SERVE_CONTROLLER_NAME": (),
+        "ray.serve._private.constants:SERVE_NAMESPACE": (),
+    },
+    "affinity of decoders (compat.affinity)": {
+        "ray.serve.request_router:RequestRouter": (
+            "_replicas_updated_event", "curr_replicas", "replica_queue_len_cache"
+        ),
+        "ray.serve.request_router:RequestRouter._choose_replica_for_request()": (
+            "pending_request", "is_retry"
+        ),
+        "ray.serve.request_router:RequestRouter._select_from_candidate_replicas()": (
+            "candidates", "backoff_index"
+        ),
+        "ray.serve.request_router:RequestRouter._backoff()": ("attempt",),
+        "ray.serve.request_router:PendingRequest": ("metadata", "routing_context"),
+        "ray.serve.request_router:RunningReplica": ("replica_id", "max_ongoing_requests"),
+        "ray.serve.request_router:ReplicaID": ("unique_id",),
+        "ray.serve._private.request_router.common:RequestRoutingContext": ("should_backoff",),
+        "ray.serve._private.request_router.common:ReplicaQueueLengthCache.get()": ("replica_id",),
+        "ray.serve._private.common:RequestMetadata": ("session_id",),
+    },
+    # Public, but newer than the other parts: these two set the oldest Ray.
+    "rolling updates of the ingress (graphs.nodes)": {
+        "ray.serve:deployment()": ("max_surge_percent",),
+    },
+    "the scaling policy (deployments.autoscaling)": {
+        "ray.serve.config:AutoscalingPolicy": ("policy_function", "policy_kwargs"),
+    },
+    "policies that a deployment names itself (deployments.autoscaling)": {
+        "ray.serve.config:AutoscalingPolicy": ("get_policy",),
+    },
+    "large calls past gRPC's limit on messages (deployments.calls)": {
+        "ray.serve.handle:DeploymentHandle.options()": (
+            "_by_reference", "session_id", "method_name"
+        ),
+    },
+    "the proxy's health check keeps a full service (serve_app/edge)": {
+        "serve/_private/replica.py": ("Request dropped due to backpressure",),
+    },
+    "corrections to the configuration of Ray's HAProxy (compat.environment)": {
+        "serve/_private/haproxy_templates.py": (
+            "\nfrontend http_frontend\n", "bind *:", " mode 666 "
+        ),
+    },
+}  # fmt: skip
 
-TOOL_PARTS = (
-    Attribute(
-        "ray.serve.batching:_BatchQueue._warn_if_max_batch_size_exceeds_max_ongoing_requests",
-        "@serve.batch outside of a replica (the benchmark of batchers)",
-    ),
-)
-"""Parts that only tools use: not checked at start."""
+_OPTIONAL: Table = {
+    "request ids in logs and calls (deployments.telemetry)": {
+        "ray.serve.context:_RequestContext()": ("request_id", "route", "app_name"),
+        "ray.serve.context:_serve_request_context": (),
+    },
+    "our log lines in Serve's log files (deployments.telemetry)": {
+        "ray.serve._private.constants:SERVE_LOGGER_NAME": (),
+    },
+    "the folder of trace files (deployments.tracing)": {
+        "ray.serve._private.logging_utils:get_serve_logs_dir": (),
+    },
+    "one trace per request (deployments.tracing)": {
+        "serve/_private/replica.py": (REQUEST_SPAN,),
+    },
+    "GET /metrics over all nodes (deployments.metrics)": {
+        "_raylet.so": ("NodeManagerAddress", "MetricsExportPort"),
+    },
+}
+"""Serving works without these, but not what they are used for."""
 
-_ROUTER = "affinity of decoders (deployments.affinity)"
-_AFFINITY = (
-    Attribute(
-        "ray.serve.request_router:RequestRouter._choose_replica_for_request",
-        _ROUTER,
-        parameters=("pending_request", "is_retry"),
-    ),
-    Attribute(
-        "ray.serve.request_router:RequestRouter._select_from_candidate_replicas",
-        _ROUTER,
-        parameters=("candidates", "backoff_index"),
-    ),
-    Attribute("ray.serve.request_router:RequestRouter._backoff", _ROUTER, parameters=("attempt",)),
-    Attribute(
-        "ray.serve.request_router:RequestRouter",
-        _ROUTER,
-        members=("_replicas_updated_event", "curr_replicas", "replica_queue_len_cache"),
-    ),
-    Attribute(
-        "ray.serve.request_router:PendingRequest",
-        _ROUTER,
-        members=("metadata", "routing_context"),
-    ),
-    Attribute(
-        "ray.serve._private.request_router.common:RequestRoutingContext",
-        _ROUTER,
-        members=("should_backoff",),
-    ),
-    Attribute("ray.serve._private.common:RequestMetadata", _ROUTER, members=("session_id",)),
-    Attribute(
-        "ray.serve.request_router:RunningReplica",
-        _ROUTER,
-        members=("replica_id", "max_ongoing_requests"),
-    ),
-    Attribute("ray.serve.request_router:ReplicaID", _ROUTER, members=("unique_id",)),
-    Attribute(
-        "ray.serve._private.request_router.common:ReplicaQueueLengthCache.get",
-        _ROUTER,
-        parameters=("replica_id",),
-    ),
-)
+_OPTIONAL_SWITCHES = {
+    "RAY_worker_niceness",
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP",
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT",
+    "RAY_SERVE_HAPROXY_NBTHREAD",
+}
+"""They only affect speed."""
 
-_METRICS = "GET /metrics over all nodes (deployments.metrics)"
-
-# Public, but newer than the other parts: they set the oldest Ray.
-_NEW = (
-    Attribute(
-        "ray.serve:deployment",
-        "rolling updates of the ingress (graphs.nodes)",
-        parameters=("max_surge_percent",),
-    ),
-    Attribute(
-        "ray.serve.config:AutoscalingPolicy",
-        "the scaling policy (deployments.autoscaling)",
-        members=("policy_function", "policy_kwargs"),
-    ),
-)
-
-PARTS: tuple[Part, ...] = (
-    LONG_POLL_CLIENT,
-    LONG_POLL_TOPICS,
-    DEPLOYMENT_ID,
-    CONTROLLER_NAME,
-    SERVE_NAMESPACE,
-    Attribute(
-        "ray.serve._private.common:DeploymentTargetInfo", _COUNTS, members=("running_replicas",)
-    ),
-    REQUEST_CONTEXT,
-    CURRENT_REQUEST,
-    SERVE_LOGGER,
-    SERVE_LOGS_DIR,
-    REQUEST_SPAN,
-    *_AFFINITY,
-    *_NEW,
-    Attribute(
-        "ray.serve.handle:DeploymentHandle.options",
-        "large calls past gRPC's limit on messages (deployments.calls)",
-        parameters=("_by_reference", "session_id", "method_name"),
-    ),
-    Attribute(
-        "ray.serve.config:AutoscalingPolicy.get_policy",
-        "policies that a deployment names itself (deployments.autoscaling)",
-    ),
-    Text("_raylet.so", "NodeManagerAddress", _METRICS),
-    Text("_raylet.so", "MetricsExportPort", _METRICS),
-    Text(
-        "serve/_private/replica.py",
-        "Request dropped due to backpressure",
-        "the proxy's health check keeps a full service (serve_app/edge)",
-    ),
-    *(
-        Text(
-            "serve/_private/haproxy_templates.py",
-            text,
-            "corrections to the configuration of Ray's HAProxy (compat.environment)",
-        )
-        for text in ("\nfrontend http_frontend\n", "bind *:", " mode 666 ")
-    ),
-)
+_READ_BY = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "_private/ray_constants.py",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "_private/ray_constants.py",
+    "RAY_USAGE_STATS_ENABLED": "_common/usage/usage_constants.py",
+}
+"""Files of Ray that read a variable; Ray's C++ reads the others that are not of Serve."""
 
 
-def parts() -> Iterable[Part]:
-    """All parts that the service uses on this platform."""
-    yield from PARTS
-    for name, (where, used_for) in SWITCHES.items():
+def parts(*, optional: bool) -> Iterator[Part]:
+    """The optional or the required parts that the service uses on this platform."""
+    for used_for, places in (_OPTIONAL if optional else _REQUIRED).items():
+        for place, names in places.items():
+            if ":" not in place:
+                yield from (Text(place, text, used_for) for text in names)
+            elif place.endswith("()"):
+                yield Attribute(place.removesuffix("()"), used_for, parameters=names)
+            else:
+                yield Attribute(place, used_for, members=names)
+    for name, used_for in SWITCHES.items():
+        if (name in _OPTIONAL_SWITCHES) != optional:
+            continue
         if sys.platform != "linux" and name in HAPROXY_SWITCHES:
             continue
         if name.startswith("RAY_SERVE_"):
@@ -245,33 +189,37 @@ def parts() -> Iterable[Part]:
         else:
             # Ray's C++ settings have no prefix: RAY_worker_niceness sets worker_niceness.
             text = name if name.isupper() else name.removeprefix("RAY_")
-            yield Text(where, text, used_for)
+            yield Text(_READ_BY.get(name, "_raylet.so"), text, used_for)
 
 
-def changes() -> list[str]:
+def changes(*, optional: bool) -> list[str]:
     """What the installed Ray has changed of these parts, and what each is used for."""
-    return [f"{found}; used for {part.used_for}" for part in parts() if (found := part.problem())]
+    return [
+        f"{found}; used for {part.used_for}"
+        for part in parts(optional=optional)
+        if (found := part.problem())
+    ]
 
 
-def check() -> None:
+def check() -> list[str]:
     """Compare the installed Ray with what this project relies on; needs no cluster.
 
+    Returns:
+        A warning for each optional part that is missing or has another signature.
+
     Raises:
-        RayChanged: Some part is missing or has another signature.
+        RayChanged: The same of a required part.
     """
-    if found := changes():
+    if found := changes(optional=False):
         raise RayChanged(
             "\n- ".join([f"Ray {version('ray')} has changed parts that this service uses:", *found])
             + "\nInstall a supported Ray (docs/deploy.md, Ray versions) or adapt "
             "serve_app/deployments/compat."
         )
-
-
-def _resolve(module: str, names: str) -> Any:
-    found: Any = importlib.import_module(module)
-    for name in names.split("."):
-        found = getattr(found, name)
-    return found
+    return [
+        f"Ray {version('ray')} has changed an optional part: {change}"
+        for change in changes(optional=True)
+    ]
 
 
 def _has_member(found: Any, name: str) -> bool:
@@ -281,11 +229,3 @@ def _has_member(found: Any, name: str) -> bool:
         *getattr(found, "_fields", ()),
     }
     return name in declared or hasattr(found, name)
-
-
-@cache
-def _ray_folder() -> Path:
-    spec = importlib.util.find_spec("ray")
-    if spec is None or spec.origin is None:
-        raise RayChanged("Ray is not installed")
-    return Path(spec.origin).parent

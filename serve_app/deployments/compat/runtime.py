@@ -1,12 +1,15 @@
-"""Private parts of Ray that replicas use while they run."""
+"""Private parts of Ray that replicas use while they run.
+
+Private modules are imported where they are used, which raises ImportError if this Ray lacks them:
+this module can be imported, and `inventory.check` can name what is missing, with any Ray.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,10 +19,7 @@ import grpc
 import ray
 from ray import serve
 from ray.exceptions import ObjectLostError, RayActorError
-from ray.serve import batching
 from ray.serve.handle import DeploymentHandle
-
-from serve_app.deployments.compat import inventory
 
 _GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 """Status of a gRPC call if its replica dies or closes its server."""
@@ -27,17 +27,16 @@ _GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 def serve_logger() -> logging.Logger:
     """Serve's logger: its handlers write the replica's log file and add request ids."""
-    return logging.getLogger(inventory.SERVE_LOGGER.load())
+    from ray.serve._private.constants import SERVE_LOGGER_NAME
+
+    return logging.getLogger(SERVE_LOGGER_NAME)
 
 
 def serve_logs_dir() -> Path:
     """The folder of Serve's log files on this node."""
-    return Path(inventory.SERVE_LOGS_DIR.load()())
+    from ray.serve._private.logging_utils import get_serve_logs_dir
 
-
-def is_request_span(name: str) -> bool:
-    """Whether Serve gives this name to the span of a replica's call."""
-    return name.startswith(inventory.REQUEST_SPAN.text)
+    return Path(get_serve_logs_dir())
 
 
 def by_reference(handle: DeploymentHandle[Any], method_name: str) -> DeploymentHandle[Any]:
@@ -65,22 +64,27 @@ def watch_replica_counts(
     core here and in the controller.
 
     Args:
-        deployments: Names; one that does not exist has no replicas.
         on_change: Called in the running event loop with a name and its count.
 
     Returns:
         What must be kept alive for as long as the counts are wanted.
     """
+    from ray.serve._private.common import DeploymentID
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+    from ray.serve._private.long_poll import LongPollClient, LongPollNamespace
+
     application = serve.get_replica_context().app_name
-    topic = inventory.LONG_POLL_TOPICS.load().DEPLOYMENT_TARGETS
-    deployment_id = inventory.DEPLOYMENT_ID.load()
 
     def changed(name: str, targets: Any) -> None:
         on_change(name, len(targets.running_replicas))
 
-    return inventory.LONG_POLL_CLIENT.load()(
-        ray.get_actor(inventory.CONTROLLER_NAME.load(), namespace=inventory.SERVE_NAMESPACE.load()),
-        {(topic, deployment_id(name, application)): partial(changed, name) for name in deployments},
+    topic = LongPollNamespace.DEPLOYMENT_TARGETS
+    listeners: dict[Any, Any] = {
+        (topic, DeploymentID(name, application)): partial(changed, name) for name in deployments
+    }
+    return LongPollClient(
+        ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE),
+        listeners,
         call_in_event_loop=asyncio.get_running_loop(),
         client_id=f"replica-counts:{application}",
     )
@@ -90,8 +94,10 @@ class RequestContext:
     """The current request as Serve knows it: its id is in log lines and passed on with calls."""
 
     def __init__(self) -> None:
-        self._current = inventory.CURRENT_REQUEST.load()
-        self._type = inventory.REQUEST_CONTEXT.load()
+        from ray.serve.context import _RequestContext, _serve_request_context
+
+        self._current = _serve_request_context
+        self._type = _RequestContext
 
     def request_id(self) -> str:
         """The id; empty outside of a request."""
@@ -128,9 +134,8 @@ def load_policy(policy: Any) -> Callable[..., Any]:
     Serve's controller may not be able to import it: then only Ray's pickled copy has it.
     """
     found = policy.get_policy()
-    if inspect.isclass(found):
-        return cast("Callable[..., Any]", found(**policy.policy_kwargs))
-    return cast("Callable[..., Any]", found)
+    made = found(**policy.policy_kwargs) if inspect.isclass(found) else found
+    return cast("Callable[..., Any]", made)
 
 
 def metrics_endpoints() -> list[tuple[str, int]]:
@@ -139,17 +144,5 @@ def metrics_endpoints() -> list[tuple[str, int]]:
     return [
         (node["NodeManagerAddress"], node["MetricsExportPort"])
         for node in nodes
-        if node.get("Alive") and node.get("MetricsExportPort")
+        if node.get("Alive") and node.get("MetricsExportPort") and "NodeManagerAddress" in node
     ]
-
-
-@contextmanager
-def batching_outside_replicas() -> Iterator[None]:
-    """Let ``@serve.batch`` run where there is no replica, for benchmarks."""
-    name = "_warn_if_max_batch_size_exceeds_max_ongoing_requests"
-    original = getattr(batching._BatchQueue, name)
-    setattr(batching._BatchQueue, name, lambda queue: None)
-    try:
-        yield
-    finally:
-        setattr(batching._BatchQueue, name, original)

@@ -23,8 +23,8 @@ from ray.serve.config import RequestRouterConfig
 from serve_app.core.inference import DecodeJob, DecodeOptions, Embedding, Prediction, ReplicaLoad
 from serve_app.core.settings import Batching, DecoderSettings
 from serve_app.core.types import CacheTier, Mask, Prompt
-from serve_app.deployments.affinity import affinity
 from serve_app.deployments.calls import ImageObjectRef, RemotePredictor
+from serve_app.deployments.compat.affinity import affinity
 from serve_app.embeddings.predictor import VariantPredictor
 from serve_app.embeddings.tiers import TieredEmbeddingCache
 

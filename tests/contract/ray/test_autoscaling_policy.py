@@ -337,10 +337,10 @@ def test_costs_are_gpus_where_any_half_asks_for_them() -> None:
     given = graph()
     for variant in given["variants"].values():
         variant["encoder"]["ray_actor_options"] = {"num_cpus": 0.5, "num_gpus": 0.25}
-    costs = {name: h.pool.cost for name, h in BudgetPolicy(given)._components.items()}
+    costs = {name: pool.cost for name, pool in BudgetPolicy(given)._pools.items()}
     assert costs["fast-encoder"] == 0.25
     assert 0 < costs["fast-decoder"] < 1e-3  # takes no GPU, and nothing may divide by zero
-    assert BudgetPolicy(graph())._components["fast-encoder"].pool.cost == 1.0
+    assert BudgetPolicy(graph())._pools["fast-encoder"].cost == 1.0
 
 
 def test_a_failure_holds_wakes_and_is_logged_once(

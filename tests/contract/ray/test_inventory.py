@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import logging
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +16,6 @@ from ray.serve.request_router import RequestRouter
 
 from serve_app.cli import CommandError
 from serve_app.cli.serve import run
-from serve_app.deployments.compat import inventory
 from serve_app.deployments.compat.inventory import (
     Attribute,
     Part,
@@ -24,25 +26,27 @@ from serve_app.deployments.compat.inventory import (
     parts,
 )
 from serve_app.deployments.ingress import IngressReplica
+from serve_app.deployments.telemetry import join_serve_log, start_telemetry
+from serve_app.deployments.tracing import exporter
+from serve_app.telemetry.context import current_request_id
+from serve_app.telemetry.metrics import set_collector
+from serve_tools.bench import ray_batching
 
 REQUEST = "ray.serve.context:_RequestContext"
+PARTS = (*parts(optional=False), *parts(optional=True))
 
 
-@pytest.mark.parametrize("part", [*parts(), *inventory.TOOL_PARTS], ids=lambda part: part.path)
+@pytest.mark.parametrize("part", [*PARTS, *ray_batching.PARTS], ids=lambda part: part.path)
 def test_ray_has_the_part(part: Part) -> None:
     assert part.problem() is None
 
 
-def test_every_declared_part_is_checked_at_start() -> None:
-    declared = {
-        id(value) for value in vars(inventory).values() if isinstance(value, Attribute | Text)
-    }
-    assert declared <= {id(part) for part in inventory.PARTS}
-    assert all(part.used_for for part in parts())
+def test_every_part_has_a_use() -> None:
+    assert all(part.used_for for part in PARTS)
 
 
 def test_the_installed_ray_is_supported() -> None:
-    check()
+    assert check() == []
 
 
 class OtherClient:
@@ -79,12 +83,12 @@ class OtherClient:
 def test_a_changed_ray_is_named(
     monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, replacement: Any, message: str
 ) -> None:
-    before = set(changes())
+    before = set(changes(optional=False))
     if replacement is None:
         monkeypatch.delattr(owner, name)
     else:
         monkeypatch.setattr(owner, name, replacement)
-    (change,) = set(changes()) - before
+    (change,) = set(changes(optional=False)) - before
     assert message in change
     with pytest.raises(RayChanged, match=r"docs/deploy\.md") as raised:
         check()
@@ -113,3 +117,50 @@ def test_the_command_and_the_ingress_do_not_start(monkeypatch: pytest.MonkeyPatc
         run(SimpleNamespace())  # type: ignore[arg-type]
     with pytest.raises(RayChanged, match="LongPollClient is missing"):
         IngressReplica.__bases__[0](*[None] * 4)  # below what `serve.ingress` adds
+
+
+OPTIONAL = {
+    "ray.serve.context:_serve_request_context": "request ids in logs and calls",
+    "ray.serve._private.constants:SERVE_LOGGER_NAME": "our log lines in Serve's log files",
+    "ray.serve._private.logging_utils:get_serve_logs_dir": "the folder of trace files",
+}
+
+
+@pytest.mark.parametrize("path", OPTIONAL)
+def test_without_an_optional_part_the_start_warns(
+    monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    module, _, name = path.partition(":")
+    monkeypatch.delattr(importlib.import_module(module), name)
+    (warning,) = check()
+    assert f"{path} is missing; used for {OPTIONAL[path]}" in warning
+
+
+def test_without_all_optional_parts_a_replica_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for path in OPTIONAL:
+        module, _, name = path.partition(":")
+        monkeypatch.delattr(importlib.import_module(module), name)
+    for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    place = SimpleNamespace(app_name="sam", deployment="ingress", replica_tag="r")
+    monkeypatch.setattr("ray.serve.get_replica_context", lambda: place)
+    own = logging.getLogger("serve_app")
+    monkeypatch.setattr(own, "parent", logging.getLogger())
+    join_serve_log()
+    start_telemetry(ingress=True)
+    set_collector(None)
+    assert own.parent is logging.getLogger()
+    assert current_request_id() == ""
+    assert exporter() == []
+    # The command names them and goes on to what is next: the configuration.
+    with pytest.raises(CommandError, match="cannot be read"):
+        run(SimpleNamespace(config=tmp_path / "absent.yaml"))  # type: ignore[arg-type]
+    printed = capsys.readouterr().err
+    assert all(f"{path} is missing" in printed for path in OPTIONAL)
+
+
+@pytest.mark.parametrize("name", ["RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED"])
+def test_what_protects_the_service_is_not_optional(name: str) -> None:
+    assert name in {part.text for part in parts(optional=False) if isinstance(part, Text)}

@@ -19,7 +19,7 @@ from ray.serve.request_router import PendingRequest
 
 from graphs.nodes import proposals_node, variant_node
 from serve_app.core.settings import GraphSettings, VariantSettings
-from serve_app.deployments.affinity import AffinityRouter
+from serve_app.deployments.compat.affinity import AffinityRouter
 from serve_app.profiles.plan import resolve
 from serve_app.routing.affinity import ranked
 

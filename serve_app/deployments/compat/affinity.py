@@ -1,9 +1,9 @@
-"""A request router that tries ranks of replicas in order, built on private parts of Ray's router.
+"""Affinity of decoders: calls for an image go to the replica that has its embedding.
 
-Ray's routers other than first-in first-out look up a waiting call by its internal request id, which
-all calls of one request share: of several concurrent calls, all but one hang (Ray 2.60,
-`ConsistentHashRouter` too).  This one chooses a replica for each call on its own and leaves Ray's
-queues of pending requests empty.
+Built on private parts of Ray's router.  Ray's routers other than first-in first-out look up a
+waiting call by its internal request id, which all calls of one request share: of several concurrent
+calls, all but one hang (Ray 2.60, `ConsistentHashRouter` too).  This one chooses a replica for each
+call on its own and leaves Ray's queues of pending requests empty.
 """
 
 from __future__ import annotations
@@ -11,26 +11,36 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from ray.serve.config import RequestRouterConfig
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
+from serve_app.core.settings import DecoderSettings
+from serve_app.routing.affinity import preferred
 
-class RankedRouter(RequestRouter):
-    """Sends a call to the first rank of replicas with a free slot, else waits for one.
 
-    Subclasses define `rank`.  Calls without a session id go to the least loaded replica.
+def affinity(settings: DecoderSettings) -> RequestRouterConfig:
+    """The router configuration of a decoder; a replica with more than a full batch is hot."""
+    hot_at = min(settings.batching.max_batch_size, settings.max_ongoing_requests)
+    options: dict[str, Any] = {
+        "request_router_class": f"{__name__}:{AffinityRouter.__name__}",
+        "request_router_kwargs": {"hot_at": hot_at},
+        # A full decoder has a free slot after a pass, which takes no longer.
+        "initial_backoff_s": 0.005,
+        "max_backoff_s": 0.1,
+    }
+    return RequestRouterConfig(**options)
+
+
+class AffinityRouter(RequestRouter):
+    """Prefers the replica to which the session id (the image id) hashes, unless it is hot.
+
+    Calls without a session id go to the least loaded replica.  If all are full, a call waits.
     """
 
     def initialize_state(self, **kwargs: Any) -> None:
         """Called by Serve with ``request_router_kwargs``."""
+        self._hot_at = int(kwargs["hot_at"])
         self._waiting = asyncio.Lock()
-
-    def rank(self, replicas: list[RunningReplica], session_id: str) -> list[RunningReplica]:
-        """Replicas in the order in which to try them."""
-        raise NotImplementedError
-
-    def queue_length(self, replica: RunningReplica) -> int:
-        """Last known number of requests in flight at a replica."""
-        return self.replica_queue_len_cache.get(replica.replica_id) or 0
 
     async def choose_replicas(
         self,
@@ -42,8 +52,15 @@ class RankedRouter(RequestRouter):
             return [candidate_replicas]
         # Ray's own loop, which some of its interfaces use, must back off between attempts.
         pending_request.routing_context.should_backoff = True
-        ranked = self.rank(candidate_replicas, pending_request.metadata.session_id)
-        return [[replica] for replica in ranked]
+        by_id = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
+        known = self.replica_queue_len_cache.get
+        order = preferred(
+            pending_request.metadata.session_id,
+            {name: known(replica.replica_id) or 0 for name, replica in by_id.items()},
+            hot_at=self._hot_at,
+            full_at=min((r.max_ongoing_requests for r in candidate_replicas), default=1),
+        )
+        return [[by_id[name]] for name in order]
 
     async def _choose_replica_for_request(
         self, pending_request: PendingRequest, *, is_retry: bool = False
