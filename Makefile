@@ -28,10 +28,10 @@ serve: $(INSTALLED)  ## fetch weights, start Ray, demonstrate, serve; PORT=8001,
 	@$(BIN)/python -m serve_app serve --demo $(if $(ONCE),--once) $(if $(PORT),--port $(PORT)) $(if $(CONFIG),--config $(CONFIG))
 
 test: $(INSTALLED)  ## run all tests, with real weights and real Ray processes
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4
 
 test-quick: $(INSTALLED)  ## in a minute: the tests that need neither weights nor Ray, without slow ones
-	$(BIN)/python -m pytest -m "not weights and not cluster and not slow" \
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 -m "not weights and not cluster and not slow" \
 		--ignore=tests/golden --ignore=tests/cluster
 
 check-minimal: $(INSTALLED)  ## install a wheel without extras and serve configs/local.yaml with it (5 minutes)
