@@ -21,6 +21,8 @@ from serve_app.http.app import create_app
 
 from ..fakes.service import FakeService
 
+pytestmark = pytest.mark.slow
+
 LIMITS = Limits(
     max_prompts=3, max_points=2, max_texts=2, max_text_chars=8, max_points_per_side=8,
     max_total_points=3, linger_seconds=0,

@@ -115,6 +115,7 @@ def test_a_post_without_a_body_is_served(edge: RunningEdge, backend: Backend) ->
         assert client.response()[0] == 422
 
 
+@pytest.mark.slow
 def test_a_body_shorter_than_declared_times_out(
     impatient_edge: RunningEdge, backend: Backend
 ) -> None:

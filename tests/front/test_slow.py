@@ -9,8 +9,11 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 import httpx
+import pytest
 
 from .running import HANG_GUARD_S, RawClient, RunningEdge, wait_until
+
+pytestmark = pytest.mark.slow
 
 SLOW_CLIENTS = 40
 HEAD = b"POST /v1/segment HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n"

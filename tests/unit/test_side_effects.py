@@ -8,6 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
+import pytest
 import torch
 
 from serve_app.engines.devices import use_threads
@@ -40,6 +41,7 @@ print(json.dumps([len(names), before, state()]))
 """
 
 
+@pytest.mark.slow
 def test_importing_every_module_changes_nothing_of_the_process() -> None:
     done = subprocess.run(
         [sys.executable, "-c", IMPORTS], capture_output=True, text=True, cwd=ROOT, check=True
