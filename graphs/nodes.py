@@ -44,16 +44,16 @@ def deployed(
 def variant_node(plan: Plan, name: str) -> Node:
     """A variant's decoder, with its encoder behind it (split) or inside it (fused)."""
     settings, variant = plan.settings, plan.settings.variants[name]
-    source, profile = ModelSource.of(settings), plan.profile(name)
+    source = ModelSource.of(settings)
     encoder: Node = None
     if variant.layout == "split":
         encoder = deployed(EncoderReplica, f"{name}-encoder", variant.encoder).bind(
-            variant.model, variant.encoder, source, profile
+            variant.model, variant.encoder, source
         )
     # Requests on an image go to the replica that has its embedding.
     router = affinity(variant.decoder)
     return deployed(DecoderReplica, f"{name}-decoder", variant.decoder, router).bind(
-        variant, settings.cache, source, encoder, profile
+        variant, settings.cache, source, encoder
     )
 
 

@@ -10,8 +10,8 @@ In a Serve config, with the graph's ``args`` repeated for the policy::
 Serve's controller creates one object of it, calls it about ten times a second, and applies the
 bounds and delays of each deployment's ``autoscaling_config`` to the result.  The policy reads no
 files, because the controller may run on another host than the graph's builder: settings come from
-``policy_kwargs``, measured profiles from the replicas' reports.  An exception here would stop the
-scaling of every application, so none leaves; all arithmetic is in `decide`.
+``policy_kwargs``, measured profiles from the reports of the ingress.  An exception here would stop
+the scaling of every application, so none leaves; all arithmetic is in `decide`.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from typing import Any
 from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
 from ray.serve.config import AutoscalingPolicy
 
+from serve_app.core.measurements import Profile, pass_ms
 from serve_app.core.settings import GraphSettings, ScalingSettings
 from serve_app.deployments.compat.runtime import load_policy
 from serve_app.deployments.telemetry import join_serve_log
 from serve_app.scaling.demand import measured
 from serve_app.scaling.policy import decide
-from serve_app.scaling.reports import ReportedProfile, read_profile
+from serve_app.scaling.reports import read_profiles
 from serve_app.scaling.types import Load, Pool, Role
 
 log = logging.getLogger(__name__)
@@ -42,9 +43,9 @@ Decision = tuple[dict[Any, float], dict[Any, dict[str, Any]]]
 STATE_KEY = "budget_policy"
 _DEFAULT_POLICY = AutoscalingPolicy.model_fields["policy_function"].default
 DEFAULT_COLD_START_S = 10.0
-"""Until a replica has reported a measured one."""
+"""Of a variant that was not measured."""
 DEFAULT_MS: Mapping[Role, float] = {"encoder": 250.0, "decoder": 25.0}
-"""A pass of one item, until a replica has reported a measured or observed one."""
+"""A pass of one item of a variant that was not measured, until a replica reports one."""
 FIRST_REPORT_S = 5.0
 """New replicas report within a second; after this time a missing report counts as permanent."""
 _LOG_INTERVAL_S = 60.0
@@ -63,7 +64,7 @@ class BudgetPolicy:
     def __init__(self, graph: Mapping[str, Any] | None = None) -> None:
         self._scaling = ScalingSettings()
         self._pools: dict[str, Pool] = {}
-        self._profiles: dict[str, ReportedProfile] = {}
+        self._profiles: dict[str, Profile] = {}
         self._observed_ms: dict[str, dict[int, float]] = {}
         self._own: dict[str, tuple[Any, Callable[..., Any]]] = {}
         self._silent_since: dict[str, float] = {}
@@ -91,6 +92,8 @@ class BudgetPolicy:
         pools: dict[str, Pool] = {}
         loads: dict[str, Load] = {}
         before: Any = None
+        for name in by_name.keys() - self._pools.keys():
+            self._read_profiles(_reported(contexts[by_name[name]]))
         for name in sorted(by_name.keys() & self._pools.keys()):
             context = contexts[by_name[name]]
             reported = _reported(context)
@@ -119,6 +122,13 @@ class BudgetPolicy:
         self._logged.update(decision.replicas)
         return replicas, states
 
+    def _read_profiles(self, reported: Mapping[str, list[float]]) -> None:
+        """Keep the profiles that replicas of the ingress report, all of them the same."""
+        found = read_profiles({name: values[0] for name, values in reported.items() if values})
+        if found.keys() - self._profiles.keys():
+            log.info("measured profiles: %s", ", ".join(sorted(found)))
+        self._profiles |= found
+
     def _pool(
         self,
         name: str,
@@ -127,9 +137,13 @@ class BudgetPolicy:
         deployed: Mapping[str, Any],
     ) -> Pool:
         pool = self._pools[name]
-        if pool.role == "decoder" and f"{pool.variant}-encoder" not in deployed:  # fused
-            pool = replace(pool, pass_ms={1: sum(DEFAULT_MS.values())})
-        pool = self._with_reports(pool, reported)
+        fused = pool.role == "decoder" and f"{pool.variant}-encoder" not in deployed
+        profile = self._profiles.get(pool.variant)
+        if profile is None:
+            pool = self._with_observed(pool, reported, fused=fused)
+        else:
+            table = _pass_times(profile, pool.role, fused=fused)
+            pool = replace(pool, pass_ms=table, cold_start_s=profile.cold_start_s)
         bounds = "capacity_adjusted_min_replicas", "capacity_adjusted_max_replicas"
         if self._own_policy(name, context) is not None:
             bounds = "target_num_replicas", "target_num_replicas"
@@ -138,20 +152,16 @@ class BudgetPolicy:
         most = int(pool.max_replicas if most is None else most)
         return replace(pool, min_replicas=least, max_replicas=max(least, most))
 
-    def _with_reports(self, pool: Pool, reported: Mapping[str, list[float]]) -> Pool:
-        """The pool with its measured profile, else with the pass times observed so far.
-
-        Both are remembered while there is no replica.
-        """
-        means = {name: mean for name in reported if (mean := _mean(reported[name])) is not None}
-        profile = read_profile(means) or self._profiles.get(pool.name)
-        if profile is not None:
-            self._profiles[pool.name] = profile
-            return replace(pool, pass_ms=profile.pass_ms, cold_start_s=profile.cold_start_s)
+    def _with_observed(
+        self, pool: Pool, reported: Mapping[str, list[float]], *, fused: bool
+    ) -> Pool:
+        """The pool with the pass times observed so far, which are kept while it has no replica."""
         observed = self._observed_ms.setdefault(pool.name, {})
-        items, took = means.get("pass_items"), means.get("pass_ms")
+        items, took = _mean(reported.get("pass_items")), _mean(reported.get("pass_ms"))
         if items is not None and took is not None and 0 < took < 1e7 and items > 0:
             observed[max(1, min(round(items), pool.max_batch))] = took
+        if fused and not observed:
+            return replace(pool, pass_ms={1: sum(DEFAULT_MS.values())})
         return replace(pool, pass_ms=dict(observed)) if observed else pool
 
     def _without_early_requests(self, name: str, load: Load) -> Load:
@@ -208,6 +218,14 @@ def _pools(settings: GraphSettings) -> dict[str, Pool]:
                 cold_start_s=DEFAULT_COLD_START_S,
             )
     return found
+
+
+def _pass_times(profile: Profile, role: Role, *, fused: bool) -> dict[int, float]:
+    """Milliseconds of a pass by items in it; if fused, each includes encoding one image."""
+    if role == "encoder":
+        return dict(profile.encode_ms)
+    image_ms = pass_ms(profile.encode_ms, 1) if fused else 0.0
+    return {items: image_ms + ms for items, ms in profile.decode_ms.items()}
 
 
 def _unchanged(contexts: Contexts) -> Decision:

@@ -18,7 +18,6 @@ from serve_app.cache.shared import shared_tier
 from serve_app.core.deadline import time_limit, until
 from serve_app.core.errors import DeadlineExceeded
 from serve_app.core.inference import DecodeJob, DecodeOptions, Embedding, Prediction, ReplicaLoad
-from serve_app.core.measurements import Profile
 from serve_app.core.ports import DecoderEngine
 from serve_app.core.settings import CacheSettings, VariantSettings
 from serve_app.core.types import CacheTier, Mask, Prompt, RgbArray
@@ -27,7 +26,6 @@ from serve_app.deployments.engines import EngineReplica, warm_encoder
 from serve_app.embeddings.predictor import VariantPredictor
 from serve_app.embeddings.tiers import TieredEmbeddingCache
 from serve_app.models.factory import ModelSource
-from serve_app.scaling.reports import decoder_profile
 
 _Pass = tuple[float, float]
 """Start and duration of a pass, in seconds."""
@@ -57,7 +55,6 @@ class DecoderReplica(EngineReplica):
         cache: CacheSettings,
         source: ModelSource,
         encoder: DeploymentHandle[Any] | None = None,
-        profile: Profile | None = None,
     ) -> None:
         super().__init__(settings.decoder)
         self._name = serve.get_replica_context().replica_tag
@@ -70,7 +67,6 @@ class DecoderReplica(EngineReplica):
         self.devices = {settings.decoder.compute.device}
         self._images: Batcher[RgbArray, Embedding] | None = None
         self._hits = HitRate()
-        self._profile = decoder_profile(profile, fused=encoder is None)
         self._encoder = encoder
         compute = settings.encoder_compute
         if encoder is None:
@@ -141,7 +137,7 @@ class DecoderReplica(EngineReplica):
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Serve for `serve_app.deployments.autoscaling`; items are prompts."""
         now = time.monotonic()
-        found = {**self._profile, **self._batcher.report(), **self._hits.report(now)}
+        found = {**self._batcher.report(), **self._hits.report(now)}
         if self._images is not None:
             # Encoder and decoder scale together: the one with the longer wait is the bottleneck.
             found["oldest_s"] = max(found["oldest_s"], self._images.report()["oldest_s"])

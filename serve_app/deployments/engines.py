@@ -15,7 +15,6 @@ import numpy as np
 from serve_app.batching.batcher import Batcher
 from serve_app.batching.engine_thread import EngineThread
 from serve_app.core.inference import Candidate, Embedding, Proposal, ScorerInfo, TextScores
-from serve_app.core.measurements import Profile
 from serve_app.core.settings import (
     Batching,
     Compute,
@@ -27,7 +26,6 @@ from serve_app.core.settings import (
 from serve_app.core.types import ProposalSource, RgbArray
 from serve_app.deployments.telemetry import join_serve_log, start_telemetry
 from serve_app.models.factory import ModelSource
-from serve_app.scaling.reports import encoder_profile
 
 _WARM_UP_SIDE = 64
 
@@ -67,15 +65,8 @@ class EngineReplica:
 class EncoderReplica(EngineReplica):
     """One variant's image encoder, which batches the images of all requests."""
 
-    def __init__(
-        self,
-        model: str,
-        settings: EncoderSettings,
-        source: ModelSource,
-        profile: Profile | None = None,
-    ) -> None:
+    def __init__(self, model: str, settings: EncoderSettings, source: ModelSource) -> None:
         super().__init__(settings)
-        self._profile = encoder_profile(profile)
         self._batcher = warm_encoder(source, model, settings.compute, settings.batching)
         self.threads = [self._batcher.thread]
         self.devices = {settings.compute.device}
@@ -95,7 +86,7 @@ class EncoderReplica(EngineReplica):
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Serve for `serve_app.deployments.autoscaling`; items are images."""
-        return {**self._profile, **self._batcher.report()}
+        return self._batcher.report()
 
 
 def warm_encoder(

@@ -36,6 +36,7 @@ from serve_app.http.gate import InFlightTracker
 from serve_app.images.decode import silence_pillow_warnings
 from serve_app.images.store import ImageStore
 from serve_app.profiles.plan import Plan
+from serve_app.scaling.reports import profile_report
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class IngressReplica:
         exposed = settings.security.exposure_warning(settings.ingress.http_host)
         for warning in filter(None, (*changes, *plan.warnings, exposed)):
             log.warning("%s", warning)
+        self._profiles = profile_report(plan.measurements.profiles)
         self._limits, self._security = settings.limits, settings.security
         sign = settings.ingress.drain_file
         self._tracker = InFlightTracker(None if sign is None else Path(sign))
@@ -131,6 +133,10 @@ class IngressReplica:
     async def models(self) -> Mapping[str, Any]:
         """The deployed variants."""
         return await self._flow.models()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve for `serve_app.deployments.autoscaling`: the variants' profiles."""
+        return self._profiles
 
     def _begun(self) -> InFlightTracker:
         """Count a Python caller's request while it is in flight.

@@ -1,7 +1,7 @@
 """A configuration resolved once, on the host that builds the graph.
 
-The builder passes the plan to the ingress, and to each replica its part.  The scaling
-policy gets the profiles from the replicas' reports (`serve_app.scaling.reports`).
+The builder passes the plan to the ingress, and to each replica its part.  The scaling policy gets
+the profiles from the reports of the ingress (`serve_app.scaling.reports`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serve_app.core.measurements import Measurements, Profile
+from serve_app.core.measurements import Measurements
 from serve_app.core.ports import Predictor
 from serve_app.core.settings import GraphSettings, VariantSettings
 from serve_app.models.quantized import drop_unavailable_variants, open_registry
@@ -48,10 +48,6 @@ class Plan:
             for name, reason in self.unavailable.items()
         )
         return (*dropped, *self.measurements.warnings)
-
-    def profile(self, variant: str) -> Profile | None:
-        """A variant's measured profile; None: not measured."""
-        return self.measurements.profiles.get(variant)
 
     def dispatcher(self, predictors: Mapping[str, Predictor], *, in_process: bool) -> Dispatcher:
         """The router of the variants that have a predictor.

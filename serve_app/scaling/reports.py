@@ -1,58 +1,47 @@
-"""A variant's measured profile in the reports of its replicas.
+"""Measured profiles in the reports of the ingress.
 
 Serve passes only floats from replicas to the scaling policy, so a table of pass times becomes one
-figure for each batch size.  The policy reads no files: on any host it uses the profile that the
-builder resolved.  Pure.
+figure for each batch size.  The ingress reports those of all variants: it always has a replica,
+while a variant may never have had one.  The policy reads no files: on any host it uses the
+profiles that the builder resolved.  Pure.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from serve_app.core.measurements import Profile, pass_ms
+from serve_app.core.measurements import Profile
 from serve_app.scaling.demand import measured
 
-_BY_SIZE = "profile_pass_ms_"
-_COLD_START_S = "profile_cold_start_s"
+_TABLES = "encode_ms", "decode_ms"
 _MAX_BATCH = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class ReportedProfile:
-    """The profile of one pool: milliseconds of a pass by items in it, and the cold start."""
-
-    pass_ms: Mapping[int, float]
-    cold_start_s: float
-
-
-def encoder_profile(profile: Profile | None) -> dict[str, float]:
-    """Figures for the reports of a variant's encoder replicas; empty if it was not measured."""
-    return {} if profile is None else _figures(profile.encode_ms, profile.cold_start_s)
+def profile_report(profiles: Mapping[str, Profile]) -> dict[str, float]:
+    """Figures for ``record_autoscaling_stats``, by profile of a variant."""
+    found: dict[str, float] = {}
+    for variant, profile in profiles.items():
+        found[f"{variant}/cold_start_s"] = float(profile.cold_start_s)
+        for table in _TABLES:
+            for items, ms in getattr(profile, table).items():
+                found[f"{variant}/{table}/{items}"] = float(ms)
+    return found
 
 
-def decoder_profile(profile: Profile | None, *, fused: bool) -> dict[str, float]:
-    """The same for decoder replicas; if fused, each pass includes encoding one image."""
-    if profile is None:
-        return {}
-    image_ms = pass_ms(profile.encode_ms, 1) if fused else 0.0
-    table = {items: image_ms + ms for items, ms in profile.decode_ms.items()}
-    return _figures(table, profile.cold_start_s)
-
-
-def _figures(table: Mapping[int, float], cold_start_s: float) -> dict[str, float]:
-    passes = {f"{_BY_SIZE}{items}": float(ms) for items, ms in table.items()}
-    return {**passes, _COLD_START_S: float(cold_start_s)}
-
-
-def read_profile(figures: Mapping[str, float]) -> ReportedProfile | None:
-    """The profile in a replica's report or the mean of several; None: none or implausible."""
-    table: dict[int, float] = {}
+def read_profiles(figures: Mapping[str, float]) -> dict[str, Profile]:
+    """The profiles in a report by variant, without incomplete and implausible ones."""
+    tables: dict[str, dict[int, float]] = defaultdict(dict)
     for name, value in figures.items():
-        size, ms = name.removeprefix(_BY_SIZE), measured(value)
-        if size != name and size.isdecimal() and 0 < int(size) <= _MAX_BATCH and ms:
-            table[int(size)] = ms
-    cold_start_s = measured(figures.get(_COLD_START_S))
-    if not table or cold_start_s is None:
-        return None
-    return ReportedProfile(table, cold_start_s)
+        table, _, items = name.rpartition("/")
+        ms = measured(value)
+        if ms and items.isdecimal() and 0 < int(items) <= _MAX_BATCH:
+            tables[table][int(items)] = ms
+    found = {}
+    for name, value in figures.items():
+        variant = name.removesuffix("/cold_start_s")
+        encode_ms, decode_ms = (tables[f"{variant}/{table}"] for table in _TABLES)
+        cold_start_s = measured(value)
+        if variant != name and encode_ms and decode_ms and cold_start_s is not None:
+            found[variant] = Profile(encode_ms, decode_ms, cold_start_s=cold_start_s)
+    return found

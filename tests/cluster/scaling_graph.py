@@ -21,6 +21,7 @@ from serve_app.core.types import Prompt
 from serve_app.deployments.calls import RemotePredictor
 from serve_app.deployments.decoder import DecoderReplica
 from serve_app.deployments.engines import EncoderReplica
+from serve_app.scaling.reports import profile_report
 
 from ..fakes.engines import FakeSource, ServiceTimes
 
@@ -34,7 +35,7 @@ DECODE_MS = 5.0
 PROFILES = {
     "fast": Profile({1: PASS_MS["fast"], BATCH["fast"]: PASS_MS["fast"]}, {1: 5.0, 16: 5.0})
 }
-"""The measured variants."""
+"""The measured variants, as the ingress reports them."""
 SLOT = 0.25
 """CPUs, in Ray's bookkeeping, of an encoder or decoder."""
 QUICK = {
@@ -70,6 +71,9 @@ class Ingress:
         image_id = f"4x4-{uuid.uuid4().hex * 2}"
         await self._predictors[variant].predict(image_id, _PIXELS, prompts, DecodeOptions())
 
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        return profile_report(PROFILES)
+
 
 def graph(
     scaling: dict[str, Any], autoscaling: dict[str, Any], slot: float = SLOT
@@ -95,7 +99,7 @@ def graph(
     return {
         "variants": variants,
         "ingress": {"ray_actor_options": {"num_cpus": 0.05}, "autoscaling_config": small},
-        # There is no file: replicas of *fast* report `PROFILES`, those of *accurate* what they see.
+        # There is no file: the ingress reports `PROFILES`, replicas of *accurate* what they see.
         "measurements": {"path": "/nonexistent/ledger.json"},
         "scaling": scaling,
     }
@@ -136,10 +140,10 @@ def _build(settings: GraphSettings, encoder: type[EncoderReplica]) -> Applicatio
         times = {"encode_ms": PASS_MS[name], "decode_ms": DECODE_MS, "embedding_bytes": 0}
         source = FakeSource(times=ServiceTimes.model_validate(times))
         images = deployed(encoder, f"{name}-encoder", variant.encoder).bind(
-            variant.model, variant.encoder, source, PROFILES.get(name)
+            variant.model, variant.encoder, source
         )
         decoders[name] = deployed(DecoderReplica, f"{name}-decoder", variant.decoder).bind(
-            variant, settings.cache, source, images, PROFILES.get(name)
+            variant, settings.cache, source, images
         )
     application: Application = deployed(Ingress, "ingress", settings.ingress).bind(decoders)
     return application

@@ -17,6 +17,7 @@ from . import scaling_graph
 from .conftest import READY_TIMEOUT_S, Served
 from .load import Phase, Record, Sample, drive
 from .ray_cluster import wait_until
+from .replica_logs import logs
 
 pytestmark = [
     pytest.mark.cluster,
@@ -109,6 +110,11 @@ def ran(served: Served, driver: None) -> Iterator[Ran]:
     wait_until(
         lambda: set(cluster.applications()) == {"sam"}, "the others are gone", READY_TIMEOUT_S
     )
+
+
+def test_the_policy_has_the_profiles_that_the_ingress_reports(ran: Ran, served: Served) -> None:
+    text = "".join(path.read_text() for path in logs(served).glob("controller_*.log"))
+    assert "measured profiles: fast" in text
 
 
 def targets(record: Record, name: str, since: float = 0.0, until: float = inf) -> list[int]:

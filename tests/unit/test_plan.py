@@ -45,8 +45,7 @@ def test_a_plan_holds_what_is_deployed_and_says_what_is_not(settings: GraphSetti
     assert plan.unavailable.keys() == {"quantized"}
     assert plan.settings.router.aliases == {"quantized": "fast"}
     assert plan.warnings[0].startswith("quantized is served by its reference: ")
-    profile = plan.profile("fast")
-    assert profile is not None
+    profile = plan.measurements.profiles["fast"]
     measured = plan.variants["fast"]["measured"]["encode_ms"]
     assert {int(n): d["value"] for n, d in measured.items()} == profile.encode_ms
 
@@ -67,10 +66,7 @@ def test_a_graph_resolves_its_configuration_once_and_shares_it(
     bound = {node._bound_deployment.name: node._bound_deployment for node in _nodes(application)}
     (plan, *_) = bound["ingress"].init_args
     assert isinstance(plan, Plan)
-    for name in ("fast-encoder", "fast-decoder", "accurate-decoder"):
-        profile = plan.profile(name.partition("-")[0])
-        assert profile is not None
-        assert profile in bound[name].init_args
+    assert plan.measurements.profiles.keys() == {"fast", "accurate"}
 
 
 def _nodes(value: Any) -> list[Application]:

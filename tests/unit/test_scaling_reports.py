@@ -1,66 +1,45 @@
-"""A profile passes through replicas' reports unchanged, and nonsense is rejected."""
+"""Profiles pass through the ingress's reports unchanged, and nonsense is rejected."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.core.measurements import Profile
-from serve_app.scaling.reports import (
-    ReportedProfile,
-    decoder_profile,
-    encoder_profile,
-    read_profile,
-)
+from serve_app.scaling.reports import profile_report, read_profiles
 
 TABLES = st.dictionaries(st.integers(1, 4096), st.floats(1e-3, 1e6), min_size=1, max_size=6)
+PROFILES = st.builds(Profile, TABLES, TABLES, cold_start_s=st.floats(0, 1e6))
+NAMES = st.from_regex(r"[a-z0-9][a-z0-9_.-]{0,31}", fullmatch=True)
+ONE = {"fast": Profile({1: 10.0}, {1: 1.0}, cold_start_s=2.0)}
 
 
-@given(encode=TABLES, decode=TABLES, cold_start_s=st.floats(0, 1e6))
-def test_a_profile_arrives_as_it_was_measured(
-    encode: dict[int, float], decode: dict[int, float], cold_start_s: float
-) -> None:
-    profile = Profile(encode, decode, cold_start_s=cold_start_s)
-    figures = encoder_profile(profile)
+@given(profiles=st.dictionaries(NAMES, PROFILES, max_size=3))
+def test_profiles_arrive_as_they_were_measured(profiles: dict[str, Profile]) -> None:
+    figures = profile_report(profiles)
     assert all(type(value) is float for value in figures.values())  # Serve accepts nothing else
-    busy = {"arrivals_per_s": 3.0, "pass_ms": 7.0, "pass_items": 1.0}
-    assert read_profile(figures | busy) == ReportedProfile(encode, cold_start_s)
-    split = read_profile(decoder_profile(profile, fused=False))
-    assert split == ReportedProfile(decode, cold_start_s)
-
-
-def test_a_fused_decoder_encodes_one_image_in_each_pass() -> None:
-    profile = Profile({2: 90.0}, {1: 10.0, 8: 30.0}, cold_start_s=2.0)
-    found = read_profile(decoder_profile(profile, fused=True))
-    assert found == ReportedProfile({1: 100.0, 8: 120.0}, 2.0)
-
-
-def test_without_measurements_nothing_is_reported() -> None:
-    assert encoder_profile(None) == decoder_profile(None, fused=True) == {}
-    assert read_profile({"arrivals_per_s": 1.0}) is None
+    assert read_profiles(figures | {"arrivals_per_s": 3.0}) == profiles
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"profile_cold_start_s": math.nan},
-        {"profile_cold_start_s": -1.0},
-        {"profile_pass_ms_1": 0.0},
-        {"profile_pass_ms_1": math.inf},
-        {"profile_pass_ms_1": -5.0},
+        {"fast/cold_start_s": math.nan},
+        {"fast/cold_start_s": -1.0},
+        {"fast/encode_ms/1": 0.0},
+        {"fast/decode_ms/1": math.inf},
+        {"fast/encode_ms/1": -5.0},
     ],
 )
-def test_an_implausible_profile_is_ignored(changes: dict[str, Any]) -> None:
-    figures = encoder_profile(Profile({1: 10.0}, {1: 1.0}))
-    assert read_profile(figures) is not None
-    assert read_profile(figures | changes) is None
+def test_an_implausible_profile_is_ignored(changes: dict[str, float]) -> None:
+    figures = profile_report(ONE)
+    assert read_profiles(figures) == ONE
+    assert read_profiles(figures | changes) == {}
 
 
-@pytest.mark.parametrize("size", ["0", "-1", "x", "1.5", "99999", "²"])
+@pytest.mark.parametrize("size", ["0", "-1", "x", "1.5", "99999", "²", ""])
 def test_an_impossible_batch_size_is_ignored(size: str) -> None:
-    figures = encoder_profile(Profile({1: 10.0}, {1: 1.0}))
-    assert read_profile(figures | {f"profile_pass_ms_{size}": 1.0}) == read_profile(figures)
+    assert read_profiles(profile_report(ONE) | {f"fast/encode_ms/{size}": 1.0}) == ONE

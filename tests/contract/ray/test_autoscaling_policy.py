@@ -24,7 +24,7 @@ from ray.serve.schema import ServeDeploySchema
 import serve_app.deployments.autoscaling as module
 from serve_app.core.measurements import Profile
 from serve_app.deployments.autoscaling import STATE_KEY, BudgetPolicy
-from serve_app.scaling.reports import decoder_profile, encoder_profile
+from serve_app.scaling.reports import profile_report
 from serve_app.scaling.types import Load, Pool
 
 from ...clocks import use_clock
@@ -135,20 +135,14 @@ class Controller:
 
 PROFILE = Profile(encode_ms={1: 100.0, 4: 200.0}, decode_ms={1: 10.0, 4: 20.0}, cold_start_s=2.0)
 """An image takes 100 ms, four of them 200; a prompt 10 ms."""
-ENCODER = {name: [value] for name, value in encoder_profile(PROFILE).items()}
-DECODER = {name: [value] for name, value in decoder_profile(PROFILE, fused=False).items()}
-MEASURED: dict[str, dict[str, Any]] = {
-    **{f"{variant}_encoder": ENCODER for variant in ("fast", "accurate")},
-    **{f"{variant}_decoder": DECODER for variant in ("fast", "accurate")},
-}
+MEASURED = {"fast": PROFILE, "accurate": PROFILE}
 
 
 def with_profiles(**seen: Seen) -> dict[str, Seen]:
-    """Deployments of measured variants: their replicas report the profile as well."""
-    found = {name: seen.get(name, Seen()) for name in MEASURED} | seen
-    for name, profile in MEASURED.items():
-        found[name].stats = profile | found[name].stats
-    return found
+    """Deployments of measured variants: the ingress reports their profiles."""
+    ingress = seen.get("ingress", Seen())
+    ingress.stats = {name: [value] for name, value in profile_report(MEASURED).items()}
+    return {**seen, "ingress": ingress}
 
 
 def busy(images_per_s: float, running: int = 1) -> Seen:
@@ -165,9 +159,9 @@ def test_replicas_follow_the_load_within_the_budget(monkeypatch: pytest.MonkeyPa
     controller = Controller(monkeypatch, policy, **with_profiles(fast_encoder=busy(50.0)))
     first = controller.run(5.0)
     assert first["fast-encoder"] == 4
-    controller.seen["fast-encoder"].stats = {**ENCODER, "arrivals_per_s": [0.0]}
+    controller.seen["fast-encoder"].stats = {"arrivals_per_s": [0.0]}
     controller.seen["fast-encoder"].requests = 0.0
-    controller.seen["accurate-encoder"].stats = {**ENCODER, "arrivals_per_s": [50.0]}
+    controller.seen["accurate-encoder"].stats = {"arrivals_per_s": [50.0]}
     controller.seen["accurate-encoder"].requests = 10.0
     for _ in range(80):
         now = controller.tick(0.5)
@@ -262,18 +256,31 @@ class Spy:
         return self._decide(pools, loads, *rest)
 
 
-def test_a_reported_profile_is_used_and_remembered_while_there_is_no_replica(
+def test_a_variant_that_never_had_a_replica_is_scaled_by_its_profile(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     spy = Spy(monkeypatch)
-    encoder = Seen(stats=ENCODER | {"pass_items": [1.0], "pass_ms": [9000.0]})
-    controller = Controller(monkeypatch, BudgetPolicy(graph()), accurate_encoder=encoder)
+    seen = with_profiles(accurate_encoder=Seen(0, 0), accurate_decoder=Seen(0, 0))
+    controller = Controller(monkeypatch, BudgetPolicy(graph()), **seen)
     controller.tick()
-    encoder.stats = {}
+    controller.seen["ingress"].stats = {}  # its replica is being replaced
     controller.tick()
     for pools in spy.pools:
-        pool = pools["accurate-encoder"]
-        assert (dict(pool.pass_ms), pool.cold_start_s) == ({1: 100.0, 4: 200.0}, 2.0)
+        encoder, decoder = pools["accurate-encoder"], pools["accurate-decoder"]
+        assert (encoder.pass_ms, encoder.cold_start_s) == ({1: 100.0, 4: 200.0}, 2.0)
+        assert (decoder.pass_ms, decoder.cold_start_s) == ({1: 10.0, 4: 20.0}, 2.0)
+
+
+def test_a_measured_profile_is_preferred_to_observed_passes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spy = Spy(monkeypatch)
+    slow = Seen(stats={"pass_items": [1.0], "pass_ms": [9000.0]})
+    controller = Controller(
+        monkeypatch, BudgetPolicy(graph()), **with_profiles(accurate_encoder=slow)
+    )
+    controller.tick()
+    assert spy.pools[0]["accurate-encoder"].pass_ms == PROFILE.encode_ms
 
 
 def test_minimum_replicas_stay_until_the_first_report(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,18 +326,17 @@ def test_a_deployment_keeps_a_policy_of_its_own(monkeypatch: pytest.MonkeyPatch)
 def test_a_variant_without_an_encoder_deployment_is_fused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its replicas report what a pass takes with the encoder in it; until then it is a guess."""
+    """Each of its passes includes encoding one image."""
     spy = Spy(monkeypatch)
-    decoder = Seen()
-    controller = Controller(monkeypatch, BudgetPolicy(graph()), fast_decoder=decoder)
+    controller = Controller(monkeypatch, BudgetPolicy(graph()))
     controller.tick()
     del controller.keys["fast-encoder"]
     controller.tick()
-    decoder.stats = {n: [v] for n, v in decoder_profile(PROFILE, fused=True).items()}
+    controller.seen |= with_profiles()
     controller.tick()
     split, unknown, fused = (pools["fast-decoder"].pass_ms for pools in spy.pools)
     assert (split, unknown) == ({1: 25.0}, {1: 275.0})
-    assert dict(fused) == {1: 110.0, 4: 120.0}
+    assert fused == {1: 110.0, 4: 120.0}
 
 
 def test_costs_are_gpus_where_any_half_asks_for_them() -> None:
