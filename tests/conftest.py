@@ -62,12 +62,8 @@ def weight_paths() -> Callable[[str], dict[str, Path]]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Quick tests first, the cluster last, since it lives until the session's end.
-
-    With several workers, the other way round: one of them has the cluster all the time.
-    """
-    workers = hasattr(config, "workerinput")
-    items.sort(key=_weight, reverse=workers)
+    """Quick tests first; with several workers long ones, so that all workers end together."""
+    items.sort(key=_weight, reverse=hasattr(config, "workerinput"))
 
 
 def _weight(item: pytest.Item) -> int:

@@ -40,7 +40,7 @@ class Served:
     replicas_before_requests: dict[str, int]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def ray_cluster() -> Iterator[RayCluster]:
     # One pretend GPU: whatever of it is placed shares it.
     cluster = RayCluster(num_gpus=1)
@@ -51,7 +51,7 @@ def ray_cluster() -> Iterator[RayCluster]:
         cluster.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def served(ray_cluster: RayCluster) -> Served:
     """``configs/local.yaml``, on a port of its own."""
     config = yaml.safe_load((CONFIGS / "local.yaml").read_text("utf-8"))
@@ -86,7 +86,7 @@ def http(served: Served) -> Iterator[httpx.Client]:
         yield client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def driver(served: Served) -> Iterator[None]:
     """This process as a Python caller of the cluster."""
     with served.cluster.driver():

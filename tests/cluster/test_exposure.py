@@ -19,7 +19,7 @@ from .conftest import Served
 from .ray_cluster import session_members
 from .sockets import Listener, listeners
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.weights]  # those of the configuration it looks at
 
 SERVES_GRPC = "/ray.serve.ASGIService/HandleRequest"
 TOKEN_PROTECTED = {"ray::ServeReplica"}
