@@ -40,21 +40,22 @@ def exporter() -> list[SpanProcessor]:
     """Called by Serve in each process, before its first span."""
     # Serve creates the provider; OpenTelemetry reads its resource from the environment.
     os.environ.setdefault("OTEL_SERVICE_NAME", _SERVICE)
-    try:
-        return [BatchSpanProcessor(_exporter())]
-    except ImportError:
-        log.warning("spans are not exported: this Ray does not name its folder of logs")
-        return []
+    found = _exporter()
+    return [] if found is None else [BatchSpanProcessor(found)]
 
 
-def _exporter() -> SpanExporter:
+def _exporter() -> SpanExporter | None:
     if any(os.environ.get(name) for name in _ENDPOINTS):
         if importlib.util.find_spec(_OTLP.rpartition(".")[0]) is not None:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
             return OTLPSpanExporter()
         log.warning("spans are written to files: OTLP needs the extra serve-anything[tracing]")
-    folder = serve_logs_dir() / "spans"
+    try:
+        folder = serve_logs_dir() / "spans"
+    except ImportError:
+        log.warning("spans are not exported: this Ray does not name its folder of logs")
+        return None
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / f"{os.getpid()}.jsonl").open("a", encoding="utf-8")
     return ConsoleSpanExporter(out=file, formatter=lambda span: span.to_json(indent=None) + "\n")

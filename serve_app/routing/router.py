@@ -179,7 +179,7 @@ def _default(query: RoutingQuery, known: Mapping[str, _Candidate], default: str)
             and not other.state.scaled_to_zero
         ]
     fastest = min(found, key=lambda candidate: candidate.expected_ms)
-    if fastest.expected_ms > _MAX_RELATIVE_LATENCY * first.expected_ms:
+    if fastest is first or fastest.expected_ms > _MAX_RELATIVE_LATENCY * first.expected_ms:
         return Choice(default, "auto: the default variant", first.expected_ms)
     why = "has the image's embedding" if fastest.state.cached else "has a shorter queue"
     reason = f"auto: {fastest.name} is at least as good as {default} and {why}"

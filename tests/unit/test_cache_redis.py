@@ -137,6 +137,21 @@ async def test_it_is_asked_again_once_a_ping_in_the_background_was_answered(coun
     await tier.close()
 
 
+async def test_before_each_ping_it_rests(virtual_time: VirtualTime) -> None:
+    client = Client(RedisConnectionError("gone"))
+    tier = _tier(client, redis_probe_interval_s=8.0)
+    for _ in range(3):
+        await tier.get("k")
+    await asyncio.sleep(1)
+    for pings in range(3):
+        await asyncio.sleep(6)  # a second before the next ping
+        assert client.calls.count("ping") == pings
+        await asyncio.sleep(2)
+        assert client.calls.count("ping") == pings + 1
+    assert tier.circuit_open
+    await tier.close()
+
+
 async def test_an_answered_ping_forgets_the_failures() -> None:
     gone = RedisConnectionError("gone")
     client = Client(gone, gone, gone, b"PONG", b"PONG", gone)

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -498,6 +499,15 @@ def test_spans_go_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (file,) = (tmp_path / "spans").glob("*.jsonl")
     (line,) = file.read_text("utf-8").splitlines()
     assert json.loads(line)["name"] == "hello"
+
+
+def test_a_broken_exporter_is_not_taken_for_a_changed_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
+    module = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(ImportError, match="trace_exporter"):
+        exporter()
 
 
 class _Receiver(BaseHTTPRequestHandler):

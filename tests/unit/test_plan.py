@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from ray.serve.deployment import Application
 import graphs.full
 import serve_app.profiles.plan as module
 from serve_app.core.settings import GraphSettings
+from serve_app.deployments import ingress
 from serve_app.profiles.plan import Plan, resolve
+from serve_app.scaling.reports import read_profiles
 
 from .ledger_entries import REGISTRY, entry, ledger
 
@@ -67,6 +70,25 @@ def test_a_graph_resolves_its_configuration_once_and_shares_it(
     (plan, *_) = bound["ingress"].init_args
     assert isinstance(plan, Plan)
     assert plan.measurements.profiles.keys() == {"fast", "accurate"}
+
+
+def test_the_ingress_reports_the_measured_profiles(
+    settings: GraphSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingress, "watch_replica_counts", lambda *_: None)
+    monkeypatch.setattr(ingress, "join_serve_log", lambda: None)
+    monkeypatch.setattr(ingress, "silence_pillow_warnings", lambda: None)
+    port = SimpleNamespace(scale_from_zero=None)
+    monkeypatch.setattr(ingress, "RemotePredictor", lambda handle: port)
+    monkeypatch.setattr(ingress, "RemoteProposer", lambda handle: port)
+    plan = resolve(settings)
+    decoders = dict.fromkeys(plan.variants)
+    # Below what `serve.ingress` adds.
+    replica: Any = ingress.IngressReplica.__bases__[0](plan, decoders, None, None)
+    found = read_profiles(replica.record_autoscaling_stats())
+    profiles = plan.measurements.profiles
+    assert found.keys() == profiles.keys() == {"fast", "accurate"}
+    assert all(found[name].encode_ms == profiles[name].encode_ms for name in found)
 
 
 def _nodes(value: Any) -> list[Application]:

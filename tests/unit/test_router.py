@@ -98,6 +98,13 @@ def test_auto_takes_the_variant_that_has_the_image() -> None:
     )
 
 
+def test_a_default_that_has_nothing_to_do_is_the_default() -> None:
+    known = {"fast": VariantState(cached=True), "accurate": IDLE}
+    choice = choose(known, prompts=0)
+    assert (choice.variant, choice.expected_ms) == ("fast", 0)
+    assert choice.reason == "auto: the default variant"
+
+
 def test_scores_that_thresholds_are_made_for_stay_the_defaults() -> None:
     known = {"fast": IDLE, "accurate": VariantState(cached=True)}
     assert choose(known, filtered=True).variant == "fast"

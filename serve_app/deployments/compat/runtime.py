@@ -91,11 +91,19 @@ def watch_replica_counts(
 
 
 class RequestContext:
-    """The current request as Serve knows it: its id is in log lines and passed on with calls."""
+    """The current request as Serve knows it: its id is in log lines and passed on with calls.
+
+    Raises:
+        ImportError: this Ray has none, or another one, with which each request would fail.
+    """
 
     def __init__(self) -> None:
         from ray.serve.context import _RequestContext, _serve_request_context
 
+        try:
+            replace(_RequestContext(request_id="", route="", app_name=""), request_id="id")
+        except TypeError as exc:
+            raise ImportError("Ray has changed its request context") from exc
         self._current = _serve_request_context
         self._type = _RequestContext
 

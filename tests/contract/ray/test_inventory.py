@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray.serve._private.long_poll as long_poll
-from ray.serve.context import _RequestContext
+from ray.serve.context import _RequestContext, _serve_request_context
 from ray.serve.handle import DeploymentHandle
 from ray.serve.request_router import RequestRouter
 
@@ -28,7 +29,12 @@ from serve_app.deployments.compat.inventory import (
 from serve_app.deployments.ingress import IngressReplica
 from serve_app.deployments.telemetry import join_serve_log, start_telemetry
 from serve_app.deployments.tracing import exporter
-from serve_app.telemetry.context import current_request_id
+from serve_app.telemetry.context import (
+    current_request_id,
+    rename_request,
+    set_request_context,
+    shared_context,
+)
 from serve_app.telemetry.metrics import set_collector
 from serve_tools.bench import ray_batching
 
@@ -159,6 +165,45 @@ def test_without_all_optional_parts_a_replica_starts(
         run(SimpleNamespace(config=tmp_path / "absent.yaml"))  # type: ignore[arg-type]
     printed = capsys.readouterr().err
     assert all(f"{path} is missing" in printed for path in OPTIONAL)
+
+
+@dataclass(frozen=True)
+class OtherContext:
+    """A `_RequestContext` without the route."""
+
+    request_id: str = ""
+    app_name: str = ""
+
+
+class NoDataclass:
+    """A `_RequestContext` of which no copy can be made."""
+
+    def __init__(self, request_id: str, route: str, app_name: str) -> None:
+        self.request_id = request_id
+
+
+@pytest.mark.parametrize("other", [OtherContext, NoDataclass])
+def test_with_another_request_context_no_request_fails(
+    monkeypatch: pytest.MonkeyPatch, other: type[Any]
+) -> None:
+    monkeypatch.setattr("ray.serve.context._RequestContext", other)
+    place = SimpleNamespace(app_name="sam", deployment="ingress", replica_tag="r")
+    monkeypatch.setattr("ray.serve.get_replica_context", lambda: place)
+    if other is OtherContext:
+        (warning,) = check()
+        assert "_RequestContext has no parameter route; used for request ids" in warning
+    set_request_context(None)
+    start_telemetry(ingress=True)
+    set_collector(None)
+    request = _serve_request_context.set(
+        other("a", "r", "sam") if other is NoDataclass else other()
+    )
+    try:
+        rename_request("b")
+        shared_context()
+        assert current_request_id() == ""
+    finally:
+        _serve_request_context.reset(request)
 
 
 @pytest.mark.parametrize("name", ["RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED"])
