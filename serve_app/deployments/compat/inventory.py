@@ -6,8 +6,8 @@ import importlib
 import inspect
 import mmap
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ class Attribute:
     """A callable of Ray with some parameters, or another attribute with some members."""
 
     path: str  # ``module:qualified.name``
-    used_for: str
+    used_for: str = ""
     parameters: tuple[str, ...] = ()
     members: tuple[str, ...] = ()
 
@@ -53,7 +53,7 @@ class Text:
 
     file: str  # below the package ``ray``
     text: str
-    used_for: str
+    used_for: str = ""
 
     @property
     def path(self) -> str:
@@ -74,81 +74,100 @@ Part = Attribute | Text
 
 REQUEST_SPAN = "replica_handle_request "
 
-Table = Mapping[str, Mapping[str, tuple[str, ...]]]
-"""By use: callables, marked by (), with parameters; other attributes with members; files with
-texts."""
-
-_REQUIRED: Table = {
-    "replica counts of the variants (deployments.watch)": {
-        "ray.serve._private.long_poll:LongPollClient()": (
-            "host_actor", "key_listeners", "call_in_event_loop", "client_id"
+_REQUIRED: Mapping[str, Sequence[Part]] = {
+    "replica counts of the variants (deployments.watch)": [
+        Attribute(
+            "ray.serve._private.long_poll:LongPollClient",
+            parameters=("host_actor", "key_listeners", "call_in_event_loop", "client_id"),
         ),
-        "ray.serve._private.long_poll:LongPollNamespace": ("DEPLOYMENT_TARGETS",),
-        "ray.serve._private.common:DeploymentID()": ("name", "app_name"),
-        "ray.serve._private.common:DeploymentTargetInfo": ("running_replicas",),
-        "ray.serve._private.constants:SERVE_CONTROLLER_NAME": (),
-        "ray.serve._private.constants:SERVE_NAMESPACE": (),
-    },
-    "affinity of decoders (compat.affinity)": {
-        "ray.serve.request_router:RequestRouter": (
-            "_replicas_updated_event", "curr_replicas", "replica_queue_len_cache"
+        Attribute(
+            "ray.serve._private.long_poll:LongPollNamespace", members=("DEPLOYMENT_TARGETS",)
         ),
-        "ray.serve.request_router:RequestRouter._choose_replica_for_request()": (
-            "pending_request", "is_retry"
+        Attribute("ray.serve._private.common:DeploymentID", parameters=("name", "app_name")),
+        Attribute("ray.serve._private.common:DeploymentTargetInfo", members=("running_replicas",)),
+        Attribute("ray.serve._private.constants:SERVE_CONTROLLER_NAME"),
+        Attribute("ray.serve._private.constants:SERVE_NAMESPACE"),
+    ],
+    "affinity of decoders (compat.affinity)": [
+        Attribute(
+            "ray.serve.request_router:RequestRouter",
+            members=("_replicas_updated_event", "curr_replicas", "replica_queue_len_cache"),
         ),
-        "ray.serve.request_router:RequestRouter._select_from_candidate_replicas()": (
-            "candidates", "backoff_index"
+        Attribute(
+            "ray.serve.request_router:RequestRouter._choose_replica_for_request",
+            parameters=("pending_request", "is_retry"),
         ),
-        "ray.serve.request_router:RequestRouter._backoff()": ("attempt",),
-        "ray.serve.request_router:PendingRequest": ("metadata", "routing_context"),
-        "ray.serve.request_router:RunningReplica": ("replica_id", "max_ongoing_requests"),
-        "ray.serve.request_router:ReplicaID": ("unique_id",),
-        "ray.serve._private.request_router.common:RequestRoutingContext": ("should_backoff",),
-        "ray.serve._private.request_router.common:ReplicaQueueLengthCache.get()": ("replica_id",),
-        "ray.serve._private.common:RequestMetadata": ("session_id",),
-    },
+        Attribute(
+            "ray.serve.request_router:RequestRouter._select_from_candidate_replicas",
+            parameters=("candidates", "backoff_index"),
+        ),
+        Attribute("ray.serve.request_router:RequestRouter._backoff", parameters=("attempt",)),
+        Attribute(
+            "ray.serve.request_router:PendingRequest", members=("metadata", "routing_context")
+        ),
+        Attribute(
+            "ray.serve.request_router:RunningReplica",
+            members=("replica_id", "max_ongoing_requests"),
+        ),
+        Attribute("ray.serve.request_router:ReplicaID", members=("unique_id",)),
+        Attribute(
+            "ray.serve._private.request_router.common:RequestRoutingContext",
+            members=("should_backoff",),
+        ),
+        Attribute(
+            "ray.serve._private.request_router.common:ReplicaQueueLengthCache.get",
+            parameters=("replica_id",),
+        ),
+        Attribute("ray.serve._private.common:RequestMetadata", members=("session_id",)),
+    ],
     # Public, but newer than the other parts: these two set the oldest Ray.
-    "rolling updates of the ingress (graphs.nodes)": {
-        "ray.serve:deployment()": ("max_surge_percent",),
-    },
-    "the scaling policy (deployments.autoscaling)": {
-        "ray.serve.config:AutoscalingPolicy": ("policy_function", "policy_kwargs"),
-    },
-    "policies that a deployment names itself (deployments.autoscaling)": {
-        "ray.serve.config:AutoscalingPolicy": ("get_policy",),
-    },
-    "large calls past gRPC's limit on messages (deployments.calls)": {
-        "ray.serve.handle:DeploymentHandle.options()": (
-            "_by_reference", "session_id", "method_name"
+    "rolling updates of the ingress (graphs.nodes)": [
+        Attribute("ray.serve:deployment", parameters=("max_surge_percent",)),
+    ],
+    "the scaling policy (deployments.autoscaling)": [
+        Attribute(
+            "ray.serve.config:AutoscalingPolicy", members=("policy_function", "policy_kwargs")
         ),
-    },
-    "the proxy's health check keeps a full service (serve_app/edge)": {
-        "serve/_private/replica.py": ("Request dropped due to backpressure",),
-    },
-    "corrections to the configuration of Ray's HAProxy (compat.environment)": {
-        "serve/_private/haproxy_templates.py": (
-            "\nfrontend http_frontend\n", "bind *:", " mode 666 "
+    ],
+    "policies that a deployment names itself (deployments.autoscaling)": [
+        Attribute("ray.serve.config:AutoscalingPolicy", members=("get_policy",)),
+    ],
+    "large calls past gRPC's limit on messages (deployments.calls)": [
+        Attribute(
+            "ray.serve.handle:DeploymentHandle.options",
+            parameters=("_by_reference", "session_id", "method_name"),
         ),
-    },
-}  # fmt: skip
+    ],
+    "the proxy's health check keeps a full service (serve_app/edge)": [
+        Text("serve/_private/replica.py", "Request dropped due to backpressure"),
+    ],
+    "corrections to the configuration of Ray's HAProxy (compat.environment)": [
+        Text("serve/_private/haproxy_templates.py", "\nfrontend http_frontend\n"),
+        Text("serve/_private/haproxy_templates.py", "bind *:"),
+        Text("serve/_private/haproxy_templates.py", " mode 666 "),
+    ],
+}
 
-_OPTIONAL: Table = {
-    "request ids in logs and calls (deployments.telemetry)": {
-        "ray.serve.context:_RequestContext()": ("request_id", "route", "app_name"),
-        "ray.serve.context:_serve_request_context": (),
-    },
-    "our log lines in Serve's log files (deployments.telemetry)": {
-        "ray.serve._private.constants:SERVE_LOGGER_NAME": (),
-    },
-    "the folder of trace files (deployments.tracing)": {
-        "ray.serve._private.logging_utils:get_serve_logs_dir": (),
-    },
-    "one trace per request (deployments.tracing)": {
-        "serve/_private/replica.py": (REQUEST_SPAN,),
-    },
-    "GET /metrics over all nodes (deployments.metrics)": {
-        "_raylet.so": ("NodeManagerAddress", "MetricsExportPort"),
-    },
+_OPTIONAL: Mapping[str, Sequence[Part]] = {
+    "request ids in logs and calls (deployments.telemetry)": [
+        Attribute(
+            "ray.serve.context:_RequestContext", parameters=("request_id", "route", "app_name")
+        ),
+        Attribute("ray.serve.context:_serve_request_context"),
+    ],
+    "our log lines in Serve's log files (deployments.telemetry)": [
+        Attribute("ray.serve._private.constants:SERVE_LOGGER_NAME"),
+    ],
+    "the folder of trace files (deployments.tracing)": [
+        Attribute("ray.serve._private.logging_utils:get_serve_logs_dir"),
+    ],
+    "one trace per request (deployments.tracing)": [
+        Text("serve/_private/replica.py", REQUEST_SPAN),
+    ],
+    "GET /metrics over all nodes (deployments.metrics)": [
+        Text("_raylet.so", "NodeManagerAddress"),
+        Text("_raylet.so", "MetricsExportPort"),
+    ],
 }
 """Serving works without these, but not what they are used for."""
 
@@ -171,14 +190,8 @@ _READ_BY = {
 
 def parts(*, optional: bool) -> Iterator[Part]:
     """The optional or the required parts that the service uses on this platform."""
-    for used_for, places in (_OPTIONAL if optional else _REQUIRED).items():
-        for place, names in places.items():
-            if ":" not in place:
-                yield from (Text(place, text, used_for) for text in names)
-            elif place.endswith("()"):
-                yield Attribute(place.removesuffix("()"), used_for, parameters=names)
-            else:
-                yield Attribute(place, used_for, members=names)
+    for used_for, found in (_OPTIONAL if optional else _REQUIRED).items():
+        yield from (replace(part, used_for=used_for) for part in found)
     for name, used_for in SWITCHES.items():
         if (name in _OPTIONAL_SWITCHES) != optional:
             continue
