@@ -151,12 +151,14 @@ class Capabilities(dict[type[Task], Capability]):
 
     Raises:
         InvalidRequest: at a lookup, for a task of a capability that is not registered.
-        ValueError: two capabilities have the same name or the same member of a request.
+        ValueError: two capabilities have the same task, name or the same member of a request.
     """
 
     def __init__(self, capabilities: Iterable[Capability]) -> None:
-        super().__init__({capability.task: capability for capability in capabilities})
-        for task, other in itertools.combinations(reversed(self), 2):
+        found = list(capabilities)
+        super().__init__({capability.task: capability for capability in found})
+        tasks = [capability.task for capability in found]
+        for task, other in itertools.combinations(reversed(tasks), 2):
             if shared := {task.name, *task.member_names} & {other.name, *other.member_names}:
                 raise ValueError(f"{task.name} and {other.name} share the member {min(shared)}")
 

@@ -195,6 +195,7 @@ def batch_route(body: type[BaseModel]) -> dict[str, Any]:
     # Items are checked one by one, so that a faulty one fails alone.
     batch = BatchBody.model_json_schema()
     batch["properties"]["items"]["items"] = ref(body.__name__)
+    batch["title"] = body.__name__.replace("Body", "BatchBody")
     content = {NdjsonResponse.media_type: {"schema": ref(BatchLine.__name__)}}
     response = {"content": content, "description": "a line for each image, when ready"}
     route = _route({"schema": batch}, form, response, errors.InvalidRequest, errors.TooManyPrompts)

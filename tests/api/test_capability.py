@@ -16,7 +16,7 @@ import pytest
 from fastapi import FastAPI
 from PIL import Image
 
-from serve_app.capabilities import CAPABILITIES, SegmentRequest, load_capabilities
+from serve_app.capabilities import CAPABILITIES, SegmentRequest, TextQuery, load_capabilities
 from serve_app.client import HttpService
 from serve_app.core.capability import Capabilities, Capability
 from serve_app.core.errors import DeadlineExceeded, InvalidRequest, TooManyPrompts
@@ -183,6 +183,8 @@ def test_two_capabilities_cannot_share_a_member() -> None:
 
     with pytest.raises(ValueError, match="other and text share the member text"):
         Capabilities((*CAPABILITIES.values(), Capability(task=Other, run=toy_capability.run)))
+    with pytest.raises(ValueError, match="text and text share the member"):
+        Capabilities((*CAPABILITIES.values(), Capability(task=TextQuery, run=toy_capability.run)))
 
 
 def test_a_service_without_the_capability_says_so() -> None:
