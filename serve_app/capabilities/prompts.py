@@ -145,6 +145,13 @@ async def run(task: Prompts, context: Context) -> Outcome:
     """
     image = context.image
     for i, prompt in enumerate(task.prompts):
+        if prompt.only_background:
+            context.warn(
+                "background_points_only",
+                "only background points: they exclude regions and name no object; "
+                "add a point with label 1, or a box",
+                f"prompts[{i}]",
+            )
         try:
             prompt.check_inside(image.width, image.height)
         except InvalidPrompt as exc:

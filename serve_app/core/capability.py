@@ -105,6 +105,9 @@ class Context(Protocol):
     @property
     def scorer(self) -> TextScorer | None: ...  # None: not deployed here
 
+    def warn(self, code: str, message: str, field: str | None = None) -> None:
+        """Add a warning to the response; those of one code are one, which counts its fields."""
+
     def stage(self, name: str) -> AbstractContextManager[None]:
         """Time a block as a stage of the response's ``timings_ms``, and as a span."""
 

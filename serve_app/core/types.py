@@ -144,6 +144,12 @@ class Prompt(Wire):
             raise fault(InvalidPrompt, message, field)
         return self
 
+    @property
+    def only_background(self) -> bool:
+        """Whether all that it says is where the object is not."""
+        points = self.point_labels is not None and not self.point_labels.any()
+        return points and self.box is None and self.mask_input is None
+
     def check_inside(self, width: int, height: int) -> None:
         """Raise `InvalidPrompt` unless all points, and a part of the box, lie in the image.
 
@@ -304,6 +310,16 @@ class PromptResult:
     ] = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResponseWarning:
+    """Something about a request that was served, but may not be what the caller meant."""
+
+    code: Annotated[str, Field(description="stable, see docs/http.md")]
+    message: Annotated[str, Field(description="one sentence for people")]
+    field: Annotated[str | None, _if_given("the first member that it is about")] = None
+    count: Annotated[int, Field(description="how many members it is about")] = 1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class EmbedResult:
     """The response to an embed call: the image is known by ``image_id`` from now on."""
@@ -325,6 +341,10 @@ class EmbedResult:
             "the masks' format, `total` is from the request's first byte to the formatted masks"
         ),
     ]
+    warnings: Annotated[
+        tuple[ResponseWarning, ...],
+        _if_any("what may not be as the caller meant it; one for each code"),
+    ] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

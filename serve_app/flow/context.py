@@ -13,7 +13,7 @@ from serve_app.core.deadline import time_limit
 from serve_app.core.errors import UnknownImage
 from serve_app.core.inference import DecodeOptions, Prediction, Proposal
 from serve_app.core.ports import Predictor, Proposer, TextScorer
-from serve_app.core.types import CacheTier, Prompt, ProposalSource, RgbArray
+from serve_app.core.types import CacheTier, Prompt, ProposalSource, ResponseWarning, RgbArray
 from serve_app.images.store import ImageRef
 from serve_app.routing.cascade import select_for_escalation, should_replace
 from serve_app.routing.dispatcher import Dispatcher
@@ -22,6 +22,26 @@ from serve_app.telemetry.context import span
 from serve_app.telemetry.metrics import ESCALATIONS, STAGE_SECONDS
 
 log = logging.getLogger(__name__)
+
+
+class Warnings:
+    """The warnings of one request: one for each code."""
+
+    def __init__(self, found: Sequence[ResponseWarning] = ()) -> None:
+        self._by_code = {warning.code: warning for warning in found}
+
+    def add(self, code: str, message: str, field: str | None = None) -> None:
+        """Add a warning; for a known code it only counts."""
+        known = self._by_code.get(code)
+        if known is None:
+            self._by_code[code] = ResponseWarning(code=code, message=message, field=field)
+        else:
+            self._by_code[code] = replace(known, count=known.count + 1)
+
+    @property
+    def all(self) -> tuple[ResponseWarning, ...]:
+        """In the order in which their codes came up."""
+        return tuple(self._by_code.values())
 
 
 class Timings:
@@ -128,6 +148,7 @@ class RunContext:
         session, second: of the chosen variant, and of the cascade's second one (None: the request
             allows none).
         dispatcher: which prompts are escalated, and what the second variant would take.
+        warnings: of the image so far, and then of the run.
         respond_by: gives the instant of ``time.monotonic`` at which the response must leave, as
             seen when it is called.
     """
@@ -139,7 +160,12 @@ class RunContext:
     scorer: TextScorer | None
     timings: Timings
     dispatcher: Dispatcher
+    warnings: Warnings
     respond_by: Callable[[], float]
+
+    def warn(self, code: str, message: str, field: str | None = None) -> None:
+        """Add a warning to the response; see `Warnings.add`."""
+        self.warnings.add(code, message, field)
 
     def stage(self, name: str) -> AbstractContextManager[None]:
         """Time a block; see `Timings.stage`."""

@@ -28,7 +28,7 @@ from serve_app.core.limits import Limits
 from serve_app.core.ports import Predictor, Proposer, TextScorer
 from serve_app.core.request import AUTO, SegmentRequest
 from serve_app.core.types import CacheTier, EmbedResult, RgbArray, SegmentResult
-from serve_app.flow.context import RunContext, Timings, VariantSession
+from serve_app.flow.context import RunContext, Timings, VariantSession, Warnings
 from serve_app.flow.readiness import Readiness, ReadinessCheck
 from serve_app.images.store import ImageRef, ImageStore
 from serve_app.routing.dispatcher import Dispatcher
@@ -135,6 +135,7 @@ class SegmentationFlow:
             self._scorer,
             timings,
             self._dispatcher,
+            Warnings(image.warnings),
             partial(_respond_by, request, started, self._timeout_s, patience_s),
         )
         outcome: Outcome = await capability.run(request.task, context)
@@ -154,6 +155,7 @@ class SegmentationFlow:
             expected_ms=choice.expected_ms,
             degraded=choice.degraded or outcome.degraded,
             escalated=outcome.escalated,
+            warnings=context.warnings.all,
         )
 
     async def embed(self, image: bytes | RgbArray | str, variant: str) -> EmbedResult:
@@ -174,6 +176,7 @@ class SegmentationFlow:
             model=self._variants[choice.variant]["model"],
             cache=session.cache or CacheTier.MISS,
             timings_ms=timings.ms,
+            warnings=opened.warnings,
         )
 
     async def models(self) -> Mapping[str, Any]:

@@ -18,7 +18,7 @@ from serve_app.core.errors import SamServeError, UnknownImage
 from serve_app.core.limits import Limits
 from serve_app.core.request import image_id, parse_image_id
 from serve_app.core.single_flight import SingleFlight
-from serve_app.core.types import RgbArray
+from serve_app.core.types import ResponseWarning, RgbArray
 from serve_app.images.decode import check_pixels, decode_image
 from serve_app.telemetry.metrics import CACHE_LOOKUPS
 
@@ -39,6 +39,7 @@ class ImageRef:
     Attributes:
         id: the content-addressed id.
         width, height: size of the upright image in pixels.
+        warnings: about the file that was decoded.
         new: whether this request sent it for the first time, so no variant has it cached.
     """
 
@@ -50,6 +51,7 @@ class ImageRef:
         self.id = id_
         self.width, self.height = parse_image_id(id_)
         self.new = new
+        self.warnings: tuple[ResponseWarning, ...] = ()
 
     async def pixels(self) -> RgbArray:
         """Return the upright ``(H, W, 3) uint8`` RGB pixels, as `ImageStore.load`."""

@@ -30,7 +30,7 @@ from serve_app.core.limits import Limits
 from serve_app.core.measurements import Additive, Escalation, Measurements, Point, Profile, Steps
 from serve_app.core.request import Task, image_id
 from serve_app.core.settings import RouterSettings
-from serve_app.core.types import CacheTier, Mask, Prompt, ProposalSource, RgbArray
+from serve_app.core.types import CacheTier, Mask, Prompt, ProposalSource, RgbArray, dumped
 from serve_app.flow.flow import _minus_network_margin, _respond_by
 
 from ..clocks import VirtualTime
@@ -199,6 +199,21 @@ async def test_tasks_beyond_the_limits_are_refused_before_the_image_is_read(
     graph = FakeGraph(FakeScorer(needs_masks=False), LIMITS)
     error = await _error(graph, task, b"not an image: it would be another error")
     assert (type(error), error.field) == (kind, field)
+
+
+async def test_a_warning_counts_the_prompts_that_it_is_about() -> None:
+    background = Prompt(point_coords=[[1, 1]], point_labels=[0])
+    with_box = Prompt(point_coords=[[1, 1]], point_labels=[0], box=[2, 2, 8, 8])
+    result = await FakeGraph().flow.segment(
+        SegmentRequest(image=PIXELS, task=[with_box, background, POINT, background])
+    )
+    (warning,) = result.warnings
+    assert warning.code == "background_points_only"
+    assert (warning.field, warning.count) == ("prompts[1]", 2)
+    usual = await FakeGraph().flow.segment(SegmentRequest(image=PIXELS, task=[POINT]))
+    assert usual.warnings == ()
+    assert "warnings" not in dumped(usual)
+    assert dumped(result)["warnings"][0]["count"] == 2
 
 
 async def test_tasks_at_the_limits_pass() -> None:
