@@ -78,7 +78,7 @@ class Prompts(Task):
         return {**super().members(), **single, "multimask_output": (bool | None, default)}
 
     @classmethod
-    def from_members(cls, members: Members, limits: Limits) -> Self:
+    def from_members(cls, members: Members, limits: Limits | None) -> Self:
         multimask = members.get("multimask_output")
         if multimask is not None and not isinstance(multimask, bool):
             raise InvalidRequest("multimask_output must be true or false", "multimask_output")
@@ -115,7 +115,9 @@ class Prompts(Task):
 
     @classmethod
     def coerce(cls, value: Any) -> Self | None:
-        """A list of `Prompt`."""
+        """A `Prompt`, or a list of them."""
+        if isinstance(value, Prompt):
+            return cls(prompts=(value,))
         if isinstance(value, list | tuple):
             return cls(prompts=tuple(value))
         return super().coerce(value)

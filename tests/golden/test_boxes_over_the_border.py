@@ -24,7 +24,7 @@ DISCS = [(0, 0, 90), (640, 200, 60), (320, 427, 80), (640, 427, 110)]
 @pytest.mark.parametrize("model", ["vit_t", "sam2_hiera_tiny"])
 async def test_objects_at_the_border(one_variant: Callable[..., GraphSettings], model: str) -> None:
     y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
-    image = np.random.default_rng(0).normal(0, 6, (HEIGHT, WIDTH, 3)) + (60, 90, 70)
+    image = np.random.default_rng(0).normal((60, 90, 70), 6, (HEIGHT, WIDTH, 3))
     discs = [np.hypot(x - cx, y - cy) < r for cx, cy, r in DISCS]
     image[np.any(discs, axis=0)] += (160, 90, -10)
     pixels = image.clip(0, 255).astype(np.uint8)

@@ -96,7 +96,7 @@ class Frame:
         if self.resize_mode == "pad":
             return logits
         to_rows, to_columns = (weights for weights, _ in self._moves())
-        padded = np.full((LOW_RES, LOW_RES), PADDING_LOGIT, np.float32)
+        padded: Float32Array = np.full((LOW_RES, LOW_RES), PADDING_LOGIT, np.float32)
         padded[: len(to_rows), : len(to_columns)] = to_rows @ logits @ to_columns.T
         return padded
 
@@ -106,8 +106,7 @@ class Frame:
             return logits
         from_rows, from_columns = (weights for _, weights in self._moves())
         image = logits[: from_rows.shape[1], : from_columns.shape[1]]
-        moved: Float32Array = from_rows @ image @ from_columns.T
-        return moved
+        return np.asarray(from_rows @ image @ from_columns.T, np.float32)
 
     def _moves(self) -> tuple[tuple[Float32Array, Float32Array], ...]:
         padded = Frame.of(self.height, self.width, "pad")
@@ -148,7 +147,8 @@ def _resampling(targets: int, sources: int, step: float) -> Float32Array:
     centers = np.minimum((np.arange(targets) + 0.5) * step - 0.5, sources - 1)
     distances = np.abs(np.arange(sources) - centers[:, np.newaxis])
     weights = np.clip(1 - distances / max(1.0, step), 0, None)
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    normalized: Float32Array = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    return normalized
 
 
 def model_input(image: RgbArray, resize_mode: ResizeMode) -> Float32Array:
