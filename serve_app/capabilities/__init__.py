@@ -14,11 +14,12 @@ from serve_app.capabilities.everything import Everything, EverythingMode
 from serve_app.capabilities.prompts import Prompts
 from serve_app.capabilities.text import TextQuery
 from serve_app.core.capability import Capabilities
-from serve_app.core.request import SegmentRequest
+from serve_app.core.request import EmbedRequest, SegmentRequest
 from serve_app.core.types import Prompt, ProposalSource
 
 __all__ = [
     "CAPABILITIES",
+    "EmbedRequest",
     "Everything",
     "EverythingMode",
     "Prompt",

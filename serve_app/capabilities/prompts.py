@@ -21,6 +21,17 @@ from serve_app.core.wire import AtMost, as_tuple, fault
 
 _SINGLE = ("point_coords", "point_labels", "box", "mask_input")
 
+_WARNINGS = {
+    "background_points_only": "only background points: they exclude regions and name no object; "
+    "add a point with label 1, or a box",
+    "normalized_coordinates": "all coordinates are 0 to 1, a single pixel at the image's corner: "
+    "coordinates are in pixels, not shares of the image",
+    "tiny_box": "the box is narrower or lower than one pixel of the image",
+    "box_clipped": "more than half of the box lies outside the image; the part inside was used",
+    "empty_mask": "a mask has no pixel: the model found no object for the prompt",
+    "score_above_one": "a score is above 1, which no IoU is: it is the model's estimate",
+}
+
 
 def _checked(prompts: tuple[Prompt, ...], info: ValidationInfo) -> tuple[Prompt, ...]:
     if not prompts:
@@ -67,7 +78,7 @@ class Prompts(Task):
         return {**super().members(), **single, "multimask_output": (bool | None, default)}
 
     @classmethod
-    def from_members(cls, members: Members, limits: Limits) -> Self:
+    def from_members(cls, members: Members, limits: Limits | None) -> Self:
         multimask = members.get("multimask_output")
         if multimask is not None and not isinstance(multimask, bool):
             raise InvalidRequest("multimask_output must be true or false", "multimask_output")
@@ -104,7 +115,9 @@ class Prompts(Task):
 
     @classmethod
     def coerce(cls, value: Any) -> Self | None:
-        """A list of `Prompt`."""
+        """A `Prompt`, or a list of them."""
+        if isinstance(value, Prompt):
+            return cls(prompts=(value,))
         if isinstance(value, list | tuple):
             return cls(prompts=tuple(value))
         return super().coerce(value)
@@ -143,21 +156,22 @@ async def run(task: Prompts, context: Context) -> Outcome:
     Raises:
         InvalidPrompt: a point or box is outside of the image.
     """
-    image = context.image
+    image, inside = context.image, []
     for i, prompt in enumerate(task.prompts):
-        if prompt.only_background:
-            context.warn(
-                "background_points_only",
-                "only background points: they exclude regions and name no object; "
-                "add a point with label 1, or a box",
-                f"prompts[{i}]",
-            )
         try:
-            prompt.check_inside(image.width, image.height)
+            clipped, codes = prompt.inside(image.width, image.height)
         except InvalidPrompt as exc:
             raise exc.at(f"prompts[{i}]") from None
-    masks = await context.predict(image, task.prompts, DecodeOptions())
-    best = await context.escalate(task.prompts, masks)
+        inside.append(clipped)
+        for code in codes:
+            context.warn(code, _WARNINGS[code], f"prompts[{i}]")
+    masks = await context.predict(image, inside, DecodeOptions())
+    best = await context.escalate(inside, masks)
+    for i, of_prompt in enumerate(best.masks):
+        if any(mask.area == 0 for mask in of_prompt):
+            context.warn("empty_mask", _WARNINGS["empty_mask"], f"prompts[{i}]")
+        if any(mask.score > 1 for mask in of_prompt):
+            context.warn("score_above_one", _WARNINGS["score_above_one"], f"prompts[{i}]")
     return Outcome(
         results=tuple(
             PromptResult(masks=of_prompt, variant=best.variant if i in best.replaced else None)

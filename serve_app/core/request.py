@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from pydantic import Field, PlainValidator
 from pydantic.fields import FieldInfo
 
-from serve_app.core.errors import InvalidRequest, UnknownImage
+from serve_app.core.errors import InvalidRequest, SamServeError, UnknownImage
 from serve_app.core.limits import Limits
+from serve_app.core.pixels import check_may_be_id, own_image
 from serve_app.core.types import RgbArray
-from serve_app.core.wire import Wire, fault
+from serve_app.core.wire import Wire, as_json, fault
 
 AUTO = "auto"
 _MODE = b"RGB"
@@ -72,8 +73,11 @@ class Task(Wire):
         return {cls.name: (bool | cls | None, field)}
 
     @classmethod
-    def from_members(cls, members: Members, limits: Limits) -> Self:
+    def from_members(cls, members: Members, limits: Limits | None) -> Self:
         """The task from its members of a request.
+
+        Args:
+            limits: None: a Python caller's, whose request is checked where it is served.
 
         Raises:
             SamServeError: as the constructor.
@@ -112,16 +116,39 @@ class Task(Wire):
 def _task(value: Any) -> Task:
     if isinstance(value, Task):
         return value
+    if isinstance(value, dict):
+        return _task_of_members(value)
     for kind in _TASKS:
         if (task := kind.coerce(value)) is not None:
             return task
-    raise fault(InvalidRequest, "task must be a Task, such as a list of Prompt or a TextQuery")
+    hint = ""
+    if isinstance(value, str):
+        hint = "; a text to look for is TextQuery(text=...)"
+    elif isinstance(value, type) and issubclass(value, Task):
+        hint = f"; this is the class: {value.__name__}(...)"
+    raise fault(
+        InvalidRequest,
+        f"task must be a Task: a Prompt, a list of Prompt, a TextQuery or Everything{hint}",
+    )
+
+
+def _task_of_members(members: dict[Any, Any]) -> Task:
+    """The task that a request's JSON members are, which Python callers may give as a dict."""
+    names = {name for name in members if members[name] is not None}
+    kinds = [kind for kind in _TASKS if names & kind.requested_by]
+    if len(kinds) != 1 or not names <= kinds[0].member_names:
+        raise fault(
+            InvalidRequest,
+            "as a dict task must hold the members of one task, such as box, prompts or text",
+        )
+    return kinds[0].from_members({name: as_json(members[name]) for name in names}, None)
 
 
 def _image(value: Any) -> bytes | RgbArray | str:
-    if isinstance(value, bytes | str | np.ndarray):
-        return value
-    raise fault(InvalidRequest, "image must be bytes, an RGB array or an image_id")
+    try:
+        return own_image(value)
+    except SamServeError as exc:
+        raise fault(type(exc), exc.message) from None
 
 
 class Options(Wire):
@@ -148,13 +175,17 @@ class Options(Wire):
 class SegmentRequest(Options):
     """One request, the same for HTTP and for Python handles.
 
+    It shares nothing with what it was made of: a camera may write to its buffer at once.
+
     Attributes:
         image: a file's bytes, an upright ``(H, W, 3) uint8`` RGB array, or the ``image_id`` of
-            an earlier response.
-        task: a `Task`; a list of `Prompt` is one, too.
+            an earlier response; also what `serve_app.core.pixels` makes one of these.
+        task: a `Task`; a `Prompt`, a list of them, and a task's JSON members as a dict are one,
+            too.
         timeout_s: the caller's timeout in seconds: work for the request stops then.
 
     Raises:
+        InvalidImage, UnknownImage: nothing that can be an image, or an image_id.
         InvalidRequest: an option out of its range, or no task.
     """
 
@@ -181,6 +212,23 @@ class SegmentRequest(Options):
         return self.model_copy(update={"task": self.task.within(limits)})
 
 
+class EmbedRequest(Wire):
+    """An image to be made known, for Python callers; it is copied as in `SegmentRequest`."""
+
+    unconverted = frozenset({"image"})
+
+    image: Annotated[bytes | RgbArray | str, PlainValidator(_image)]
+    variant: Annotated[str, Field(min_length=1, max_length=32)] = AUTO
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    @classmethod
+    def of(cls, image: Any, variant: str) -> EmbedRequest:
+        """``image`` if it is such a request, or one of it and ``variant``."""
+        return image if isinstance(image, cls) else cls(image=image, variant=variant)
+
+
 def image_id(pixels: NDArray[np.uint8]) -> str:
     """``"{width}x{height}-{sha256}"`` of an upright ``(H, W, 3) uint8`` RGB image.
 
@@ -202,6 +250,7 @@ def parse_image_id(text: str) -> tuple[int, int]:
     """
     match = _PATTERN.fullmatch(text)
     if match is None:
+        check_may_be_id(text)
         raise UnknownImage(
             "this is not an image_id: send back, unchanged, the one of an earlier response",
             "image_id",

@@ -6,8 +6,8 @@ Frames and units, everywhere in this project:
 * points are ``(x, y)`` and boxes ``(x0, y0, x1, y1)`` in pixels of the upright image, where
   pixel ``(i, j)`` covers ``[j, j+1) x [i, i+1)``; a result's ``bbox`` is ``(x, y, w, h)``, as
   in COCO;
-* low-resolution logits are ``(256, 256)``, of the image padded to a square as SAM sees it; a
-  mask is ``logit > 0``.
+* low-resolution logits are ``(256, 256)``, of the image padded to a square at the right or below,
+  its longer side scaled to 256, whatever the variant's own frame is; a mask is ``logit > 0``.
 """
 
 from __future__ import annotations
@@ -44,6 +44,12 @@ BoolArray = NDArray[np.bool_]
 
 LOW_RES = 256
 """Side of SAM's low-resolution masks, in cells."""
+
+_ROUNDING = 0.5
+"""How far outside of the image a point may lie, in pixels."""
+
+_FEW_PIXELS = 8
+"""Up to this side coordinates of 0 to 1 are as likely pixels as shares of the image."""
 
 _POINTS = Array(Annotated[list[Point], Field(min_length=1, fail_fast=True)], np.float32, (None, 2))
 _LABELS = Array(
@@ -94,8 +100,10 @@ class Prompt(Wire):
         point_coords: ``(N, 2) float32``, ``(x, y)``.
         point_labels: ``(N,) int32``, 1 on the object, 0 on the background.
         box: ``(4,) float32``, ``(x0, y0, x1, y1)``.
-        mask_input: ``(256, 256) float32`` low-resolution logits of an earlier mask.
-        multimask_output: return three masks from which to choose instead of one.
+        mask_input: ``(256, 256) float32`` low-resolution logits of an earlier mask, of any
+            variant: see this module's frames.
+        multimask_output: return three masks from which to choose instead of one; None stands for
+            the default, three.
 
     Raises:
         InvalidPrompt: wrong shapes, labels that do not match, NaN, an empty box, no prompt.
@@ -120,7 +128,7 @@ class Prompt(Wire):
         "base64 of 256 x 256 little-endian float16 or float32, or nested lists",
     )
     multimask_output: Annotated[bool, BeforeValidator(_default)] = Field(
-        True, description="three masks to choose from, or one"
+        True, description="three masks to choose from, or one; null: three"
     )
 
     __eq__ = object.__eq__
@@ -150,20 +158,53 @@ class Prompt(Wire):
         points = self.point_labels is not None and not self.point_labels.any()
         return points and self.box is None and self.mask_input is None
 
-    def check_inside(self, width: int, height: int) -> None:
-        """Raise `InvalidPrompt` unless all points, and a part of the box, lie in the image.
+    def inside(self, width: int, height: int) -> tuple[Prompt, list[str]]:
+        """This prompt, clipped to an image, and the codes of the warnings that it deserves.
 
-        A box may reach over the border (a detector's often do) but not lie outside.
+        A box may reach over the border (a detector's often do) if a part of it is inside; a point
+        may lie up to half a pixel outside, on any side, as rounding puts it.  No model sees either.
+
+        Raises:
+            InvalidPrompt: a point, or all of the box, lies outside the image.
         """
         outside = f"lies outside the image of {width} x {height} pixels"
-        if self.point_coords is not None:
-            x, y = self.point_coords[:, 0], self.point_coords[:, 1]
-            if (x < 0).any() or (y < 0).any() or (x > width).any() or (y > height).any():
+        points, box = self.point_coords, self.box
+        corners: list[float] = []
+        clipped: dict[str, Float32Array] = {}
+        codes = ["background_points_only"] if self.only_background else []
+        if points is not None:
+            # As Python's floats: a request may have a thousand prompts.
+            corners = [*points.min(axis=0).tolist(), *points.max(axis=0).tolist()]
+            x0, y0, x1, y1 = corners
+            if min(x0, y0) < -_ROUNDING or x1 > width + _ROUNDING or y1 > height + _ROUNDING:
                 raise InvalidPrompt(f"a point {outside}", "point_coords")
-        if self.box is not None:
-            x0, y0, x1, y1 = self.box.tolist()
-            if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
+            if min(x0, y0) < 0 or x1 > width or y1 > height:
+                clipped["point_coords"] = points.clip(0, np.array([width, height], np.float32))
+        if box is not None:
+            x0, y0, x1, y1 = box.tolist()
+            corners += [x0, y0, x1, y1]
+            left, top, right, bottom = max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height)
+            w, h = right - left, bottom - top
+            if w <= 0 or h <= 0:
                 raise InvalidPrompt(f"the box {outside}", "box")
+            if w * h * 2 < (x1 - x0) * (y1 - y0):
+                codes.append("box_clipped")
+            if min(w, h) < 1:
+                codes.append("tiny_box")
+            if (left, top, right, bottom) != (x0, y0, x1, y1):
+                clipped["box"] = np.array([left, top, right, bottom], np.float32)
+        if max(width, height) > _FEW_PIXELS and _look_normalized(corners, box is not None):
+            codes.append("normalized_coordinates")
+        for array in clipped.values():
+            array.flags.writeable = False
+        return self.model_copy(update=clipped) if clipped else self, codes
+
+
+def _look_normalized(coordinates: list[float], with_box: bool) -> bool:
+    """Whether all are 0 to 1; points of whole numbers are taken for pixels."""
+    if not coordinates or min(coordinates) < 0 or max(coordinates) > 1:
+        return False
+    return with_box or not all(value.is_integer() for value in coordinates)
 
 
 def _finite(value: float) -> float:
@@ -252,7 +293,7 @@ class Mask:
     Attributes:
         rle: the mask itself; `array` decodes it.
         score: the model's own estimate of the mask's IoU, 0-1.
-        low_res_logits: ``(256, 256) float16``, on request.
+        low_res_logits: ``(256, 256) float16``, on request; in the frame of `Prompt.mask_input`.
         text_score: calibrated, 0-1.
     """
 

@@ -67,7 +67,7 @@ class Wire(BaseModel):
 
     def __init__(self, /, **values: Any) -> None:
         keep = self.unconverted
-        given = {k: v if k in keep else _as_json(v) for k, v in values.items()}
+        given = {k: v if k in keep else as_json(v) for k, v in values.items()}
         try:
             self.__pydantic_validator__.validate_python(given, self_instance=self)
         except ValidationError as exc:
@@ -166,16 +166,22 @@ def _known(loc: tuple[int | str, ...]) -> list[int | str]:
     return [part for part in loc if isinstance(part, int) or part in _FIELD_NAMES]
 
 
-def _as_json(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """Python and NumPy values in the form that JSON has; large arrays stay as they are."""
     if isinstance(value, np.generic):
         return value.item()
     if hasattr(value, "__array__"):
-        array = np.asarray(value)
+        try:
+            array = np.asarray(value)
+        except Exception:
+            # Not to be had as numbers, such as a tensor of a GPU: the field's type refuses it.
+            return value
         array = array.astype(np.uint8) if array.dtype.kind == "b" else array
         return array.tolist() if array.size <= _SMALL_ARRAY else array
     if isinstance(value, list | tuple):
-        return [_as_json(item) for item in value]
+        return [as_json(item) for item in value]
+    if isinstance(value, dict):
+        return {name: as_json(item) for name, item in value.items()}
     return value
 
 

@@ -15,8 +15,10 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.cache.shared import shared_tier
 from serve_app.capabilities import SegmentRequest, load_capabilities
 from serve_app.connectors.article import article_router
+from serve_app.core.errors import InvalidImage, InvalidRequest
+from serve_app.core.request import AUTO, EmbedRequest
 from serve_app.core.settings import GraphSettings
-from serve_app.core.types import EmbedResult, RgbArray, SegmentResult
+from serve_app.core.types import EmbedResult, SegmentResult
 from serve_app.core.version import project_version
 from serve_app.deployments.calls import (
     RemotePredictor,
@@ -121,12 +123,29 @@ class IngressReplica:
         )
 
     async def segment(self, request: SegmentRequest) -> SegmentResult:
-        """Serve one request of a Python caller."""
+        """Serve one request of a Python caller.
+
+        Raises:
+            InvalidRequest: no `SegmentRequest`.
+        """
+        if not isinstance(request, SegmentRequest):
+            raise InvalidRequest("segment takes a SegmentRequest(image=..., task=...)")
         with self._begun():
             return await self._flow.segment(request)
 
-    async def embed(self, image: bytes | RgbArray | str, variant: str = "auto") -> EmbedResult:
-        """Embed an image for a Python caller."""
+    async def embed(self, image: EmbedRequest | bytes | str, variant: str = AUTO) -> EmbedResult:
+        """Embed an image for a Python caller.
+
+        Raises:
+            InvalidImage: an array or a buffer of the caller's own.  Ray pickles arguments after
+                ``remote()`` has returned, so they may arrive as they were not when it was called;
+                an `EmbedRequest` has a copy.
+        """
+        if not isinstance(image, EmbedRequest | bytes | str):
+            raise InvalidImage(
+                "over a handle give EmbedRequest(image=...), a file's bytes or an image_id: "
+                "arguments are sent after the call, when an array may have changed"
+            )
         with self._begun():
             return await self._flow.embed(image, variant)
 

@@ -26,7 +26,7 @@ from serve_app.core.errors import DeadlineExceeded, Overloaded, WeightsUnavailab
 from serve_app.core.inference import DecodeOptions
 from serve_app.core.limits import Limits
 from serve_app.core.ports import Predictor, Proposer, TextScorer
-from serve_app.core.request import AUTO, SegmentRequest
+from serve_app.core.request import AUTO, EmbedRequest, SegmentRequest
 from serve_app.core.types import CacheTier, EmbedResult, RgbArray, SegmentResult
 from serve_app.flow.context import RunContext, Timings, VariantSession, Warnings
 from serve_app.flow.readiness import Readiness, ReadinessCheck
@@ -158,13 +158,18 @@ class SegmentationFlow:
             warnings=context.warnings.all,
         )
 
-    async def embed(self, image: bytes | RgbArray | str, variant: str) -> EmbedResult:
+    async def embed(
+        self, image: EmbedRequest | bytes | RgbArray | str, variant: str = AUTO
+    ) -> EmbedResult:
         """Embed an image, so that later prompts on its id need no encoder."""
+        request = EmbedRequest.of(image, variant)
         timings = Timings()
         async with self._deadline(None):
             with timings.stage("open_image"):
-                opened = await self._images.open(image)
-            choice = self._dispatcher.choose(RoutingQuery(variant=variant, prompts=0), opened.id)
+                opened = await self._images.open(request.image)
+            choice = self._dispatcher.choose(
+                RoutingQuery(variant=request.variant, prompts=0), opened.id
+            )
             session = self._session(choice.variant, timings)
             await session.predict(opened, (), DecodeOptions())
         timings.publish()

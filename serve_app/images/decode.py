@@ -28,6 +28,7 @@ from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 from serve_app.core.errors import ImageTooLarge, InvalidImage
 from serve_app.core.limits import Limits
+from serve_app.core.pixels import own_pixels
 from serve_app.core.types import RgbArray
 from serve_app.images.containers import plain_file
 
@@ -83,7 +84,7 @@ def decode_image(data: bytes, limits: Limits) -> RgbArray:
 
 
 def check_pixels(array: object, limits: Limits) -> RgbArray:
-    """Return a Python caller's array as C-contiguous, read-only ``(H, W, 3) uint8`` RGB.
+    """A Python caller's array as `own_pixels` makes it of one, within the limits.
 
     Raises:
         InvalidImage: another type, shape or dtype, or without pixels.
@@ -91,22 +92,9 @@ def check_pixels(array: object, limits: Limits) -> RgbArray:
     """
     if not isinstance(array, np.ndarray):
         raise InvalidImage("an image must be a file's bytes, a numpy array, or an image_id")
-    if array.ndim != 3 or array.shape[2] != 3:
-        shape = " x ".join(str(n) for n in array.shape[:5])
-        hint = ""
-        if array.ndim == 2:
-            hint = "; repeat a gray image with np.stack([gray] * 3, axis=-1)"
-        elif array.ndim == 3 and array.shape[2] == 4:
-            hint = "; drop the alpha channel with image[..., :3]"
-        elif array.ndim == 3 and array.shape[0] == 3:
-            hint = "; move the channels to the end with image.transpose(1, 2, 0)"
-        raise InvalidImage(
-            f"an image array must be (H, W, 3), RGB, not {shape or 'a scalar'}{hint}"
-        )
-    if array.dtype != np.uint8:
-        raise InvalidImage(f"an image array must be uint8 (0 to 255), not {array.dtype.name}")
-    _check_size(array.shape[1], array.shape[0], limits)
-    return _read_only(np.ascontiguousarray(array))
+    pixels = own_pixels(array)
+    _check_size(pixels.shape[1], pixels.shape[0], limits)
+    return pixels
 
 
 def percentile_scaled(values: NDArray[Any]) -> NDArray[np.uint8]:

@@ -121,8 +121,7 @@ class ImageStore:
     async def _open_array(self, source: RgbArray) -> ImageRef:
         # A copy: the caller may write to its array, and then the id would be wrong; and an array
         # that came over a handle would keep memory of the object store in use.
-        array = await asyncio.to_thread(check_pixels(source, self._limits).copy)
-        array.flags.writeable = False
+        array = await asyncio.to_thread(check_pixels, source, self._limits)
         id_ = await asyncio.to_thread(image_id, array)
         new = id_ not in self._images
         if new:

@@ -6,6 +6,8 @@ Each request has one odd value: of several faults either side may report another
 from __future__ import annotations
 
 import pickle
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,12 +15,17 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from serve_app.capabilities import Everything, Prompt, Prompts, SegmentRequest, TextQuery
+from serve_app.client import HttpService
 from serve_app.core.errors import InvalidPrompt, SamServeError
 from serve_app.core.limits import Limits
+from serve_app.core.ports import SegmentationService
+from serve_app.flow.flow import SegmentationFlow
 from serve_app.http.app import create_app
 
+from ..fakes.flow import FakeGraph
 from ..fakes.service import FakeService
 
 pytestmark = pytest.mark.slow
@@ -159,6 +166,51 @@ async def test_a_prompt_alone(prompt: dict[str, Any]) -> None:
 async def test_options(options: dict[str, Any]) -> None:
     verdict = await over_http({"box": VALID_BOX, **options})
     assert in_python(lambda: [Prompt(box=VALID_BOX)], **options) == verdict
+
+
+IMAGES = [
+    *(b"", bytearray(), bytearray(b"no image"), b"no image", memoryview(b"no image")),
+    *("", "x.png", "https://example.com/x.png", "a", "a" * 129, "9x9-" + "0" * 64),
+    *(None, 7, Path("x.png"), Image.new("L", (9, 9)), [[1, 2]]),
+    *(np.zeros(shape, np.uint8) for shape in [(9, 9, 3), (9, 9), (9, 9, 1), (9, 9, 4)]),
+    *(np.zeros(shape, np.uint8) for shape in [(9, 9, 2), (3, 9, 9), (1, 9, 9, 3), (0, 9), (9,)]),
+    *(np.zeros((9, 9, 3), dtype) for dtype in (np.float32, np.uint16, np.bool_)),
+    np.zeros((9, 99, 3), np.uint8),
+]
+
+
+@pytest.mark.parametrize("image", IMAGES, ids=range(len(IMAGES)))
+async def test_images(image: Any) -> None:
+    """The client, handles and the service in this process: one verdict, and one picture."""
+    limits = LIMITS.model_copy(update={"max_image_side": 50})
+    prompts = [Prompt(box=VALID_BOX)]
+
+    async def over_handle(service: SegmentationFlow) -> str:
+        sent = pickle.dumps(SegmentRequest(image=image, task=prompts))
+        return (await service.segment(pickle.loads(sent))).image_id  # noqa: S301
+
+    async def embedded(service: SegmentationService) -> str:
+        return (await service.embed(image, "auto")).image_id
+
+    async def by_client(service: SegmentationService) -> str:
+        return (await service.segment(SegmentRequest(image=image, task=prompts))).image_id
+
+    async def verdict(call: Callable[[Any], Awaitable[str]], client: bool) -> tuple[str, str]:
+        flow = FakeGraph(limits=limits).flow
+        app = create_app(flow, limits, metrics=None, version="1")  # type: ignore[arg-type]
+        try:
+            if not client:
+                return "ok", await call(flow)
+            async with HttpService("http://sam", transport=httpx.ASGITransport(app)) as service:
+                return "ok", await call(service)
+        except SamServeError as exc:
+            return exc.code, exc.message
+
+    wanted = await verdict(over_handle, client=False)
+    assert await verdict(embedded, client=False) == wanted
+    assert await verdict(by_client, client=True) == wanted
+    assert await verdict(embedded, client=True) == wanted
+    assert wanted[0] != "internal_error"
 
 
 def test_arrays_of_other_libraries_and_of_booleans_are_taken() -> None:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from ray import serve
 
-from serve_app.capabilities import SegmentRequest, TextQuery, load_capabilities
+from serve_app.capabilities import EmbedRequest, SegmentRequest, TextQuery, load_capabilities
 from serve_app.client import HttpService
 from serve_app.core.errors import InvalidImage, InvalidPrompt, SamServeError, UnknownVariant
+from serve_app.core.request import image_id
 from serve_app.core.types import CacheTier, EmbedResult, Prompt, SegmentResult
 
 from ..golden.cases import photo
@@ -45,11 +46,31 @@ def test_masks_come_back_as_numpy() -> None:
 
 def test_text_and_embed_are_there_too() -> None:
     handle = serve.get_app_handle("sam")
-    embedded: EmbedResult = handle.embed.remote(photo("chelsea")).result(timeout_s=300)
+    request = EmbedRequest(image=photo("chelsea"))
+    embedded: EmbedResult = handle.embed.remote(request).result(timeout_s=300)
     assert (embedded.width, embedded.height) == (451, 300)
     found = call(SegmentRequest(image=embedded.image_id, task=TextQuery(text=("cat",))))
     assert found.results[0].present is True
     assert found.cache is CacheTier.MEMORY
+
+
+def test_a_camera_that_reuses_its_buffer_gets_the_frames_that_it_sent() -> None:
+    """Ray pickles arguments after ``remote()`` has returned."""
+    handle = serve.get_app_handle("sam")
+    frame = photo("chelsea").copy()
+    sent, responses = [], []
+    for i in range(6):
+        frame[0, 0] = i
+        sent.append(image_id(frame))
+        if i % 2:
+            responses.append(handle.embed.remote(EmbedRequest(image=frame)))
+        else:
+            responses.append(handle.segment.remote(SegmentRequest(image=frame, task=BOX)))
+        frame[:] = 0
+        frame[:] = photo("chelsea")
+    assert [response.result(timeout_s=300).image_id for response in responses] == sent
+    with pytest.raises(InvalidImage, match="EmbedRequest"):
+        handle.embed.remote(frame).result(timeout_s=300)
 
 
 def test_a_capability_that_the_configuration_names(served: Served) -> None:

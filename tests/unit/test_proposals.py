@@ -155,7 +155,8 @@ def test_large_images_are_shrunk_and_boxes_are_not() -> None:
 def test_very_small_images_do_no_harm(shape: tuple[int, int], source: ProposalSource) -> None:
     image = np.random.default_rng(0).integers(0, 255, (*shape, 3), np.uint8)
     for proposal in propose(image, source, 4):
-        proposal.prompt.check_inside(shape[1], shape[0])
+        # Inside the image as it is.
+        assert proposal.prompt.inside(shape[1], shape[0])[0] is proposal.prompt
 
 
 @pytest.fixture(scope="module")

@@ -143,7 +143,7 @@ async def test_bad_images_are_refused_and_leave_nothing() -> None:
         (PIXELS, ImageTooLarge),
         (PIXELS.astype(np.float32), InvalidImage),
         (np.zeros((0, 5, 3), np.uint8), InvalidImage),
-        (np.zeros((5, 5), np.uint8), InvalidImage),
+        (np.zeros((5, 5, 2), np.uint8), InvalidImage),
     ):
         with pytest.raises(error):
             await store.open(bad)  # type: ignore[arg-type]

@@ -1,11 +1,17 @@
 """Mapping between an image's pixels and a model's square input of 1024 x 1024.
 
 Both resize modes (`serve_app.core.geometry.ResizeMode`) are implemented here.
+
+Low-resolution logits have one frame at the border of a model family, that of the padded square
+(`serve_app.core.types`), so that those of one family are a mask input of another.  Models that
+stretch convert them: `Frame.to_padded`, `Frame.from_padded`.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +24,9 @@ from serve_app.core.geometry import ResizeMode
 from serve_app.core.types import LOW_RES, Float32Array, RgbArray
 
 IMAGE_SIZE = 1024
+
+PADDING_LOGIT = -15.0
+"""Outside of the image in logits moved to the padded frame: about what SAM itself gives there."""
 
 # ImageNet's mean and deviation, in units of 0-255.
 _MEAN = np.array([123.675, 116.28, 103.53], dtype=np.float32)
@@ -79,6 +88,30 @@ class Frame:
         rows, columns = (self._side_weights(*side) for side in sides)
         return rows, columns
 
+    def to_padded(self, logits: Float32Array) -> Float32Array:
+        """``(256, 256)`` logits of the model in the frame of the padded square.
+
+        SAM's own stay as they are; others have `PADDING_LOGIT` where the padding is.
+        """
+        if self.resize_mode == "pad":
+            return logits
+        to_rows, to_columns = (weights for weights, _ in self._moves())
+        padded: Float32Array = np.full((LOW_RES, LOW_RES), PADDING_LOGIT, np.float32)
+        padded[: len(to_rows), : len(to_columns)] = to_rows @ logits @ to_columns.T
+        return padded
+
+    def from_padded(self, logits: Float32Array) -> Float32Array:
+        """The inverse of `to_padded`; what stands in the padding is dropped."""
+        if self.resize_mode == "pad":
+            return logits
+        from_rows, from_columns = (weights for _, weights in self._moves())
+        image = logits[: from_rows.shape[1], : from_columns.shape[1]]
+        return np.asarray(from_rows @ image @ from_columns.T, np.float32)
+
+    def _moves(self) -> tuple[tuple[Float32Array, Float32Array], ...]:
+        padded = Frame.of(self.height, self.width, "pad")
+        return _moves(padded.input_height), _moves(padded.input_width)
+
     def _side_weights(self, pixels: int, inputs: int) -> Tensor:
         # Importing torch takes seconds, and only decoders need it.
         import torch
@@ -89,6 +122,33 @@ class Frame:
             square = F.interpolate(cells, IMAGE_SIZE, mode="linear", align_corners=False)
             cells = square[..., :inputs]
         return F.interpolate(cells, pixels, mode="linear", align_corners=False)[0].T.contiguous()
+
+
+@lru_cache(maxsize=64)
+def _moves(inputs: int) -> tuple[Float32Array, Float32Array]:
+    """Weights along a side from stretched to padded cells, and back.
+
+    Args:
+        inputs: length of the side in the padded square of 1024.
+    """
+    length = inputs * LOW_RES / IMAGE_SIZE
+    cells = math.ceil(length)
+    step = LOW_RES / length
+    return _resampling(cells, LOW_RES, step), _resampling(LOW_RES, cells, 1 / step)
+
+
+def _resampling(targets: int, sources: int, step: float) -> Float32Array:
+    """``(targets, sources)`` weights of linear interpolation, antialiased where it shrinks.
+
+    Args:
+        step: source cells for each target cell.
+    """
+    # The last cell may lie in the image only in part, its centre outside.
+    centers = np.minimum((np.arange(targets) + 0.5) * step - 0.5, sources - 1)
+    distances = np.abs(np.arange(sources) - centers[:, np.newaxis])
+    weights = np.clip(1 - distances / max(1.0, step), 0, None)
+    normalized: Float32Array = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    return normalized
 
 
 def model_input(image: RgbArray, resize_mode: ResizeMode) -> Float32Array:

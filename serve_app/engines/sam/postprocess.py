@@ -67,6 +67,7 @@ def postprocess_masks(
         threshold = options.stability_score_thresh
         if threshold is not None and stability < threshold:
             continue
+        returned = frame.to_padded(low_res).astype(np.float16) if options.return_logits else None
         rle, bbox, area = encode_part(part.columns, part.x, part.y, (frame.height, frame.width))
         results.append(
             Mask(
@@ -75,7 +76,7 @@ def postprocess_masks(
                 stability_score=stability,
                 bbox=bbox,
                 area=area,
-                low_res_logits=low_res.astype(np.float16) if options.return_logits else None,
+                low_res_logits=returned,
             )
         )
     return tuple(results)

@@ -95,7 +95,8 @@ class Sam2OnnxDecoder:
         masks = np.zeros((len(jobs), 1, LOW_RES, LOW_RES), dtype=np.float32)
         for row, job in enumerate(jobs):
             if job.prompt.mask_input is not None:
-                masks[row, 0] = job.prompt.mask_input
+                frame = Frame.of(job.embedding.height, job.embedding.width, "stretch")
+                masks[row, 0] = frame.from_padded(job.prompt.mask_input)
         has_mask = np.array([jobs[0].prompt.mask_input is not None], dtype=np.float32)
         features = {name: jobs[0].embedding.tensors[name][None] for name in _OUTPUTS}
         logits, scores = self._session.run(
