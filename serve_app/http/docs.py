@@ -275,8 +275,8 @@ class SamApi(FastAPI):
     def templates(self) -> list[str]:
         """The paths of all routes; without building the document, which is slow."""
         routes = (route for router in self._routers for route in router.routes)
-        own = (self.openapi_url, self.docs_url, self.swagger_ui_oauth2_redirect_url, self.redoc_url)
-        return [*(r.path for r in routes if isinstance(r, APIRoute)), *filter(None, own)]
+        paths = [route.path for route in routes if isinstance(route, APIRoute)]
+        return [*paths, *filter(None, [self.openapi_url])]
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
