@@ -12,7 +12,6 @@ from serve_app.core.capability import Capabilities
 from serve_app.core.limits import Limits
 from serve_app.core.ports import SegmentationService
 from serve_app.core.settings import SecuritySettings
-from serve_app.http.body import TIMEOUT_HEADER
 from serve_app.http.docs import SamApi
 from serve_app.http.docs_page import docs_page_router
 from serve_app.http.errors import ErrorEnvelope, register_exception_handlers
@@ -24,6 +23,7 @@ from serve_app.http.middleware import (
     SlowClientMiddleware,
     TrailingSlashMiddleware,
 )
+from serve_app.http.request_info import TIMEOUT_HEADER
 from serve_app.http.routes import service_router, v1_router
 
 Connector = Callable[[SegmentationService, Limits, str], APIRouter]

@@ -26,8 +26,7 @@ from serve_app.core.capability import Capability
 from serve_app.core.errors import InvalidRequest, TooManyPrompts
 from serve_app.core.limits import Limits
 from serve_app.core.wire import unknown_field
-
-TIMEOUT_HEADER = "x-request-timeout-seconds"
+from serve_app.http.request_info import KEPT_TIMEOUT_HEADER, TIMEOUT_HEADER
 
 _CHARSETS = (b"utf-8", b"utf8", b"us-ascii")
 _JSON_FILES = ("request", "requests")
@@ -330,7 +329,7 @@ def _containers(node: Any) -> Iterable[Any]:
 def timeout_of(headers: Mapping[str, str]) -> float | None:
     """The caller's timeout in seconds, or None; the header and its reading are Ray Serve's."""
     try:
-        seconds = float(headers.get(TIMEOUT_HEADER, ""))
+        seconds = float(headers.get(KEPT_TIMEOUT_HEADER) or headers.get(TIMEOUT_HEADER, ""))
     except ValueError:
         return None
     return seconds if 0 < seconds < math.inf else None

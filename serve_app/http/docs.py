@@ -19,11 +19,11 @@ from typing_extensions import TypedDict
 from serve_app.core import errors
 from serve_app.core.capability import Capabilities
 from serve_app.core.types import EmbedResult, Mask, PromptResult, SegmentResult
-from serve_app.http.body import TIMEOUT_HEADER, form_fields
+from serve_app.http.body import form_fields
 from serve_app.http.errors import RETRYABLE, ErrorBody, ErrorEnvelope
 from serve_app.http.formats import GEOJSON_TYPE, JSON_TYPE, NPZ_TYPE
 from serve_app.http.gate import KEY_HEADER
-from serve_app.http.request_info import PROBES
+from serve_app.http.request_info import PROBES, TIMEOUT_HEADER
 from serve_app.http.requests import BatchBody, EmbedFields, request_body
 from serve_app.http.stream import NdjsonResponse
 

@@ -122,12 +122,18 @@ _REQUIRED: Table = {
             "_by_reference", "session_id", "method_name"
         ),
     },
+    "errors of Ray's proxies in the service's form (compat.proxy)": {
+        "ray.serve._private.http_util:configure_http_middlewares()": ("http_options",),
+        "serve/_private/replica.py": ("configure_http_middlewares(", "timed out after "),
+        "serve/_private/proxy.py": ("configure_http_middlewares(",),
+    },
     "the proxy's health check keeps a full service (serve_app/edge)": {
         "serve/_private/replica.py": ("Request dropped due to backpressure",),
     },
     "corrections to the configuration of Ray's HAProxy (compat.environment)": {
         "serve/_private/haproxy_templates.py": (
-            "\nfrontend http_frontend\n", "bind *:", " mode 666 "
+            "\nfrontend http_frontend\n", "\ndefaults\n", "bind *:", " mode 666 ",
+            " errorfile 503 ", "http-request return status 404 content-type text/plain "
         ),
     },
 }  # fmt: skip
