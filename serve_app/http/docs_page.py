@@ -10,6 +10,7 @@ import hashlib
 from functools import cache
 from importlib.resources import files
 
+import fastapi_offline
 from fastapi import APIRouter
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.exceptions import HTTPException
@@ -68,4 +69,4 @@ def _page(title: str, prefix: str) -> HTMLResponse:
 
 @cache
 def _content(name: str) -> bytes:
-    return files("fastapi_offline").joinpath("static", name).read_bytes()
+    return files(fastapi_offline).joinpath("static", name).read_bytes()
