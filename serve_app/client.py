@@ -10,6 +10,11 @@
         # Further prompts name the image; it is neither sent nor embedded again.
         again = SegmentRequest(image=result.image_id, task=TextQuery(text=("dog",)))
         result = await sam.segment(again)
+
+Without ``await``, in scripts and notebooks::
+
+    with SyncHttpService("http://127.0.0.1:8000") as sam:
+        result = sam.segment(request)
 """
 
 from __future__ import annotations
@@ -17,11 +22,13 @@ from __future__ import annotations
 import asyncio
 import io
 import random
+import threading
 import time
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Coroutine, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 import httpx
 import orjson
@@ -46,11 +53,46 @@ class UnexpectedResponse(SamServeError, code="unexpected_answer", status=502):
     """The response does not follow this interface: the address may be another server's."""
 
 
+class InvalidAddress(SamServeError, code="invalid_address", status=400):
+    """The address is not that of a service: without ``http://``, or with a route."""
+
+
+T = TypeVar("T")
+
+
+def checked_address(url: str) -> str:
+    """``url`` without a slash at its end.
+
+    Raises:
+        InvalidAddress: it is not an address such as ``http://127.0.0.1:8000``.
+    """
+    if url != url.strip():
+        raise InvalidAddress("give the address without blanks around it", "url")
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme.lower() not in ("http", "https"):
+        raise InvalidAddress(
+            "give the address with http:// or https://, such as http://127.0.0.1:8000", "url"
+        )
+    address = url.rstrip("/")
+    if address.endswith("/v1"):
+        raise InvalidAddress("give the address without /v1", "url")
+    try:
+        host = httpx.URL(address).host
+    except httpx.InvalidURL:
+        host = ""
+    if not host or rest.startswith("/"):
+        raise InvalidAddress("the address names no host, as http://127.0.0.1:8000 does", "url")
+    return address
+
+
 class HttpService:
     """A running service, as a `serve_app.core.ports.SegmentationService`.
 
+    It may be used in several event loops, and again after it was closed: each loop has connections
+    of its own.
+
     Args:
-        url: the service's address, without ``/v1``.
+        url: the service's address, with ``http://`` or ``https://`` and without ``/v1``.
         api_key: sent with every request; None: the service needs none.
         timeout_s: read timeout of one attempt, in seconds; no attempt starts after this time.
         retries: maximum number of retries after a 429 or 503 with ``retry-after``.  The client
@@ -60,8 +102,8 @@ class HttpService:
         capabilities: the kinds of task that can be requested.
 
     Raises:
-        SamServeError: the service's error, of its own type; or `Unreachable` or
-            `UnexpectedResponse`.
+        SamServeError: the service's error, of its own type; or `Unreachable`,
+            `UnexpectedResponse` or `InvalidAddress`.
     """
 
     def __init__(
@@ -74,19 +116,30 @@ class HttpService:
         transport: httpx.AsyncBaseTransport | None = None,
         capabilities: Capabilities = CAPABILITIES,
     ) -> None:
-        timeout = httpx.Timeout(timeout_s, connect=10.0)
-        # A proxy of the environment cannot reach this machine's own loopback address.
-        loopback = httpx.URL(url).host in ("127.0.0.1", "localhost", "::1")
-        self._http = httpx.AsyncClient(
-            base_url=url,
-            timeout=timeout,
-            transport=transport,
-            trust_env=not loopback,
-            headers={} if api_key is None else {"authorization": f"Bearer {api_key}"},
-        )
+        self._url = checked_address(url)
+        self._headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+        self._transport = transport
         self._timeout_s = timeout_s
         self._retries = retries
         self._capabilities = capabilities
+        self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = (
+            WeakKeyDictionary()
+        )
+
+    def _http(self) -> httpx.AsyncClient:
+        """The client of the running event loop: connections cannot leave their loop."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._clients:
+            # A proxy of the environment cannot reach this machine's own loopback address.
+            loopback = httpx.URL(self._url).host in ("127.0.0.1", "localhost", "::1")
+            self._clients[loop] = httpx.AsyncClient(
+                base_url=self._url,
+                timeout=httpx.Timeout(self._timeout_s, connect=10.0),
+                transport=self._transport,
+                trust_env=not loopback,
+                headers=self._headers,
+            )
+        return self._clients[loop]
 
     async def __aenter__(self) -> HttpService:
         return self
@@ -95,8 +148,10 @@ class HttpService:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connections; `async with` calls this on exit."""
-        await self._http.aclose()
+        """Close the running loop's connections; `async with` calls this on exit."""
+        client = self._clients.pop(asyncio.get_running_loop(), None)
+        if client is not None:
+            await client.aclose()
 
     async def segment(self, request: SegmentRequest) -> SegmentResult:
         """Send one request; arrays are sent as PNG (lossless)."""
@@ -163,7 +218,7 @@ class HttpService:
                 seconds = max(1e-3, timeout_s - (time.monotonic() - began))
                 headers["x-request-timeout-seconds"] = f"{seconds:g}"
             try:
-                response = await self._http.request(method, path, headers=headers, **content)
+                response = await self._http().request(method, path, headers=headers, **content)
             except (httpx.HTTPError, httpx.InvalidURL) as exc:
                 raise Unreachable(
                     "no response from the service: is it running at this address?"
@@ -176,6 +231,66 @@ class HttpService:
                 break
             await _pause(wait_s)
         return response
+
+
+class SyncHttpService:
+    """`HttpService` without ``await``: each call waits for its response.
+
+    It works where an event loop is already running, as in a notebook, and from several threads.
+
+    Args:
+        url: the service's address, with ``http://`` or ``https://`` and without ``/v1``.
+        options: as of `HttpService`.
+
+    Raises:
+        SamServeError: as of `HttpService`.
+    """
+
+    def __init__(self, url: str, **options: Any) -> None:
+        self._service = HttpService(url, **options)
+        self._loop = asyncio.new_event_loop()
+        # A daemon: a program that forgets to close this ends all the same.
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> SyncHttpService:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections; `with` calls this on exit."""
+        if self._loop.is_closed():
+            return
+        self._wait(self._service.aclose())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def segment(self, request: SegmentRequest) -> SegmentResult:
+        """Send one request; arrays are sent as PNG (lossless)."""
+        return self._wait(self._service.segment(request))
+
+    def embed(self, image: bytes | RgbArray | str, variant: str) -> EmbedResult:
+        """Register and encode an image, so that later prompts can refer to its ``image_id``."""
+        return self._wait(self._service.embed(image, variant))
+
+    def models(self) -> Mapping[str, Any]:
+        """The deployed variants, text engine and limits: ``GET /v1/models``."""
+        return self._wait(self._service.models())
+
+    def ready(self) -> bool:
+        """Whether ``GET /readyz`` returns 200; False if the service is unreachable."""
+        return self._wait(self._service.ready())
+
+    def _wait(self, call: Coroutine[Any, Any, T]) -> T:
+        future = asyncio.run_coroutine_threadsafe(call, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # as Ctrl-C must end the request, too
+            raise
 
 
 def _retry_wait_s(response: httpx.Response) -> float | None:

@@ -62,7 +62,10 @@ class Prompts(Task):
         AfterValidator(_checked),
         AtMost("max_prompts", "prompts"),
         BeforeValidator(as_tuple),
-    ] = Field(description="objects to segment; each has its own result")
+    ] = Field(
+        description="objects to segment; each has its own result",
+        examples=[[{"box": [10, 20, 200, 300]}]],
+    )
 
     @property
     def size(self) -> int:

@@ -68,8 +68,9 @@ def run(args: argparse.Namespace) -> int:
     _check_port(host, port)
     _check_weights(args.config, plans)
     _warn(plans, host)
-    if args.measure:
-        _measure_once(plans[0])
+    if args.measure and _measure_once(plans[0]):
+        plans = load_plans(args.config)
+    _tell_cascade(plans[0])
     args.out.mkdir(parents=True, exist_ok=True)
     _set_ingress(config, http_host=host)
     # SIGTERM stops this command as Ctrl-C does.  SIGINT is set too: a shell starts background jobs
@@ -97,19 +98,36 @@ def _warn(plans: Sequence[Plan], host: str) -> None:
             log(f"note: {variant} falls back to its reference: {reason}")
 
 
-def _measure_once(plan: Plan) -> None:
-    """Measure quickly if there are no measurements of this host; failures are not fatal."""
+def _measure_once(plan: Plan) -> bool:
+    """Measure quickly if there are no measurements of this host; failures are not fatal.
+
+    Returns:
+        Whether there may be new measurements.
+    """
     if plan.measurements.entries:
         # Measurements made with more effort must not be replaced by quick ones.
         for warning in plan.measurements.warnings:
             log(f"note: {warning}")
-        return
+        return False
     try:
         tool = COMMANDS["measure"].load()
     except ToolsMissing as exc:
         log(f"note: the variants are not measured on this host; {exc}")
-        return
+        return False
     tool.measure_quickly(plan.settings, plan.registry)
+    return True
+
+
+def _tell_cascade(plan: Plan) -> None:
+    """Say that the cascade is off, and how to switch it on: results differ, and nothing fails."""
+    router = plan.settings.router
+    if router.cascade_to is None:
+        log("note: the cascade is off; router.cascade_to in the configuration names its variant")
+    elif not plan.measurements.escalation.get(f"{router.default}>{router.cascade_to}"):
+        log(
+            f"note: the cascade from {router.default} to {router.cascade_to} is off: it has no "
+            "rules yet, which `make measure` (python -m serve_app measure) fits in some minutes"
+        )
 
 
 def _serve(config: dict[str, Any], url: str, args: argparse.Namespace) -> None:

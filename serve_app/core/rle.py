@@ -8,6 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
+_MOST_GROUPS = 7
+"""Groups of five bits in a number: 35 bits hold any run, and no sum of such runs overflows."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rle:
@@ -65,9 +68,40 @@ def encode_part(
 
 
 def decode_rle(rle: Rle) -> NDArray[np.bool_]:
-    """Decode to a ``(H, W) bool`` mask."""
-    decoded = coco.decode({"size": list(rle.size), "counts": rle.counts})
-    return np.ascontiguousarray(decoded, dtype=np.bool_)
+    """Decode to a ``(H, W) bool`` mask; the cost beside the zeros depends on the mask's extent."""
+    part, x, y = decode_part(rle)
+    mask = np.zeros(rle.size, np.bool_)
+    mask[y : y + part.shape[0], x : x + part.shape[1]] = part
+    return mask
+
+
+def decode_part(rle: Rle) -> tuple[NDArray[np.bool_], int, int]:
+    """Decode the smallest part of the image that holds the mask; the rest is never made.
+
+    Returns:
+        The part, ``(h, w) bool``, and ``x, y`` of its upper left pixel; ``(0, 0) bool`` if the
+        mask is empty.
+    """
+    height = rle.size[0]
+    edges = np.cumsum(_decompress(rle.counts))
+    starts, ends = edges[: len(edges) - 1 : 2], edges[1::2]
+    filled = starts < ends
+    starts, ends = starts[filled], ends[filled]
+    if not starts.size:
+        return np.zeros((0, 0), np.bool_), 0, 0
+    first, top = np.divmod(starts, height)
+    last, bottom = np.divmod(ends - 1, height)
+    x, y, h = int(first[0]), 0, height
+    if (first == last).all():  # else a run goes on in the next column: it has a column's both ends
+        y = int(top.min())
+        h = int(bottom.max()) + 1 - y
+    w = int(last[-1]) + 1 - x
+    bounds = np.empty(2 * len(starts), np.int64)
+    bounds[::2] = (first - x) * h + top - y
+    bounds[1::2] = (last - x) * h + bottom - y + 1
+    lengths = np.diff(bounds, prepend=0, append=w * h)
+    flat = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
+    return np.ascontiguousarray(flat.reshape(w, h).T), x, y
 
 
 def rle_area(rle: Rle) -> int:
@@ -96,7 +130,7 @@ def parse_rle(size: tuple[int, int], counts: str | bytes | list[int]) -> Rle:
     height, width = size
     if isinstance(counts, str):
         counts = counts.encode("ascii", "replace")
-    runs = _decompress(counts) if isinstance(counts, bytes) else counts
+    runs = _decompress(counts).tolist() if isinstance(counts, bytes) else counts
     if any(type(run) is not int or run < 0 for run in runs):
         raise ValueError("run lengths must be non-negative integers")
     if sum(runs) != height * width:
@@ -111,27 +145,28 @@ def _compressed(runs: list[int], size: tuple[int, int]) -> bytes:
     return counts
 
 
-def _decompress(counts: bytes) -> list[int]:
+def _decompress(counts: bytes) -> NDArray[np.int64]:
     """Run lengths of COCO's text form (pycocotools, ``maskApi.c``).
 
     Each number is written in groups of five bits, lowest first, as characters from ``0`` on; the
     sixth bit marks that another group follows, and the last group's fifth bit is the sign.  From
     the fourth number on, the difference to the number two places before is stored.
     """
-    runs: list[int] = []
-    value, shift = 0, 0
-    for char in counts:
-        group = char - 48
-        if not 0 <= group < 64 or shift > 60:
-            raise ValueError("the counts contain an invalid character or number")
-        value |= (group & 0x1F) << shift
-        shift += 5
-        if group & 0x20:
-            continue
-        if group & 0x10:
-            value -= 1 << shift
-        runs.append(value + runs[-2] if len(runs) > 2 else value)
-        value, shift = 0, 0
-    if shift:
+    groups = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
+    if groups.size and not (groups.min() >= 0 and groups.max() < 64):
+        raise ValueError("the counts contain an invalid character or number")
+    ends = np.flatnonzero(groups & 0x20 == 0)
+    if groups.size and (not ends.size or ends[-1] != groups.size - 1):
         raise ValueError("the counts end within a number")
+    lengths = np.diff(ends, prepend=-1)
+    if lengths.max(initial=0) > _MOST_GROUPS:
+        raise ValueError("the counts contain an invalid character or number")
+    if not ends.size:
+        return ends
+    starts = ends + 1 - lengths
+    place = np.arange(groups.size) - np.repeat(starts, lengths)
+    runs: NDArray[np.int64] = np.add.reduceat((groups & 0x1F) << 5 * place, starts)
+    runs -= np.where(groups[ends] & 0x10, 1 << 5 * lengths, 0)
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
     return runs

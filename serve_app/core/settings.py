@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from ipaddress import ip_address
 from typing import Any, ClassVar, Literal
 
@@ -20,6 +21,10 @@ from serve_app.core.types import ProposalSource
 log = logging.getLogger(__name__)
 
 VARIANT_NAME = r"^[a-z0-9][a-z0-9_.-]{0,31}$"
+_ORIGIN = re.compile(
+    r"[a-z][a-z0-9+.-]*://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?"
+)
+"""As browsers send it: in small letters, without a path."""
 _MIN_COST = 1e-6
 
 EngineName = Literal["torch", "compiled", "openvino", "onnxruntime"]
@@ -55,6 +60,9 @@ class Strict(BaseModel):
                 new,
                 old,
             )
+        for name in map(str, found.keys() - cls.model_fields.keys()):
+            if near := get_close_matches(name, cls.model_fields, 1):
+                raise ValueError(f"{name} is not a key here: did you mean {near[0]}?")
         return found
 
 
@@ -403,11 +411,24 @@ class ApiKey(Rate):
 
 
 class SecuritySettings(Rate):
-    """API keys and rate limits.  The rate is that of all callers without keys together."""
+    """API keys, rate limits, browsers.  The rate is that of all callers without keys together."""
+
+    allowed_origins: tuple[str, ...] = Field(
+        (),
+        description="origins such as `https://app.example.org` of which the pages may call the "
+        "service from a browser (CORS); `*`: all; by default none",
+    )
 
     api_keys: tuple[ApiKey, ...] = Field(
         (), description="if there are any, everything but the probes requires one"
     )
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(origin == "*" or _ORIGIN.fullmatch(origin) for origin in origins):
+            raise ValueError('an origin is "*", or scheme, host and port: https://example.org:8443')
+        return origins
 
     @model_validator(mode="after")
     def _distinct(self) -> SecuritySettings:

@@ -91,6 +91,13 @@ def _default(value: Any) -> Any:
     return True if value is None else value
 
 
+def _one_box(value: Any) -> Any:
+    if isinstance(value, list) and value and isinstance(value[0], list):
+        several = 'for several boxes use prompts: [{"box": …}, …]'
+        raise fault(InvalidPrompt, f"box is one box, [x0, y0, x1, y1]; {several}")
+    return value
+
+
 class Prompt(Wire):
     """One object to segment: points, a box, the logits of an earlier mask, or several of them.
 
@@ -119,7 +126,7 @@ class Prompt(Wire):
         description="one for each point: 1 on the object, 0 on the background",
         examples=[[1, 0]],
     )
-    box: Annotated[Float32Array, _BOX] | None = Field(
+    box: Annotated[Annotated[Float32Array, _BOX] | None, BeforeValidator(_one_box)] = Field(
         None, description="`[x0, y0, x1, y1]` in image pixels", examples=[[10, 20, 200, 300]]
     )
     mask_input: Annotated[Float32Array, _LOGITS] | None = Field(

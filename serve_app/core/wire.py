@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, ClassVar, Self, get_args
@@ -35,8 +36,13 @@ _LARGEST = 1e9
 """Largest magnitude of a coordinate or logit: from about 1e30 on, finite input becomes NaN inside
 the model."""
 
+_STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
+
 _SMALL_ARRAY = 4096
 """Arrays up to this size are checked number by number, as JSON lists are."""
+
+_MOST_GUESSES, _LONGEST_GUESS = 4, 32
+"""How many unknown names, and characters of each, are compared with the known ones."""
 
 _FIELD_NAMES: set[str] = set()
 
@@ -137,7 +143,8 @@ class Wire(BaseModel):
             return kind(found["msg"], field or None)
         where = field or "the request"
         if found["type"] == "extra_forbidden":
-            text = "the request has an unknown field; see /docs for the known ones"
+            names = _type_at(cls, found["loc"]).model_fields
+            text = unknown_field([str(found["loc"][-1])], names)
         elif found["type"] in ("model_type", "model_attributes_type", "dict_type"):
             text = f"{where} must be a JSON object"
         else:
@@ -159,6 +166,35 @@ def _restored(cls: type[Wire], values: dict[str, Any], given: set[str]) -> Wire:
     for name, state in (("extra", None), ("private", None), ("fields_set", given)):
         object.__setattr__(value, f"__pydantic_{name}__", state)
     return value
+
+
+def unknown_field(given: Iterable[str], known: Iterable[str]) -> str:
+    """The message about names that are not known, with the known ones near to one of them.
+
+    The names themselves are a caller's, and not repeated.
+    """
+    known = sorted(known)
+    hint = ""
+    for name in sorted(given, key=len)[:_MOST_GUESSES]:
+        plain = name[:_LONGEST_GUESS].lower().replace("-", "_")
+        if near := difflib.get_close_matches(plain, known, 2):
+            hint = f": did you mean {' or '.join(near)}?"
+            break
+    return f"the request has an unknown field{hint or '; see /docs for the known ones'}"
+
+
+def _type_at(cls: type[Wire], loc: tuple[int | str, ...]) -> type[Wire]:
+    """The innermost of our types at a place of a request."""
+    for part in loc:
+        field = cls.model_fields.get(part) if isinstance(part, str) else None
+        cls = (field and _wire_in(field.annotation)) or cls
+    return cls
+
+
+def _wire_in(annotation: Any) -> type[Wire] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Wire):
+        return annotation
+    return next(filter(None, map(_wire_in, get_args(annotation))), None)
 
 
 def _known(loc: tuple[int | str, ...]) -> list[int | str]:
@@ -326,7 +362,7 @@ class Base64Array(Array):
 
 
 def decoded_base64(text: str) -> bytes:
-    """Decode standard base64, with or without line breaks; for validators.
+    """Decode base64, standard or URL-safe, with or without padding and line breaks; for validators.
 
     Raises:
         PydanticCustomError: it is not base64.
@@ -334,6 +370,10 @@ def decoded_base64(text: str) -> bytes:
     try:
         # Not split and join, which make an object of each piece of a hostile text.
         plain = text.encode("ascii").translate(None, b" \t\r\n")
+        if not (b"+" in plain or b"/" in plain):
+            plain = plain.translate(_STANDARD_ALPHABET)
+        if not plain.endswith(b"="):
+            plain += b"=" * (-len(plain) % 4)
         return binascii.a2b_base64(plain, strict_mode=True)
     except ValueError:
         raise fault(InvalidRequest, "not valid base64") from None

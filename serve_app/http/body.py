@@ -7,6 +7,7 @@ fields contain single members, so ``curl -F file=@dog.jpg -F text=dog`` is a req
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,8 +25,8 @@ from starlette.requests import Request
 from serve_app.core.capability import Capability
 from serve_app.core.errors import InvalidRequest, TooManyPrompts
 from serve_app.core.limits import Limits
-
-TIMEOUT_HEADER = "x-request-timeout-seconds"
+from serve_app.core.wire import unknown_field
+from serve_app.http.request_info import KEPT_TIMEOUT_HEADER, TIMEOUT_HEADER
 
 _CHARSETS = (b"utf-8", b"utf8", b"us-ascii")
 _JSON_FILES = ("request", "requests")
@@ -110,9 +111,12 @@ async def read_form(request: Request, limits: Limits) -> Form:
         ) from None
     try:
         for name, value in form.multi_items():
+            # Browsers send an empty field, and a file without a name, for what is left out.
             if isinstance(value, UploadFile):
-                files.setdefault(name, []).append(await value.read())
-            else:
+                content = await value.read()
+                if content or value.filename:
+                    files.setdefault(name, []).append(content)
+            elif value.strip():
                 fields.setdefault(name, []).append(value)
     finally:
         await form.close()
@@ -148,8 +152,8 @@ def _types(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> frozens
     return frozenset(own).union(*inner) - {"null"}
 
 
-def _member(values: list[str], field: str, types: frozenset[str], limits: Limits) -> Any:
-    """The JSON-like value of a form field, for a member of these JSON types.
+def _member(values: list[str], field: str, types: frozenset[str], form: str, limits: Limits) -> Any:
+    """The JSON-like value of a form field, for a member of these JSON types and this form.
 
     A flag is `true` or `false`; texts are one text, several fields with one each, or a JSON list.
     """
@@ -166,7 +170,28 @@ def _member(values: list[str], field: str, types: frozenset[str], limits: Limits
             return values
         if not values[0].lstrip().startswith("["):
             return values[0]
-    return load_json(the_only(values, field), limits, field)
+    return load_json(the_only(values, field), limits, field, _right_form(field, types, form))
+
+
+def _right_form(field: str, types: frozenset[str], form: str) -> str:
+    """The sentence about a field whose text is not JSON."""
+    if types <= {"number", "integer"}:
+        return f"{field} must be a number"
+    if "object" in types and "boolean" in types:
+        return f"{field} must be true, false or a JSON object"
+    return f"{field} must be JSON" + (f", such as {field}={form}" if form else "")
+
+
+@cache
+def _forms(body: type[BaseModel]) -> Mapping[str, str]:
+    """How the members of a JSON body look, from the descriptions of their fields."""
+    found: dict[str, str] = {}
+    for name, field in body.model_fields.items():
+        if shape := re.search(r"`([\[{][^`]*)`", field.description or ""):
+            found[name] = shape[1]
+        elif field.examples:
+            found[name] = orjson.dumps(field.examples[0]).decode()
+    return found
 
 
 async def receive(
@@ -200,10 +225,12 @@ async def receive(
     form = await read_form(request, limits)
     types = form_fields(body)
     known = {file_field, *_JSON_FILES}
-    if not (form.fields.keys() <= known | types.keys() and form.files.keys() <= known):
+    unknown = form.fields.keys() - types.keys() - known
+    if unknown or not form.files.keys() <= known:
+        fault = unknown_field(unknown, [*types, *known]) if unknown else "unknown file"
         raise InvalidRequest(
-            f"unknown form field; the image is the file {file_field!r}, the others are request, "
-            + ", ".join(types)
+            f"{fault} (the image is the file {file_field!r}, the other form fields are request, "
+            f"{', '.join(types)})"
         )
     if file_field in form.fields:
         raise InvalidRequest(
@@ -221,7 +248,8 @@ async def receive(
         if name in form.fields:
             if name in members:
                 raise InvalidRequest(f"{name} is given both inside and outside `request`", name)
-            plain[name] = _member(form.fields[name], name, kinds, limits)
+            looks = _forms(body).get(name, "")
+            plain[name] = _member(form.fields[name], name, kinds, looks, limits)
     for capability in capabilities:
         plain = capability.task.complete_form(plain, members)
     members = {**members, **plain}
@@ -236,8 +264,16 @@ def _request_field(form: Form, name: str, default: Any, limits: Limits) -> Any:
     return load_json(the_only(parts, name), limits, name) if parts else default
 
 
-def load_json(text: bytes | bytearray | str, limits: Limits, field: str | None = None) -> Any:
+def load_json(
+    text: bytes | bytearray | str,
+    limits: Limits,
+    field: str | None = None,
+    otherwise: str = "malformed JSON (NaN, Infinity and text that is not UTF-8 are not JSON)",
+) -> Any:
     """Parse strict JSON: no NaN, no infinity, no number beyond a double, bounded in depth.
+
+    Args:
+        otherwise: the message if it is not JSON.
 
     Raises:
         InvalidRequest: the text is not such JSON; the error has ``field``.
@@ -247,9 +283,9 @@ def load_json(text: bytes | bytearray | str, limits: Limits, field: str | None =
     try:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError:
-        raise InvalidRequest(
-            "malformed JSON (NaN, Infinity and text that is not UTF-8 are not JSON)", field
-        ) from None
+        if b"'" in raw and b'"' not in raw:
+            otherwise = "malformed JSON: names and texts need double quotes, not single ones"
+        raise InvalidRequest(otherwise, field) from None
     level = list(_containers([value]))
     for _ in range(limits.max_json_depth):
         if not level:
@@ -293,7 +329,7 @@ def _containers(node: Any) -> Iterable[Any]:
 def timeout_of(headers: Mapping[str, str]) -> float | None:
     """The caller's timeout in seconds, or None; the header and its reading are Ray Serve's."""
     try:
-        seconds = float(headers.get(TIMEOUT_HEADER, ""))
+        seconds = float(headers.get(KEPT_TIMEOUT_HEADER) or headers.get(TIMEOUT_HEADER, ""))
     except ValueError:
         return None
     return seconds if 0 < seconds < math.inf else None

@@ -19,11 +19,11 @@ from typing_extensions import TypedDict
 from serve_app.core import errors
 from serve_app.core.capability import Capabilities
 from serve_app.core.types import EmbedResult, Mask, PromptResult, SegmentResult
-from serve_app.http.body import TIMEOUT_HEADER, form_fields
+from serve_app.http.body import form_fields
 from serve_app.http.errors import RETRYABLE, ErrorBody, ErrorEnvelope
 from serve_app.http.formats import GEOJSON_TYPE, JSON_TYPE, NPZ_TYPE
 from serve_app.http.gate import KEY_HEADER
-from serve_app.http.request_info import PROBES
+from serve_app.http.request_info import PROBES, TIMEOUT_HEADER
 from serve_app.http.requests import BatchBody, EmbedFields, request_body
 from serve_app.http.stream import NdjsonResponse
 
@@ -276,8 +276,8 @@ class SamApi(FastAPI):
     def templates(self) -> list[str]:
         """The paths of all routes; without building the document, which is slow."""
         routes = (route for router in self._routers for route in router.routes)
-        own = (self.openapi_url, self.docs_url, self.swagger_ui_oauth2_redirect_url, self.redoc_url)
-        return [*(r.path for r in routes if isinstance(r, APIRoute)), *filter(None, own)]
+        paths = [route.path for route in routes if isinstance(route, APIRoute)]
+        return [*paths, *filter(None, [self.openapi_url])]
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:

@@ -16,7 +16,7 @@ import numpy as np
 import orjson
 
 from serve_app.core.types import EmbedResult, Mask, PromptResult, SegmentResult, dumped
-from serve_app.masks.operations import geojson_coordinates, mask_png, mask_polygons, masks_npz
+from serve_app.masks.operations import geojson_coordinates, mask_png, masks_npz, rle_polygons
 
 JSON_TYPE = "application/json"
 GEOJSON_TYPE = "application/geo+json"
@@ -120,7 +120,7 @@ def _masks(result: SegmentResult) -> list[Mask]:
 
 
 def _polygons(mask: Mask) -> list[list[list[list[float]]]]:
-    return [[ring.tolist() for ring in polygon] for polygon in mask_polygons(mask.array)]
+    return [[ring.tolist() for ring in polygon] for polygon in rle_polygons(mask.rle)]
 
 
 def _geojson(result: SegmentResult, clock: Clock) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def _geojson(result: SegmentResult, clock: Clock) -> dict[str, Any]:
 
 
 def _feature(mask: Mask, result: int, index: int, text: str | None) -> dict[str, Any]:
-    parts = geojson_coordinates(mask_polygons(mask.array))
+    parts = geojson_coordinates(rle_polygons(mask.rle))
     geometry: dict[str, Any] | None = None
     if len(parts) == 1:
         geometry = {"type": "Polygon", "coordinates": parts[0]}

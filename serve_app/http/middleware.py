@@ -41,6 +41,37 @@ _ADDRESS = re.compile(r"[0-9A-Fa-f.:]{2,45}")
 _METHOD = re.compile(r"[A-Z]{1,16}")
 
 
+class TrailingSlashMiddleware:
+    """Serves ``/v1/segment/`` as ``/v1/segment``: many clients send no body again on a redirect."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and len(scope["path"]) > 1 and scope["path"].endswith("/"):
+            scope = {**scope, "path": scope["path"][:-1]}
+        await self._app(scope, receive, send)
+
+
+class HeadMiddleware:
+    """Serves HEAD as GET without the body, as probes of monitors and load balancers expect."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_head(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        await self._app({**scope, "method": "GET"}, receive, send_head)
+
+
 class AuditLogMiddleware:
     """Gives each request an id, an audit line and metrics, and turns unhandled exceptions into 500.
 

@@ -8,6 +8,10 @@ from typing import Any
 
 from starlette.requests import Request
 
+TIMEOUT_HEADER = "x-request-timeout-seconds"
+KEPT_TIMEOUT_HEADER = "x-sam-timeout-seconds"
+"""The same, as it arrives behind Ray (`serve_app.deployments.compat.proxy`)."""
+
 NONE = "-"
 UNKNOWN_ROUTE = "unknown"
 PROBES = frozenset({"/healthz", "/readyz", "/health"})

@@ -17,7 +17,7 @@ from serve_app.core.errors import InvalidImage, InvalidRequest, TooManyPrompts, 
 from serve_app.core.limits import Limits
 from serve_app.core.request import Members, Options, SegmentRequest
 from serve_app.core.types import PromptResult
-from serve_app.core.wire import AtMost, Wire, decoded_base64, fault
+from serve_app.core.wire import AtMost, Wire, decoded_base64, fault, unknown_field
 from serve_app.http.formats import FORMATS
 
 
@@ -115,8 +115,8 @@ def parse_call(
     if not isinstance(members, dict):
         raise InvalidRequest("the request must be a JSON object")
     known = {*CommonFields.model_fields, *(n for c in capabilities for n in c.task.member_names)}
-    if not members.keys() <= known:
-        raise InvalidRequest("the request has an unknown field; see /docs for the known ones")
+    if unknown := members.keys() - known:
+        raise InvalidRequest(unknown_field(unknown, known))
     given = _given(members)
     rest = {name: value for name, value in given.items() if name not in CommonFields.model_fields}
     common = CommonFields.parse({n: v for n, v in given.items() if n not in rest}, limits)

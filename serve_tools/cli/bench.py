@@ -81,6 +81,8 @@ def _run(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     keys = _keys(args.sections)
     settings = load_settings(args.config)[0]
+    if args.url is not None:
+        args.url = _address(args.url)
     photos, dataset = _photos(args.images), _dataset(args, settings)
     make_folder(args.out)
     path = args.json or args.out / "bench.json"
@@ -115,6 +117,15 @@ def _keys(wanted: list[str]) -> list[str]:
         return sorted({key_of(text) for text in wanted})
     except ValueError as exc:
         raise CommandError(f"there is no section {exc}; see the command's --help") from exc
+
+
+def _address(url: str) -> str:
+    from serve_app.client import InvalidAddress, checked_address
+
+    try:
+        return checked_address(url)
+    except InvalidAddress as exc:
+        raise CommandError(str(exc)) from exc
 
 
 def _photos(folder: Path | None) -> Photos:

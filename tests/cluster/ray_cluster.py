@@ -90,6 +90,9 @@ class RayCluster:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_raylet_start_wait_time_s": "120",  # on a busy machine
             "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+            "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": (
+                "serve_app.deployments.compat.proxy:middlewares"
+            ),
             # Nobody else uses this node: there is nothing to drain before it ends.
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         }

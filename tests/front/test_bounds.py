@@ -237,16 +237,21 @@ def test_without_a_service_the_response_is_503() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "code"),
-    [(503, "overloaded"), (500, "internal_error"), (504, "deadline_exceeded")],
+    ("status", "told", "code"),
+    [
+        (503, 503, "overloaded"),
+        (500, 500, "internal_error"),
+        (504, 504, "deadline_exceeded"),
+        (408, 504, "deadline_exceeded"),
+    ],
 )
-def test_ray_serves_plain_text_errors_are_replaced(status: int, code: str) -> None:
+def test_ray_serves_plain_text_errors_are_replaced(status: int, told: int, code: str) -> None:
     with gated_edge() as (gate, edge):
         gate.released.set()
         gate.reply = (status, b"text/plain", b"Request dropped due to backpressure")
         url = f"{edge.url}/v1/models"
         response = httpx.get(url, trust_env=False, timeout=HANG_GUARD_S)
-        assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+        assert (response.status_code, response.json()["error"]["code"]) == (told, code)
         gate.reply = (status, b"application/json", b'{"error":{"code":"own"}}')
         response = httpx.get(url, trust_env=False, timeout=HANG_GUARD_S)
         assert (response.status_code, response.json()["error"]["code"]) == (status, "own")

@@ -86,8 +86,8 @@ def test_headers_that_ray_serve_obeys_and_false_origins_are_removed(
 
 @pytest.mark.parametrize(
     "path",
-    ["/metrics", "/METRICS", "/clicks/metrics", "/%6detrics", "/metrics?a=b", "/-/healthz",
-     "/-/routes", "/%2D/routes", "/-%2froutes"],
+    ["/metrics", "/METRICS", "/metrics/", "/metrics%2f", "/clicks/metrics", "/%6detrics",
+     "/metrics?a=b", "/-/healthz", "/-/routes", "/%2D/routes", "/-%2froutes"],
 )  # fmt: skip
 def test_internal_routes_are_denied(edge: RunningEdge, backend: Backend, path: str) -> None:
     before = len(backend.received)

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import re
-from collections.abc import AsyncIterator, Callable
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+import uvicorn
 from PIL import Image
 
 from serve_app import client
 from serve_app.capabilities import Everything, Prompts, SegmentRequest, TextQuery
-from serve_app.client import HttpService, UnexpectedResponse, Unreachable
+from serve_app.client import (
+    HttpService,
+    InvalidAddress,
+    SyncHttpService,
+    UnexpectedResponse,
+    Unreachable,
+)
 from serve_app.core.errors import InternalError, Overloaded, SamServeError, UnknownImage
 from serve_app.core.limits import Limits
 from serve_app.core.rle import encode_rle
@@ -353,3 +363,82 @@ async def test_nobody_there() -> None:
         with pytest.raises(Unreachable) as caught:
             await sam.models()
     assert "10.0.0.1" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        *((url, "with http://") for url in ("127.0.0.1:8000", "localhost:8000", "sam", "", "//a")),
+        *((url, "with http://") for url in ("ftp://a", "localhost:8000/v1", "://a")),
+        *((url, "blanks") for url in (" http://127.0.0.1:8000", "http://a\n", "\thttp://a")),
+        *((url, "without /v1") for url in ("http://a:8000/v1", "http://a/v1/", "https://a/b/v1")),
+        *((url, "no host") for url in ("http://", "http:///a", "http://:80")),
+    ],
+)
+@pytest.mark.parametrize("kind", [HttpService, SyncHttpService])
+def test_what_is_wrong_with_an_address_is_said(kind: Any, url: str, told: str) -> None:
+    threads = threading.active_count()
+    with pytest.raises(InvalidAddress, match=re.escape(told)) as caught:
+        kind(url)
+    assert (caught.value.code, caught.value.field) == ("invalid_address", "url")
+    assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize("url", ["http://a", "https://a:1/", "HTTP://a/sam", "http://[::1]:80"])
+def test_other_addresses_are_taken(url: str) -> None:
+    HttpService(url)
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    """The interface behind a real socket, with connections that are kept alive."""
+    app = create_app(Recorder(), Limits(), metrics=None, version="1")  # type: ignore[arg-type]
+    config = uvicorn.Config(app, port=0, log_level="error", lifespan="off")
+    running = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=running.run, args=([listening],), daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        running.should_exit = True
+        thread.join()
+
+
+REQUEST = SegmentRequest(image="a", task=TextQuery(text="dog"))
+
+
+def test_one_client_serves_several_event_loops(server: str) -> None:
+    sam = HttpService(server)
+
+    async def call(close: bool) -> int:
+        result = await sam.segment(REQUEST)
+        if close:
+            await sam.aclose()
+        return len(result.results)
+
+    assert [asyncio.run(call(close)) for close in (False, False, True, True)] == [1] * 4
+
+
+def test_without_await(server: str) -> None:
+    with SyncHttpService(server) as sam:
+        assert sam.ready()
+        assert sam.segment(REQUEST).results[0].text == "dog"
+        assert sam.embed(b"1", "auto").image_id
+        assert "variants" in sam.models()
+        bad = SegmentRequest(image="a", task=TextQuery(text="dog"), variant="nothing-such")
+        with pytest.raises(SamServeError):
+            sam.segment(bad.model_copy(update={"variant": ""}))
+    sam.close()
+
+
+async def test_without_await_where_a_loop_is_running(server: str) -> None:
+    """As in a notebook."""
+    with SyncHttpService(server) as sam:
+        assert sam.segment(REQUEST).variant
+
+
+def test_a_failing_call_leaves_the_other_calls_alone() -> None:
+    with SyncHttpService("http://127.0.0.1:9", timeout_s=2) as sam:
+        for _ in range(2):
+            with pytest.raises(Unreachable):
+                sam.segment(REQUEST)
+        assert not sam.ready()

@@ -108,6 +108,29 @@ def test_serving_starts_unmeasured_without_the_tools(
     assert "pip install 'serve-anything[tools]'" in line
 
 
+@pytest.mark.parametrize(
+    ("cascade_to", "rules", "told"),
+    [
+        ("accurate", {}, "`make measure`"),
+        ("accurate", {"accurate>fast": {"box": 1}}, "`make measure`"),
+        (None, {}, "router.cascade_to"),
+        ("accurate", {"fast>accurate": {"box": 1}}, None),
+    ],
+)
+def test_serving_says_that_the_cascade_is_off_and_how_to_switch_it_on(
+    cascade_to: str | None, rules: Any, told: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from serve_app.cli import serve
+
+    router = SimpleNamespace(default="fast", cascade_to=cascade_to)
+    plan: Any = SimpleNamespace(
+        settings=SimpleNamespace(router=router), measurements=SimpleNamespace(escalation=rules)
+    )
+    serve._tell_cascade(plan)
+    printed = capsys.readouterr().err
+    assert (told in printed and "is off" in printed) if told else not printed
+
+
 def test_a_markdown_table_escapes_its_cells() -> None:
     table = markdown_table(["a", "n", "note"], [["x|y", "1", "z"]], right=1)
     assert table == "| a | n | note |\n| --- | ---: | --- |\n| x\\|y | 1 | z |"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from itertools import pairwise
 from typing import Any
 
@@ -12,11 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from PIL import Image
+from pycocotools import mask as coco
 from segment_anything.utils import amg
 from torchvision.ops import nms
 
 from serve_app.core.geometry import box_nms
-from serve_app.core.rle import decode_rle, encode_part, encode_rle, rle_bbox
+from serve_app.core.rle import decode_part, decode_rle, encode_part, encode_rle, parse_rle, rle_bbox
 from serve_app.core.types import BoolArray, Mask
 from serve_app.masks.operations import (
     Polygon,
@@ -27,8 +29,11 @@ from serve_app.masks.operations import (
     remove_small_regions,
     ring_area,
     rle_in_canvas,
+    rle_polygons,
 )
 
+Placed = tuple[int, int, int, int]
+placed = st.tuples(*[st.integers(0, 4)] * 4)
 sides = st.tuples(st.integers(1, 14), st.integers(1, 14))
 masks = sides.flatmap(lambda shape: arrays(np.bool_, shape))
 
@@ -100,6 +105,93 @@ def test_geojson_rings_are_closed_and_wind_as_rfc_7946_says() -> None:
         return sum(a[0] * b[1] - b[0] * a[1] for a, b in pairwise(ring))
 
     assert shoelace(exterior) > 0 > shoelace(hole)
+
+
+def on_canvas(mask: BoolArray, around: Placed) -> BoolArray:
+    return np.pad(mask, (around[:2], around[2:]))
+
+
+@given(masks, placed)
+@settings(max_examples=300, deadline=None)
+def test_the_part_that_is_decoded_is_the_mask_and_no_larger(
+    mask: BoolArray, around: Placed
+) -> None:
+    whole = on_canvas(mask, around)
+    rle = encode_rle(whole)
+    decoded = coco.decode({"size": list(rle.size), "counts": rle.counts})
+    assert (decode_rle(rle) == decoded).all()
+    part, x, y = decode_part(rle)
+    assert (x, y, part.shape[1], part.shape[0]) == rle_bbox(rle)
+    assert (part == whole[y : y + part.shape[0], x : x + part.shape[1]]).all()
+
+
+@given(masks, placed, st.data())
+@settings(max_examples=100, deadline=None)
+def test_empty_runs_of_a_client_change_nothing(
+    mask: BoolArray, around: Placed, data: st.DataObject
+) -> None:
+    whole = on_canvas(mask, around)
+    pixels = whole.ravel(order="F")
+    edges = [0, *np.flatnonzero(np.diff(pixels, prepend=False)).tolist(), pixels.size]
+    counts = np.diff(edges).tolist()
+    for _ in range(data.draw(st.integers(0, 3))):
+        at = data.draw(st.integers(0, len(counts) - 1))
+        split = data.draw(st.integers(0, counts[at]))
+        counts[at : at + 1] = [split, 0, counts[at] - split]
+    parsed = parse_rle((whole.shape[0], whole.shape[1]), counts)
+    assert (decode_rle(parsed) == whole).all()
+    part, x, y = decode_part(parsed)
+    assert (part.any(), part.sum()) == (whole.any(), whole.sum())
+    assert (part == whole[y : y + part.shape[0], x : x + part.shape[1]]).all()
+
+
+@given(masks, placed)
+@settings(max_examples=200, deadline=None)
+def test_files_of_a_mask_are_those_of_its_whole_image(mask: BoolArray, around: Placed) -> None:
+    whole = on_canvas(mask, around)
+    rle = encode_rle(whole)
+    outlines, expected = rle_polygons(rle), mask_polygons(whole)
+    assert [[ring.tolist() for ring in polygon] for polygon in outlines] == [
+        [ring.tolist() for ring in polygon] for polygon in expected
+    ]
+    with Image.open(io.BytesIO(mask_png(rle))) as image:
+        assert (image.mode, image.size) == ("L", whole.shape[::-1])
+        assert (np.asarray(image) == whole * np.uint8(255)).all()
+    found = Mask(rle=rle, score=0.5, stability_score=0.25, bbox=rle_bbox(rle), area=1)
+    with np.load(io.BytesIO(masks_npz([found] * 2, rle.size)), allow_pickle=False) as npz:
+        assert (npz["masks"] == np.stack([whole] * 2)).all()
+
+
+@pytest.mark.parametrize("shape", [(600, 1000), (1, 300_000), (300_000, 1), (3, 300_000)])
+@pytest.mark.parametrize("holds", ["noise", "nothing", "all", "a part"])
+def test_images_of_more_than_one_piece(shape: tuple[int, int], holds: str) -> None:
+    rng = np.random.default_rng(7)
+    whole = np.zeros(shape, np.bool_) if holds != "noise" else rng.random(shape) < 0.1
+    if holds == "all":
+        whole[:] = True
+    elif holds == "a part":
+        whole[shape[0] // 3 : shape[0] // 3 + 70, shape[1] // 2 : shape[1] // 2 + 70] = True
+    rle = encode_rle(whole)
+    with Image.open(io.BytesIO(mask_png(rle))) as image:
+        assert (np.asarray(image) == whole * np.uint8(255)).all()
+    found = Mask(rle=rle, score=0.5, stability_score=0.25, bbox=rle_bbox(rle), area=1)
+    with np.load(io.BytesIO(masks_npz([found, found], rle.size)), allow_pickle=False) as npz:
+        assert (npz["masks"] == whole).all()
+
+
+def test_no_format_makes_an_array_of_the_image() -> None:
+    """Of 400 megapixels, of which the mask has 100 x 100 pixels."""
+    size = (20_000, 20_000)
+    rle, bbox, area = encode_part(disk(100, 40), 19_800, 19_900, size)
+    found = Mask(rle=rle, score=0.5, stability_score=0.25, bbox=bbox, area=area)
+    tracemalloc.start()
+    try:
+        assert len(rle_polygons(rle)) == 1
+        mask_png(rle)
+        masks_npz([found], size)
+        assert tracemalloc.get_traced_memory()[1] < 40 * 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def disk(side: int, radius: float) -> BoolArray:

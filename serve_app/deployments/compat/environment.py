@@ -46,6 +46,10 @@ _CONSTANT = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": ("0", "one event loop per replica"),
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": ("0", "one event loop per replica"),
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": ("1", "gRPC for small calls between replicas"),
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": (
+        "serve_app.deployments.compat.proxy:middlewares",
+        "errors of Ray's proxies in the service's form",
+    ),
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": (
         str(2**30),
         "the limit on messages over gRPC",
@@ -79,8 +83,7 @@ for word; do
     if [ "$last" = -f ]; then
         sed -i -E -e 's/^( *bind )\*?:/\1127.0.0.1:/' \
             -e 's/^( *stats socket .*) mode 666 /\1 mode 600 /' "$word"
-        grep -q -F '{id_rule}' "$word" ||
-            sed -i -e '/^frontend http_frontend *$/a\    {id_rule}' "$word"
+        grep -q -F '{id_rule}' "$word" || sed -i -E -f {corrections} "$word"
     fi
     last=$word
 done
@@ -94,6 +97,49 @@ _ID_RULE = (
     f"http-request del-header {_ID} "
     f"unless {{ req.fhdr_cnt({_ID}) eq 1 }} {{ req.fhdr({_ID}) -m reg {REQUEST_ID_PATTERN} }}"
 )
+
+# HAProxy's own errors, which Ray's configuration turns into plain text or a page: code and message.
+_ERRORS = {
+    400: ("malformed_request", "the request is not valid HTTP/1.1"),
+    404: ("not_found", "there is no such route, or the service is still starting"),
+    408: ("request_timeout", "the request took too long to arrive"),
+    502: ("bad_gateway", "the service closed the connection before its response was complete"),
+    503: ("overloaded", "no replica of the service can be reached; retry later"),
+    504: ("deadline_exceeded", "the service did not respond in time"),
+}
+_OWN_ID = "txn.own_request_id"
+
+
+def _error_text(status: int) -> str:
+    code, message = _ERRORS[status]
+    given = f"%[var({_OWN_ID})]"
+    body = f'{{"error":{{"code":"{code}","message":"{message}","request_id":"{given}"}}}}'
+    more = " hdr retry-after 1" if status == 503 else ""
+    return f"content-type application/json lf-string '{body}' hdr {_ID} {given}{more}"
+
+
+def _corrections(folder: Path) -> str:
+    """A script for ``sed -E``, and the files that it inserts."""
+    rules = [
+        _ID_RULE,
+        f"http-request set-var({_OWN_ID}) req.fhdr({_ID}) if {{ req.fhdr({_ID}) -m found }}",
+        f"http-request set-var({_OWN_ID}) uuid() unless {{ var({_OWN_ID}) -m found }}",
+    ]
+    errors = [f"http-error status {status} {_error_text(status)}" for status in _ERRORS]
+    for name, lines in (("frontend", rules), ("defaults", errors)):
+        text = "".join(f"    {line}\n" for line in lines)
+        (folder / f"{name}.cfg").write_text(text, encoding="utf-8")
+    not_found = f"http-request return status 404 {_error_text(404)}".replace("&", r"\&")
+    return "\n".join(
+        [
+            f"/^frontend http_frontend *$/r {folder}/frontend.cfg",
+            f"/^defaults *$/r {folder}/defaults.cfg",
+            f"/^ *errorfile ({'|'.join(map(str, _ERRORS))}) /d",
+            r"s|^( *)http-request return status 404 content-type text/plain .*$|\1"
+            + f"{not_found}|",
+            "",
+        ]
+    )
 
 
 def whole_environment(folder: Path) -> dict[str, str]:
@@ -152,7 +198,8 @@ def _haproxy_wrapper(folder: Path) -> dict[str, str]:
     """A program that corrects Ray's HAProxy configuration and then runs HAProxy.
 
     Ray's has statistics and metrics pages on all interfaces and an admin socket that is open to
-    all users, without switches for them, and it passes on request ids of any form.
+    all users, without switches for them, it passes on request ids of any form, and its own errors
+    are plain text.
 
     HAProxy runs without ``splice`` (``-dS``), which Ray's configuration enables: HAProxy 2.8 does
     not notice that a client disconnects after it has spliced a body to a reused connection.
@@ -163,7 +210,11 @@ def _haproxy_wrapper(folder: Path) -> dict[str, str]:
         return {}  # Ray reports it
     folder.mkdir(parents=True, exist_ok=True)
     program = folder / "ray-haproxy"
-    text = _WRAPPER.format(haproxy=shlex.quote(haproxy), id_rule=_ID_RULE)
+    corrections = folder / "corrections.sed"
+    corrections.write_text(_corrections(folder), encoding="utf-8")
+    text = _WRAPPER.format(
+        haproxy=shlex.quote(haproxy), id_rule=_ID_RULE, corrections=shlex.quote(str(corrections))
+    )
     program.write_text(text, encoding="utf-8")
     program.chmod(0o700)
     return {_BINARY: str(program)}

@@ -138,12 +138,27 @@ _REQUIRED: Mapping[str, Sequence[Part]] = {
             parameters=("_by_reference", "session_id", "method_name"),
         ),
     ],
+    "errors of Ray's proxies in the service's form (compat.proxy)": [
+        Attribute(
+            "ray.serve._private.http_util:configure_http_middlewares",
+            parameters=("http_options",),
+        ),
+        Text("serve/_private/replica.py", "configure_http_middlewares("),
+        Text("serve/_private/replica.py", "timed out after "),
+        Text("serve/_private/proxy.py", "configure_http_middlewares("),
+    ],
     "the proxy's health check keeps a full service (serve_app/edge)": [
         Text("serve/_private/replica.py", "Request dropped due to backpressure"),
     ],
     "corrections to the configuration of Ray's HAProxy (compat.environment)": [
         Text("serve/_private/haproxy_templates.py", "\nfrontend http_frontend\n"),
+        Text("serve/_private/haproxy_templates.py", "\ndefaults\n"),
         Text("serve/_private/haproxy_templates.py", "bind *:"),
+        Text("serve/_private/haproxy_templates.py", " errorfile 503 "),
+        Text(
+            "serve/_private/haproxy_templates.py",
+            "http-request return status 404 content-type text/plain ",
+        ),
         Text("serve/_private/haproxy_templates.py", " mode 666 "),
     ],
 }

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from ray import serve
 from ray.serve import Application
+from starlette.requests import Request
 
 from serve_app.deployments.calls import await_response
 from serve_app.deployments.compat.runtime import (
@@ -111,4 +112,18 @@ def busy() -> Application:
         name="busy", max_ongoing_requests=1, max_queued_requests=1, ray_actor_options=_OPTIONS
     )
     bound: Application = deployment(Busy).bind()
+    return bound
+
+
+class Slow:
+    """Answers after a while with the headers that arrived."""
+
+    async def __call__(self, request: Request) -> dict[str, str]:
+        await asyncio.sleep(1)
+        return dict(request.headers)
+
+
+def slow() -> Application:
+    """A deployment that takes longer than an impatient caller waits."""
+    bound: Application = serve.deployment(name="slow", ray_actor_options=_OPTIONS)(Slow).bind()
     return bound

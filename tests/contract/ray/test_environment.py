@@ -57,6 +57,7 @@ def test_the_table_has_every_switch(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_two_rays_do_not_share_ports_or_files(tmp_path: Path) -> None:
     one, two = ray_environment(tmp_path / "one"), ray_environment(tmp_path / "two")
     own = {k for k in one if k.endswith(("_PORT", "_LOC", "_PATH", "_BASE", "_FILE"))}
+    own.remove("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH")
     assert own
     assert all(one[name] != two[name] for name in own)
     assert len({one[name] for name in own if name.endswith("_PORT")}) == 4
@@ -105,7 +106,8 @@ def test_haproxy_reads_what_ray_wrote_with_its_pages_on_loopback(tmp_path: Path)
     assert lines[lines.index("frontend http_frontend") + 1].split()[:3] == [
         "http-request", "del-header", "x-request-id"
     ]  # fmt: skip
-    assert told.count("x-request-id") == 3, "one rule"
+    assert told.count("http-request del-header x-request-id") == 1, "one rule"
+    assert told.count("http-error status 503") == 1
     assert "    bind 127.0.0.1:9101\n" in told
     assert "  bind 127.0.0.1:8404\n" in told
     assert "    bind 0.0.0.0:8000\n" in told, "where the service listens is the operator's choice"
@@ -148,6 +150,50 @@ def test_a_request_id_that_is_not_plain_does_not_reach_serve(tmp_path: Path) -> 
             for odd in (b"a b", b"x" * 65, b"a\xff", b"a,b", b""):
                 assert arrived(odd).startswith(b"0 "), odd
             assert arrived(b"a", b"b").startswith(b"0 ")
+        finally:
+            haproxy.terminate()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="HAProxy comes for Linux alone")
+def test_haproxys_own_errors_are_the_services(tmp_path: Path) -> None:
+    """The lines that Ray writes for them, with a server where nobody listens."""
+    page = tmp_path / "500.http"
+    page.write_text(
+        "HTTP/1.1 500 Internal Server Error\r\ncontent-type: text/plain\r\n\r\nInternal\n"
+    )
+    (port, nobody) = free_ports(2)
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(
+        "defaults\n    mode http\n    timeout client 99s\n    timeout connect 1s\n"
+        f"    timeout server 99s\n    errorfile 502 {page}\n    errorfile 503 {page}\n"
+        f"    errorfile 504 {page}\nfrontend http_frontend\n    bind 127.0.0.1:{port}\n"
+        "    acl is_a path_beg /a\n    use_backend a if is_a\n    default_backend default_backend\n"
+        "backend default_backend\n    http-request return status 404 content-type text/plain "
+        "lf-string \"Path \\'%[path]\\' not found. Ping http://.../-/routes\"\n"
+        f"backend a\n    server s 127.0.0.1:{nobody}\n"
+    )
+    program = ray_environment(tmp_path)["RAY_SERVE_HAPROXY_BINARY_PATH"]
+
+    def told(path: str, headers: dict[str, str]) -> tuple[int, str | None, dict[str, str]]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+        try:
+            connection.request("GET", path, headers=headers)
+            response = connection.getresponse()
+            error = json.loads(response.read())["error"]
+            assert response.headers["x-request-id"] == error["request_id"]
+            return response.status, response.headers["retry-after"], error
+        finally:
+            connection.close()
+
+    with subprocess.Popen([program, "-db", "-f", str(config)]) as haproxy:
+        try:
+            asyncio.run(_listens(port))
+            status, _, error = told("/elsewhere", {})
+            assert (status, error["code"]) == (404, "not_found")
+            assert error["request_id"]
+            status, wait, error = told("/a", {"x-request-id": "mine"})
+            assert (status, wait, error["code"]) == (503, "1", "overloaded")
+            assert error["request_id"] == "mine"
         finally:
             haproxy.terminate()
 

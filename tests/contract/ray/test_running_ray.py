@@ -16,6 +16,7 @@ from ray import serve
 from ray.serve.config import RequestRouterConfig
 
 from serve_app.core.types import CacheTier
+from serve_app.http.body import timeout_of
 from tests.cluster.ray_cluster import wait_until
 
 from . import holders, probes
@@ -92,8 +93,33 @@ def test_a_full_deployment_drops_requests_with_the_text_the_proxy_knows(url: str
         response = asyncio.run(first_response())
         assert response.status_code == httpx.codes.SERVICE_UNAVAILABLE
         assert "dropped due to backpressure" in response.text
+        error = response.json()["error"]
+        assert (error["code"], error["request_id"]) == (
+            "overloaded", response.headers["x-request-id"]
+        )  # fmt: skip
+        assert int(response.headers["retry-after"]) >= 1
     finally:
         serve.delete("busy")
+
+
+def test_a_callers_timeout_is_not_the_proxys(url: str) -> None:
+    """Ray's own answer would be a text with status 408, after 0.1 s."""
+    serve.run(probes.slow(), name="slow", route_prefix="/slow")
+    try:
+        sent = {"x-request-timeout-seconds": "0.1"}
+        response = httpx.get(f"{url}/slow", headers=sent, timeout=PATIENCE_S, trust_env=False)
+        assert response.status_code == httpx.codes.OK
+        assert timeout_of(response.json()) == 0.1
+        assert "x-request-timeout-seconds" not in response.json()
+    finally:
+        serve.delete("slow")
+
+
+def test_a_route_that_ray_does_not_know_is_told_in_the_services_form(url: str) -> None:
+    response = httpx.get(f"{url}/nothing", timeout=PATIENCE_S, trust_env=False)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (404, "not_found")
+    assert error["request_id"] == response.headers["x-request-id"]
 
 
 # Affinity: calls for an image go to the replica with its embedding, and none hangs.
