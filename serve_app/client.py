@@ -30,7 +30,7 @@ from PIL import Image
 from serve_app.capabilities import CAPABILITIES, SegmentRequest
 from serve_app.core.capability import Capabilities
 from serve_app.core.errors import InternalError, SamServeError
-from serve_app.core.request import Options
+from serve_app.core.request import ImageOptions, Options
 from serve_app.core.types import EmbedResult, RgbArray, SegmentResult, adapter
 
 _RETRYABLE = (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE)
@@ -108,9 +108,12 @@ class HttpService:
         with _reading():
             return _segment_result(body, capability.result)
 
-    async def embed(self, image: bytes | RgbArray | str, variant: str) -> EmbedResult:
+    async def embed(
+        self, image: bytes | RgbArray | str, variant: str, options: ImageOptions | None = None
+    ) -> EmbedResult:
         """Register and encode an image, so that later prompts can refer to its ``image_id``."""
-        body = await self._send("/v1/embed", image, {"variant": variant})
+        fields = {} if options is None else options.model_dump(exclude_unset=True)
+        body = await self._send("/v1/embed", image, {"variant": variant, **fields})
         with _reading():
             return cast(EmbedResult, adapter(EmbedResult).validate_python(body))
 

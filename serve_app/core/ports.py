@@ -20,7 +20,7 @@ from serve_app.core.inference import (
     ScorerInfo,
     TextScores,
 )
-from serve_app.core.request import SegmentRequest
+from serve_app.core.request import ImageOptions, SegmentRequest
 from serve_app.core.types import (
     CacheTier,
     EmbedResult,
@@ -170,7 +170,9 @@ class SegmentationService(Protocol):
             SamServeError: see `serve_app.core.errors`.
         """
 
-    async def embed(self, image: bytes | RgbArray | str, variant: str) -> EmbedResult:
+    async def embed(
+        self, image: bytes | RgbArray | str, variant: str, options: ImageOptions | None = None
+    ) -> EmbedResult:
         """Register and encode an image; later prompts can refer to its ``image_id``."""
 
     async def models(self) -> Mapping[str, Any]:

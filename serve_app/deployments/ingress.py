@@ -15,6 +15,7 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.cache.shared import shared_tier
 from serve_app.capabilities import SegmentRequest, load_capabilities
 from serve_app.connectors.article import article_router
+from serve_app.core.request import ImageOptions
 from serve_app.core.settings import GraphSettings
 from serve_app.core.types import EmbedResult, RgbArray, SegmentResult
 from serve_app.core.version import project_version
@@ -33,7 +34,7 @@ from serve_app.flow.flow import SegmentationFlow
 from serve_app.flow.readiness import ReadinessCheck
 from serve_app.http.app import create_app
 from serve_app.http.gate import InFlightTracker
-from serve_app.images.decode import silence_pillow_warnings
+from serve_app.images.decode import silence_decoders
 from serve_app.images.store import ImageStore
 from serve_app.profiles.plan import Plan
 from serve_app.scaling.reports import profile_report
@@ -55,7 +56,7 @@ class IngressReplica:
         changes = check()
         settings = plan.settings
         join_serve_log()
-        silence_pillow_warnings()
+        silence_decoders()
         start_telemetry(ingress=True)
         exposed = settings.security.exposure_warning(settings.ingress.http_host)
         for warning in filter(None, (*changes, *plan.warnings, exposed)):
@@ -125,10 +126,15 @@ class IngressReplica:
         with self._begun():
             return await self._flow.segment(request)
 
-    async def embed(self, image: bytes | RgbArray | str, variant: str = "auto") -> EmbedResult:
+    async def embed(
+        self,
+        image: bytes | RgbArray | str,
+        variant: str = "auto",
+        options: ImageOptions | None = None,
+    ) -> EmbedResult:
         """Embed an image for a Python caller."""
         with self._begun():
-            return await self._flow.embed(image, variant)
+            return await self._flow.embed(image, variant, options)
 
     async def models(self) -> Mapping[str, Any]:
         """The deployed variants."""

@@ -26,7 +26,7 @@ from serve_app.core.errors import DeadlineExceeded, Overloaded, WeightsUnavailab
 from serve_app.core.inference import DecodeOptions
 from serve_app.core.limits import Limits
 from serve_app.core.ports import Predictor, Proposer, TextScorer
-from serve_app.core.request import AUTO, SegmentRequest
+from serve_app.core.request import AUTO, ImageOptions, SegmentRequest
 from serve_app.core.types import CacheTier, EmbedResult, RgbArray, SegmentResult
 from serve_app.flow.context import RunContext, Timings, VariantSession, Warnings
 from serve_app.flow.readiness import Readiness, ReadinessCheck
@@ -86,7 +86,7 @@ class SegmentationFlow:
         request = request.within(self._limits)
         timings = Timings()
         with timings.stage("open_image"):
-            image = await self._images.open(request.image)
+            image = await self._images.open(request.image, request)
         query = await self._query(capability, request, image, started)
         choice = self._dispatcher.choose(query, image.id)
         try:
@@ -156,14 +156,17 @@ class SegmentationFlow:
             degraded=choice.degraded or outcome.degraded,
             escalated=outcome.escalated,
             warnings=context.warnings.all,
+            image=image.info,
         )
 
-    async def embed(self, image: bytes | RgbArray | str, variant: str) -> EmbedResult:
+    async def embed(
+        self, image: bytes | RgbArray | str, variant: str, options: ImageOptions | None = None
+    ) -> EmbedResult:
         """Embed an image, so that later prompts on its id need no encoder."""
         timings = Timings()
         async with self._deadline(None):
             with timings.stage("open_image"):
-                opened = await self._images.open(image)
+                opened = await self._images.open(image, options)
             choice = self._dispatcher.choose(RoutingQuery(variant=variant, prompts=0), opened.id)
             session = self._session(choice.variant, timings)
             await session.predict(opened, (), DecodeOptions())
@@ -177,6 +180,7 @@ class SegmentationFlow:
             cache=session.cache or CacheTier.MISS,
             timings_ms=timings.ms,
             warnings=opened.warnings,
+            image=opened.info,
         )
 
     async def models(self) -> Mapping[str, Any]:

@@ -12,9 +12,10 @@ from PIL import Image
 
 from serve_app.core.errors import ImageTooLarge, InvalidImage, UnknownImage
 from serve_app.core.limits import Limits
-from serve_app.core.request import image_id
+from serve_app.core.request import Reading, image_id
 from serve_app.core.types import RgbArray
 from serve_app.images import store as images
+from serve_app.images.decode import Decoded
 from serve_app.images.store import ImageStore
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
@@ -45,13 +46,13 @@ class Shared:
 def decodings(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """The files decoded during a test."""
     seen: list[bytes] = []
-    original = images.decode_image
+    original = images.read_image
 
-    def counted(data: bytes, limits: Limits) -> RgbArray:
+    def counted(data: bytes, limits: Limits, reading: Reading) -> Decoded:
         seen.append(data)
-        return original(data, limits)
+        return original(data, limits, reading)
 
-    monkeypatch.setattr(images, "decode_image", counted)
+    monkeypatch.setattr(images, "read_image", counted)
     return seen
 
 
