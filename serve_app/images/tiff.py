@@ -18,7 +18,7 @@ import io
 import math
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -408,7 +408,7 @@ def samples(page: Directory, wanted: list[int], limits: Limits) -> NDArray[Any]:
     planes = channels if page.planar and channels > 1 else 1
     each = channels // planes
     # Whole tiles are decoded, however small the image in them.
-    most = max(width * height * channels, across * down * each)
+    most = max(width * height * max(channels, len(wanted)), across * down * each)
     if most * dtype.itemsize > limits.max_image_pixels * BYTES_PER_PIXEL:
         raise ImageTooLarge(
             f"the samples of this {page.title}, {width} x {height} pixels, are too large: at most "
@@ -434,13 +434,12 @@ def samples(page: Directory, wanted: list[int], limits: Limits) -> NDArray[Any]:
     grid = _Grid(page, dtype, across, down, each)
     for plane, where in places.items():
         first = plane * columns * rows
-        for number, block in grid.decoded(offsets, sizes, range(first, first + columns * rows)):
+        pieces = range(first, first + columns * rows)
+        for number, offset, block in grid.decoded(offsets, sizes, pieces):
             row, column = divmod(number - first, columns)
-            top, left = row * down, column * across
-            cut = result[top : top + down, left : left + across]
+            top, left = row * down + offset, column * across
+            cut = result[top : top + len(block), left : left + across]
             part = block[: cut.shape[0], : cut.shape[1]]
-            if part.shape[:2] != cut.shape[:2]:
-                raise InvalidImage("the TIFF file ends before its pixels")
             for index, channel in where:
                 cut[:, :, index] = part[:, :, channel]
     return result
@@ -462,34 +461,44 @@ class _Grid:
 
     def decoded(
         self, offsets: list[int], sizes: list[int], numbers: range
-    ) -> Iterator[tuple[int, NDArray[Any]]]:
-        """Each piece's number and its samples, ``(rows, across, each)``."""
-        tiled = 322 in self.page.entries
-        last_rows = self.down if tiled else (self.page.height - 1) % self.down + 1
+    ) -> Iterator[tuple[int, int, NDArray[Any]]]:
+        """Blocks of rows: the piece's number, the first row, and samples (rows, across, each)."""
+        last_rows = (self.page.height - 1) % self.down + 1
+        if 322 in self.page.entries:
+            last_rows = self.down
         batch = max(1, _BATCH_BYTES // (self.row_bytes * self.down))
+        step = max(1, _BATCH_BYTES // self.row_bytes)
         for start in range(numbers.start, numbers.stop, batch):
             group = range(start, min(start + batch, numbers.stop))
             # A sparse file has no bytes where all samples are zero.
             held = [n for n in group if offsets[n] and sizes[n]]
+            if not held:
+                continue
             rows = [last_rows if n == numbers.stop - 1 else self.down for n in held]
             pieces = [self.page.data[offsets[n] : offsets[n] + sizes[n]] for n in held]
-            raw = self._bytes(pieces, rows) if held else np.empty((0, self.row_bytes), np.uint8)
+            take = self._rows(pieces, rows)
             end = 0
             for number, count in zip(held, rows, strict=True):
                 begin, end = end, end + count
-                yield number, self._typed(raw[begin:end])
+                for first in range(0, count, step):
+                    raw = take(begin + first, min(begin + first + step, end))
+                    yield number, first, self._typed(raw)
 
-    def _bytes(self, pieces: list[bytes], rows: list[int]) -> NDArray[np.uint8]:
-        """Decompressed rows of bytes."""
+    def _rows(
+        self, pieces: list[bytes], rows: list[int]
+    ) -> Callable[[int, int], NDArray[np.uint8]]:
+        """A function that returns some of the pieces' rows of bytes, decompressed."""
         if self.page.codec == 1:
             wanted = [count * self.row_bytes for count in rows]
             if any(len(piece) < n for piece, n in zip(pieces, wanted, strict=True)):
                 raise InvalidImage("the TIFF file ends before its pixels")
             joined = b"".join(piece[:n] for piece, n in zip(pieces, wanted, strict=True))
-            return np.frombuffer(joined, np.uint8).reshape(-1, self.row_bytes)
+            whole = np.frombuffer(joined, np.uint8).reshape(-1, self.row_bytes)
+            return lambda begin, end: whole[begin:end]
         # Not `Image.open`, whose bound for pixels would be one for bytes here.
-        with TiffImageFile(io.BytesIO(self._as_gray(pieces, sum(rows)))) as image:
-            return np.asarray(image)
+        image = TiffImageFile(io.BytesIO(self._as_gray(pieces, sum(rows))))
+        image.load()
+        return lambda begin, end: np.asarray(image.crop((0, begin, self.row_bytes, end)))
 
     def _as_gray(self, pieces: list[bytes], height: int) -> bytes:
         """A TIFF file of 8-bit gray rows with the pieces as its strips."""

@@ -145,7 +145,7 @@ def test_each_file_becomes_its_picture(
     options: dict[str, Any] = {"compression": written_codec, "tile": tile}
     if channels > 1:
         options["planarconfig"] = "separate" if planar else "contig"
-    if predictor and written_codec == "zlib" and dtype != "f2":
+    if predictor and written_codec == "zlib" and dtype[0] != "f":
         options["predictor"] = True
     if tile is None:
         options["rowsperstrip"] = min(strip_rows, size[0])
@@ -171,6 +171,19 @@ def test_each_file_becomes_its_picture(
     assert codes == ({"more_pages"} if pages > 1 and page == 0 else set()) | (
         {"more_channels"} if channels not in (1, 3) else set()
     )
+
+
+@pytest.mark.parametrize("predictor", [2, 3])
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "zstd"])
+def test_predictors_of_floats_as_libtiff_writes_them(predictor: int, compression: str) -> None:
+    values = scene(20, 30, 1, "f4")[:, :, 0] / 7
+    buffer = io.BytesIO()
+    options: dict[str, Any] = {"compression": compression, "tiffinfo": {317: predictor}}
+    Image.fromarray(values).save(buffer, "TIFF", **options)
+    buffer.seek(0)
+    with tifffile.TiffFile(buffer) as file:
+        assert file.pages[0].tags[317].value == predictor
+    assert (read(buffer.getvalue()).pixels == as_rgb(stretched(values[:, :, None]))).all()
 
 
 @pytest.mark.parametrize("dtype", ["u1", "u2", "f4"])
