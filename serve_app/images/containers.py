@@ -239,7 +239,7 @@ def _isobmff(data: bytes) -> str:
 def _foreign(data: bytes) -> InvalidImage:
     """The refusal of a file that none of the readers knows, by name where it has one."""
     start = data[:64].lstrip(b"\xef\xbb\xbf \t\r\n")
-    name = next((name for mark, name in _NAMED if start[:10].startswith(mark)), "")
+    name = next((name for mark, name in _NAMED if start.startswith(mark)), "")
     if _isobmff(data) == "video":
         name = "a video or another ISO media file"
     elif re.match(rb"P[1-7]\s", start):
