@@ -35,6 +35,10 @@ _PNG_KEPT = {b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"}
 _JPEG_MARKER = re.compile(rb"\xff([\x02-\xcf\xd8-\xfe])")
 
 
+_SOF = (0xC0, 0xC1, 0xC2)
+_OTHER_JPEG = {0xC3: "lossless JPEG", 0xC7: "lossless JPEG", 0xCB: "lossless JPEG"}
+
+
 def plain_file(data: bytes, limits: Limits) -> tuple[str, bytes]:
     """Return the format, in Pillow's terms, and the reduced bytes of an image file.
 
@@ -90,6 +94,11 @@ def _jpeg(data: bytes, limits: Limits) -> bytes:
             continue
         begin = end - 2
         end += int.from_bytes(data[end : end + 2], "big")
+        if first_scan is None and (
+            marker in _OTHER_JPEG or (marker in _SOF and data[begin + 4] != 8)
+        ):
+            kind = _OTHER_JPEG.get(marker) or f"JPEG with {data[begin + 4]} bits a sample"
+            raise InvalidImage(f"{kind} is not read: save it as usual JPEG, or as PNG or TIFF")
         if marker == 0xDA:
             scans += 1
             if scans > MAX_JPEG_SCANS:

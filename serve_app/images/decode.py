@@ -219,7 +219,7 @@ def _decoded(picture: _Picture, reading: Reading) -> Decoded:
         if not reading.page:
             warnings.append(_warning("more_pages", text + ": choose another by `page`", "page"))
     elif picture.animated:
-        warnings.append(_warning("more_pages", "the file is animated: its first frame was used"))
+        warnings.append(_warning("more_pages", "the file has several frames: one was used"))
     if picture.left:
         used = ", ".join(map(str, picture.used))
         text = f"the image has {picture.channels} channels, of which {used} were used"
@@ -297,21 +297,22 @@ def _tiff(data: bytes, limits: Limits, reading: Reading) -> _Picture:
     colours = 3 if page.photometric == tiff.RGB else 1
     if page.channels < colours:
         raise InvalidImage(f"this RGB TIFF has {page.channels} channels, fewer than three")
-    alphas = [n for n, kind in enumerate(page.extra, page.channels - len(page.extra)) if kind]
-    alpha = next((n for n in alphas if colours <= n < page.channels), None)
+    extra = dict(enumerate(page.extra, page.channels - len(page.extra)))
+    alpha = next((n for n, kind in extra.items() if kind in (1, 2) and n >= colours), None)
     own = [n for n in range(page.channels) if n != alpha]
     used = reading.channel or tuple(own[:3] if len(own) >= 3 else own[:1])
     for channel in used:
         if channel >= page.channels:
             raise _no_channel(page.channels, channel)
-    covered = alpha is not None and alpha not in used
-    found = tiff.samples(page, [*used, *([alpha] if covered and alpha is not None else [])], limits)
+    if alpha in used:
+        alpha = None  # asked for as a channel of its own
+    found = tiff.samples(page, [*used, *([] if alpha is None else [alpha])], limits)
     found = _upright_array(found, page.orientation)
     cover: NDArray[np.float32] | None = None
-    if covered:
+    if alpha is not None:
         cover = _cover(found[:, :, -1])
         found = found[:, :, :-1]
-        if page.extra[0] == 1:
+        if extra[alpha] == 1:
             found = _without_alpha(found, cover)
     return _Picture(
         **about,
@@ -333,12 +334,17 @@ def _cover(alpha: NDArray[Any]) -> NDArray[np.float32]:
 
 def _without_alpha(samples: NDArray[Any], cover: NDArray[np.float32]) -> NDArray[Any]:
     """Samples that were multiplied with their alpha, as they were before."""
-    with np.errstate(all="ignore"):
-        whole = np.nan_to_num(samples / cover[:, :, np.newaxis], posinf=0.0, neginf=0.0)
-    if samples.dtype.kind == "f":
-        return whole
-    limits = np.iinfo(samples.dtype)
-    return np.rint(whole).clip(limits.min, limits.max).astype(samples.dtype)
+    result = np.empty_like(samples)
+    rows = max(1, _BLOCK // samples.shape[1])
+    for top in range(0, len(samples), rows):
+        with np.errstate(all="ignore"):
+            part = samples[top : top + rows] / cover[top : top + rows, :, np.newaxis]
+        part = np.nan_to_num(part, posinf=0.0, neginf=0.0)
+        if samples.dtype.kind != "f":
+            limits = np.iinfo(samples.dtype)
+            part = np.rint(part).clip(limits.min, limits.max)
+        result[top : top + rows] = part
+    return result
 
 
 def _cmyk(
@@ -385,7 +391,8 @@ def _loaded(upright: Image.Image, image: Image.Image, reading: Reading) -> _Pict
     if upright.mode in _DEEP_MODES:
         samples = np.asarray(upright)
         kind = {"F": "float32", "I": "int32"}.get(upright.mode, "uint16")
-        return _deep(samples[:, :, np.newaxis], kind, None, reading)
+        samples = samples[:, :, np.newaxis]
+        return _deep(samples, kind, _key(samples, image), reading)
     gray = upright.mode in ("1", "L", "LA", "La")
     return _chosen_channels(_rgb_pixels(upright), 1 if gray else 3, reading)
 
@@ -429,7 +436,9 @@ def _deep_png(data: bytes, reading: Reading) -> _Picture:
     colour = data[25]
     halves = []
     for order in ("B", "L"):  # as big-endian the upper bytes, as little-endian the lower ones
-        with Image.open(io.BytesIO(_as_rgba(data) if colour == 4 else data)) as image:
+        with Image.open(
+            io.BytesIO(_as_rgba(data) if colour == 4 else data), formats=("PNG",)
+        ) as image:
             if colour != 4:
                 # A copy of Pillow's own instruction, with another order of bytes.
                 image.tile = [image.tile[0]._replace(args=f"{image.mode};16{order}")]
@@ -443,8 +452,16 @@ def _deep_png(data: bytes, reading: Reading) -> _Picture:
     else:
         samples = halves[0].astype(np.uint16) << 8 | halves[1]
     if colour == 2:
-        return _deep(samples, "uint16", None, reading)
+        return _deep(samples, "uint16", _key(samples, image), reading)
     return _deep(samples[:, :, :-1], "uint16", _cover(samples[:, :, -1]), reading)
+
+
+def _key(samples: NDArray[Any], image: Image.Image) -> NDArray[np.float32] | None:
+    """0 where a PNG file's samples are those of its transparent colour, else 1."""
+    colour = image.info.get("transparency")
+    if colour is None:
+        return None
+    return (samples != np.array(colour)).any(axis=2).astype(np.float32)
 
 
 def _as_rgba(data: bytes) -> bytes:

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import ctypes
 import io
+import itertools
 import math
 import re
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -98,6 +99,7 @@ class Directory:
         order: ``<`` or ``>``, the byte order.
         big: the file is a BigTIFF.
         offset: where it lies in the file.
+        shift: bytes from the pixels that it names to those of its own.
     """
 
     data: bytes = field(repr=False)
@@ -105,6 +107,7 @@ class Directory:
     big: bool
     offset: int
     entries: dict[int, _Entry]
+    shift: int = 0
 
     def numbers(self, tag: int, most: int = MAX_PIECES) -> list[Any]:
         """The tag's numbers; empty if it is missing.
@@ -288,7 +291,22 @@ def pages_of(data: bytes) -> list[Directory]:
             with suppress(InvalidImage, struct.error):
                 inner.append(_directory(data, order, big, int(offset))[0])
         whole = [page for page in inner if not page.reduced]
-    return whole or found
+    whole = whole or found
+    return _stack(whole[0]) if len(found) == len(whole) == 1 else whole
+
+
+def _stack(page: Directory) -> list[Directory]:
+    """The planes of an ImageJ file that describes the first alone; they follow one another."""
+    match = re.match(r"ImageJ=[^\n]*\nimages=(\d{1,5})\n", page.text(270, 256))
+    offsets, sizes = (page.numbers(tag) for tag in (273, 279))
+    if match is None or not offsets or len(offsets) != len(sizes) or page.codec != 1:
+        return [page]
+    plane = sum(sizes)
+    ends = list(itertools.accumulate(sizes, initial=offsets[0]))
+    count = min(int(match[1]), MAX_PAGES)
+    if count < 2 or ends[:-1] != offsets or offsets[0] + count * plane > len(page.data):
+        return [page]
+    return [replace(page, shift=n * plane) for n in range(count)]
 
 
 def _directory(data: bytes, order: str, big: bool, at: int) -> tuple[Directory, int]:
@@ -327,7 +345,7 @@ def chosen(found: list[Directory], page: int) -> Directory:
         raise InvalidImage("the TIFF file has no pages")
     if page >= len(found):
         raise InvalidRequest(
-            f"the file has {len(found)} pages, numbered from 0: there is no page {page}", "page"
+            f"there is no page {page}: the file's pages, from 0, are {len(found)} in number", "page"
         )
     return found[page]
 
@@ -352,14 +370,14 @@ def check(page: Directory, limits: Limits) -> None:
             raise InvalidImage(
                 "the image file has too many strips or tiles: re-save the file and retry"
             )
+    if page.photometric in _RAW:
+        raise InvalidImage(
+            "this is raw camera data (such as DNG), not a picture: develop it and send JPEG or TIFF"
+        )
     if page.codec not in _PILLOW_CODECS:
         raise InvalidImage(
             f"{page.codec_name} inside TIFF is not read (this is a {page.title}): save it "
             "without compression, or with LZW or deflate"
-        )
-    if page.photometric in _RAW:
-        raise InvalidImage(
-            "this is raw camera data (such as DNG), not a picture: develop it and send JPEG or TIFF"
         )
     if ours(page):
         return
@@ -414,11 +432,13 @@ def samples(page: Directory, wanted: list[int], limits: Limits) -> NDArray[Any]:
             f"the samples of this {page.title}, {width} x {height} pixels, are too large: at most "
             f"{BYTES_PER_PIXEL} bytes for each of {limits.max_image_pixels} pixels"
         )
-    offsets = page.numbers(324 if tiled else 273)
+    offsets = [n and n + page.shift for n in page.numbers(324 if tiled else 273)]
     sizes = page.numbers(325 if tiled else 279)
-    if page.codec == 1 and not sizes:
-        sizes = [across * down * each * dtype.itemsize] * len(offsets)
     total = columns * rows * planes
+    if page.codec == 1:
+        # Some writers leave the sizes out, which follow from the picture's.
+        usual = across * down * each * dtype.itemsize
+        sizes = [size or usual for size in sizes or [0] * len(offsets)]
     if min(len(offsets), len(sizes)) < total:
         raise InvalidImage("the TIFF file has fewer strips or tiles than its size needs")
     # Shared bytes are usual for empty tiles only; each is read again.
@@ -471,7 +491,7 @@ class _Grid:
         for start in range(numbers.start, numbers.stop, batch):
             group = range(start, min(start + batch, numbers.stop))
             # A sparse file has no bytes where all samples are zero.
-            held = [n for n in group if offsets[n] and sizes[n]]
+            held = [n for n in group if offsets[n]]
             if not held:
                 continue
             rows = [last_rows if n == numbers.stop - 1 else self.down for n in held]

@@ -46,6 +46,9 @@ def chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
 
 
+HEIC = (Path(__file__).parent.parent / "assets" / "disc.heic").read_bytes()
+
+
 def png_of(width: int, height: int, idat: bytes, before: bytes = b"", depth: int = 8) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0)
     return (
@@ -341,7 +344,8 @@ def flipped_deep(rng: random.Random) -> bytes:
 
 
 def new_format(rng: random.Random) -> bytes:
-    data = bytearray(saved(picture(rng), rng.choice(["AVIF", "JPEG2000"])))
+    kind = rng.choice(["AVIF", "JPEG2000", "HEIC"])
+    data = bytearray(HEIC if kind == "HEIC" else saved(picture(rng), kind))
     if rng.random() < 0.3:
         return bytes(data[: rng.randrange(len(data))])
     for _ in range(rng.randint(1, 20)):
@@ -431,7 +435,7 @@ def hostile_images(count: int, seed: int, canary: Path) -> Iterator[HostileImage
         ("16-bit deflate bomb", deep_bomb, "either"),
         ("NaN and infinite TIFF", unreal_floats, "decoded"),
         ("flipped bits, 16-bit TIFF", flipped_deep, "either"),
-        ("flipped bits, AVIF and JPEG 2000", new_format, "either"),
+        ("flipped bits, AVIF, HEIC and JPEG 2000", new_format, "either"),
         ("huge AVIF and JPEG 2000", huge_new_format, "refused"),
         ("GIF comment flood", comment_flood, "refused"),
         ("BMP run lengths", slow_bmp, "refused"),

@@ -218,7 +218,7 @@ def test_a_chosen_channel_and_three_of_them() -> None:
     three = read(data, channel=(4, 0, 2))
     assert (three.pixels == stretched(samples[:, :, [4, 0, 2]])).all()
     for wrong in ({"channel": (5,)}, {"page": 1}):
-        with pytest.raises(InvalidRequest, match=r"5 channels|1 page") as caught:
+        with pytest.raises(InvalidRequest, match=r"5 channels|no page 1") as caught:
             read(data, **wrong)
         assert caught.value.field == next(iter(wrong))
 
@@ -446,3 +446,35 @@ def test_libtiff_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InvalidImage):
         decode_image(bytes(data), LIMITS)
     assert capfd.readouterr() == ("", "")
+
+
+def test_an_imagej_stack_with_one_directory() -> None:
+    stack = np.stack([scene(20, 30, 1, "u2")[:, :, 0] // (n + 1) for n in range(4)])
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, stack, imagej=True, truncate=True, metadata={"axes": "ZYX"})
+    for page in range(4):
+        found = read(buffer.getvalue(), page=page)
+        assert found.info is not None
+        assert found.info.pages == 4
+        assert (found.pixels == as_rgb(stretched(stack[page][:, :, None]))).all()
+
+
+def test_an_uncompressed_file_without_sizes_of_its_strips() -> None:
+    values = scene(20, 30, 3, "u2")
+    data = written(values, photometric="rgb")
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        tag = file.pages[0].tags[279]
+        size = {3: 2, 4: 4}[int(tag.dtype)]
+        data = data[: tag.valueoffset] + bytes(size) + data[tag.valueoffset + size :]
+    assert (read(data).pixels == stretched(values)).all()
+
+
+def test_a_transparent_colour_of_a_deep_png() -> None:
+    values = scene(20, 30, 3, "u2") * 100
+    values[:5] = (7, 8, 9)
+    data = png_of(values, 2)
+    body = b"tRNS" + struct.pack(">HHH", 7, 8, 9)
+    key = struct.pack(">I", 6) + body + struct.pack(">I", zlib.crc32(body))
+    found = read(data[:33] + key + data[33:])
+    assert (found.pixels[:5] == 255).all()
+    assert np.abs(found.pixels[5:].astype(int) - stretched(values[5:])).max() <= 1
