@@ -461,7 +461,8 @@ def _key(samples: NDArray[Any], image: Image.Image) -> NDArray[np.float32] | Non
     colour = image.info.get("transparency")
     if colour is None:
         return None
-    return (samples != np.array(colour)).any(axis=2).astype(np.float32)
+    visible: NDArray[np.bool_] = (samples != np.array(colour)).any(axis=2)
+    return visible.astype(np.float32)
 
 
 def _as_rgba(data: bytes) -> bytes:

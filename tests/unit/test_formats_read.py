@@ -120,3 +120,12 @@ def test_channels_of_usual_pictures_can_be_chosen() -> None:
     for file, channel in ((data, 3), (gray, 1)):
         with pytest.raises(InvalidRequest, match="there is no channel"):
             decode_image(file, LIMITS, Reading(channel=(channel,)))
+
+
+def test_jpegs_of_other_depths_are_named() -> None:
+    data = saved(Image.fromarray(scene()), "JPEG")
+    at = data.index(b"\xff\xc0")
+    for marker, depth, words in ((0xC1, 12, "JPEG with 12 bits"), (0xC3, 16, "lossless JPEG")):
+        other = data[:at] + bytes([0xFF, marker]) + data[at + 2 : at + 4] + bytes([depth])
+        with pytest.raises(InvalidImage, match=words):
+            decode_image(other + data[at + 5 :], LIMITS)
