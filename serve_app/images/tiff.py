@@ -385,7 +385,8 @@ def check(page: Directory, limits: Limits) -> None:
         raise InvalidImage(f"the samples of this {page.title} differ or are complex: {_SAVE}")
     if page.bits[0] not in (1, 2, 4, 8) or page.sample_format != 1:
         raise InvalidImage(_unread(page))
-    if page.photometric in (0, 1) and page.bits[0] < 8 and page.channels > 1:
+    several = page.channels > 1
+    if several and (page.planar or (page.photometric in (0, 1) and page.bits[0] < 8)):
         raise InvalidImage(_unread(page))
 
 
