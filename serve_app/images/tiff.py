@@ -3,7 +3,7 @@ picture, in fewer bits, or not at all.
 
 The directories are parsed here, with bounds for everything a crafted file could make large.
 Compressed strips and tiles are decoded by libtiff, which Pillow brings: they are handed over as
-rows of bytes, an 8-bit gray image, so that libtiff bounds their memory and Pillow changes no
+rows of bytes, an image of 8 bits, so that libtiff bounds their memory and Pillow changes no
 sample.  The library for such files, tifffile, decompresses without a bound, and needs 26 MB of
 codecs for LZW.
 
@@ -45,6 +45,9 @@ MAX_PIECES = 262_144
 
 BYTES_PER_PIXEL = 8
 """Bytes of samples for each pixel that the limits allow: four channels of 16 bits."""
+
+MAX_PIECE_BYTES = 2**28
+"""Bytes of one compressed strip or tile when decompressed; they have some kilobytes as a rule."""
 
 _BATCH_BYTES = 2**23
 _KINDS = {
@@ -442,6 +445,11 @@ def samples(page: Directory, wanted: list[int], limits: Limits) -> NDArray[Any]:
         sizes = [size or usual for size in sizes or [0] * len(offsets)]
     if min(len(offsets), len(sizes)) < total:
         raise InvalidImage("the TIFF file has fewer strips or tiles than its size needs")
+    if page.codec != 1 and across * down * each * dtype.itemsize > MAX_PIECE_BYTES:
+        raise ImageTooLarge(
+            f"a strip or tile of this {page.title} has more than {MAX_PIECE_BYTES} bytes: save it "
+            "in smaller ones, or without compression"
+        )
     # Shared bytes are usual for empty tiles only; each is read again.
     if sum(min(size, len(page.data)) for size in sizes[:total]) > 4 * len(page.data) + 2**20:
         raise InvalidImage("the TIFF file's strips or tiles overlap")
@@ -516,27 +524,33 @@ class _Grid:
             joined = b"".join(piece[:n] for piece, n in zip(pieces, wanted, strict=True))
             whole = np.frombuffer(joined, np.uint8).reshape(-1, self.row_bytes)
             return lambda begin, end: whole[begin:end]
-        # Not `Image.open`, whose bound for pixels would be one for bytes here.
-        image = TiffImageFile(io.BytesIO(self._as_gray(pieces, sum(rows))))
+        image = TiffImageFile(io.BytesIO(self._as_bytes(pieces, sum(rows))))
         image.load()
-        return lambda begin, end: np.asarray(image.crop((0, begin, self.row_bytes, end)))
 
-    def _as_gray(self, pieces: list[bytes], height: int) -> bytes:
-        """A TIFF file of 8-bit gray rows with the pieces as its strips."""
+        def some(begin: int, end: int) -> NDArray[np.uint8]:
+            part = image.crop((0, begin, image.width, end))
+            return np.asarray(part).reshape(end - begin, self.row_bytes)
+
+        return some
+
+    def _as_bytes(self, pieces: list[bytes], height: int) -> bytes:
+        """A TIFF file of 8-bit pixels with the pieces as its strips."""
         n = len(pieces)
+        # Four bytes a pixel where that divides a row: Pillow bounds the pixels of a strip.
+        lanes = 1 if self.row_bytes % 4 else 4
         tags = {
-            256: [self.row_bytes],
+            256: [self.row_bytes // lanes],
             257: [height],
-            258: [8],
+            258: [8] * lanes,
             259: [self.page.codec],
-            262: [1],
+            262: [1 if lanes == 1 else CMYK],
             273: [0] * n,
-            277: [1],
+            277: [lanes],
             278: [self.down],
             279: [len(piece) for piece in pieces],
         }
         start = 8 + 2 + 12 * len(tags) + 4
-        at = start + (8 * n if n > 1 else 0)
+        at = start + sum(4 * len(values) for values in tags.values() if len(values) > 1)
         for index, piece in enumerate(pieces):
             tags[273][index] = at
             at += len(piece)
