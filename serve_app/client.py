@@ -37,7 +37,7 @@ from PIL import Image
 from serve_app.capabilities import CAPABILITIES, SegmentRequest
 from serve_app.core.capability import Capabilities
 from serve_app.core.errors import InternalError, SamServeError
-from serve_app.core.request import AUTO, EmbedRequest, Options
+from serve_app.core.request import AUTO, EmbedRequest, ImageOptions, Options
 from serve_app.core.types import EmbedResult, RgbArray, SegmentResult, adapter
 
 _RETRYABLE = (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE)
@@ -168,7 +168,9 @@ class HttpService:
     ) -> EmbedResult:
         """Register and encode an image, so that later prompts can refer to its ``image_id``."""
         request = EmbedRequest.of(image, variant)
-        body = await self._send("/v1/embed", request.image, {"variant": request.variant})
+        options = {"variant", *ImageOptions.model_fields}
+        fields = request.model_dump(include=options, exclude_unset=True)
+        body = await self._send("/v1/embed", request.image, fields)
         with _reading():
             return cast(EmbedResult, adapter(EmbedResult).validate_python(body))
 

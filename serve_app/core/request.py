@@ -6,18 +6,18 @@ import hashlib
 import re
 import struct
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PlainValidator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 from pydantic.fields import FieldInfo
 
 from serve_app.core.errors import InvalidRequest, SamServeError, UnknownImage
 from serve_app.core.limits import Limits
 from serve_app.core.pixels import check_may_be_id, own_image
 from serve_app.core.types import RgbArray
-from serve_app.core.wire import Wire, as_json, fault
+from serve_app.core.wire import Whole, Wire, as_json, as_tuple, fault
 
 AUTO = "auto"
 _MODE = b"RGB"
@@ -151,7 +151,56 @@ def _image(value: Any) -> bytes | RgbArray | str:
         raise fault(type(exc), exc.message) from None
 
 
-class Options(Wire):
+class Reading(NamedTuple):
+    """How a file is read; see `ImageOptions`."""
+
+    page: int = 0
+    channel: tuple[int, ...] = ()
+    scaling: Literal["image", "channel"] = "image"
+
+
+def _one_or_three(value: tuple[int, ...]) -> tuple[int, ...]:
+    if len(value) not in (1, 3):
+        raise fault(InvalidRequest, "channel must be one channel, or a list of one or three")
+    return value
+
+
+def _channels(value: Any) -> Any:
+    """One channel, or three, as a tuple."""
+    return (value,) if isinstance(value, int | float) else as_tuple(value)
+
+
+class ImageOptions(Wire):
+    """How an image file is to be read; for files alone, since an `image_id` names pixels."""
+
+    page: Annotated[Whole, Field(ge=0, le=65_535)] | None = Field(
+        None, description="page of a TIFF file, from 0 (the default)"
+    )
+    channel: (
+        Annotated[
+            tuple[Annotated[Whole, Field(ge=0, le=65_535)], ...],
+            BeforeValidator(_channels, json_schema_input_type=int | list[int]),
+            AfterValidator(_one_or_three),
+        ]
+        | None
+    ) = Field(
+        None,
+        description="channel to read as gray, from 0, or a list of three to read as red, green and "
+        "blue; by default RGB, or the first three channels, or the first",
+    )
+    scaling: Literal["image", "channel"] | None = Field(
+        None,
+        description="of samples that are not 8-bit: one stretch from the 1st to the 99th "
+        "percentile for the `image` (the default), or one for each `channel`",
+    )
+
+    @property
+    def reading(self) -> Reading:
+        """The options with their defaults."""
+        return Reading(self.page or 0, self.channel or (), self.scaling or "image")
+
+
+class Options(ImageOptions):
     """How a request is to be handled, whatever its task."""
 
     variant: Annotated[str, Field(min_length=1, max_length=32)] = Field(
@@ -212,8 +261,8 @@ class SegmentRequest(Options):
         return self.model_copy(update={"task": self.task.within(limits)})
 
 
-class EmbedRequest(Wire):
-    """An image to be made known, for Python callers; it is copied as in `SegmentRequest`."""
+class EmbedRequest(ImageOptions):
+    """An image to be made known; it is copied as in `SegmentRequest`."""
 
     unconverted = frozenset({"image"})
 

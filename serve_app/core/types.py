@@ -18,7 +18,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
-from typing import Annotated, Any, Self, cast
+from typing import Annotated, Any, Literal, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -368,6 +368,35 @@ class ResponseWarning:
     count: Annotated[int, Field(description="how many members it is about")] = 1
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PixelSize:
+    """The size of one pixel, as the file states it."""
+
+    x: float
+    y: float
+    unit: Annotated[str, Field(description="such as `um`")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageInfo:
+    """What was found in a file, and what was made of it."""
+
+    format: Annotated[str, Field(description="of the file")]
+    pages: Annotated[int, Field(description="in the file, without thumbnails and masks")]
+    page: Annotated[int, Field(description="the one that was used, from 0")]
+    channels: Annotated[int, Field(description="of that page, alpha included")]
+    channel: Annotated[
+        tuple[int, ...], Field(description="the channels that were used, from 0: gray, or RGB")
+    ]
+    dtype: Annotated[str, Field(description="of its samples, such as `uint16` or `float32`")]
+    bit_depth: Annotated[int, Field(description="of its samples")]
+    scaling: Annotated[
+        Literal["none", "image", "channel"],
+        Field(description="how samples were scaled to 8 bits; `none`: they have 8 bits"),
+    ]
+    pixel_size: Annotated[PixelSize | None, _if_given("as the file states it")] = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class EmbedResult:
     """The response to an embed call: the image is known by ``image_id`` from now on."""
@@ -393,6 +422,13 @@ class EmbedResult:
         tuple[ResponseWarning, ...],
         _if_any("what may not be as the caller meant it; one for each code"),
     ] = ()
+    image: Annotated[
+        ImageInfo | None,
+        _if_given(
+            "what was found in the file, where it has several pages or channels other than RGB, "
+            "samples of more than 8 bits, or `page`, `channel` or `scaling` were given"
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

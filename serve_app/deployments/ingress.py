@@ -35,7 +35,7 @@ from serve_app.flow.flow import SegmentationFlow
 from serve_app.flow.readiness import ReadinessCheck
 from serve_app.http.app import create_app
 from serve_app.http.gate import InFlightTracker
-from serve_app.images.decode import silence_pillow_warnings
+from serve_app.images.decode import silence_decoders
 from serve_app.images.store import ImageStore
 from serve_app.profiles.plan import Plan
 from serve_app.scaling.reports import profile_report
@@ -57,7 +57,7 @@ class IngressReplica:
         changes = check()
         settings = plan.settings
         join_serve_log()
-        silence_pillow_warnings()
+        silence_decoders()
         start_telemetry(ingress=True)
         exposed = settings.security.exposure_warning(settings.ingress.http_host)
         for warning in filter(None, (*changes, *plan.warnings, exposed)):

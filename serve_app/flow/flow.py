@@ -86,7 +86,7 @@ class SegmentationFlow:
         request = request.within(self._limits)
         timings = Timings()
         with timings.stage("open_image"):
-            image = await self._images.open(request.image)
+            image = await self._images.open(request.image, request)
         query = await self._query(capability, request, image, started)
         choice = self._dispatcher.choose(query, image.id)
         try:
@@ -156,6 +156,7 @@ class SegmentationFlow:
             degraded=choice.degraded or outcome.degraded,
             escalated=outcome.escalated,
             warnings=context.warnings.all,
+            image=image.info,
         )
 
     async def embed(
@@ -166,7 +167,7 @@ class SegmentationFlow:
         timings = Timings()
         async with self._deadline(None):
             with timings.stage("open_image"):
-                opened = await self._images.open(request.image)
+                opened = await self._images.open(request.image, request)
             choice = self._dispatcher.choose(
                 RoutingQuery(variant=request.variant, prompts=0), opened.id
             )
@@ -182,6 +183,7 @@ class SegmentationFlow:
             cache=session.cache or CacheTier.MISS,
             timings_ms=timings.ms,
             warnings=opened.warnings,
+            image=opened.info,
         )
 
     async def models(self) -> Mapping[str, Any]:

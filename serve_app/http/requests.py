@@ -15,7 +15,7 @@ from pydantic import BaseModel, FailFast, Field, PlainValidator, create_model
 from serve_app.core.capability import Capability
 from serve_app.core.errors import InvalidImage, InvalidRequest, TooManyPrompts, UnknownFormat
 from serve_app.core.limits import Limits
-from serve_app.core.request import Members, Options, SegmentRequest
+from serve_app.core.request import EmbedRequest, ImageOptions, Members, Options, SegmentRequest
 from serve_app.core.types import PromptResult
 from serve_app.core.wire import AtMost, Wire, decoded_base64, fault, unknown_field
 from serve_app.http.formats import FORMATS
@@ -32,7 +32,7 @@ class ImageFields(Wire):
     )
 
 
-class EmbedFields(ImageFields):
+class EmbedFields(ImageFields, ImageOptions):
     """Make an image known."""
 
     variant: Annotated[str, Field(min_length=1, max_length=32)] = Field(
@@ -153,10 +153,11 @@ def _requested(capabilities: Sequence[Capability], members: Members) -> Capabili
     return found[0]
 
 
-def parse_embed(members: dict[str, Any], file: bytes | None) -> tuple[bytes | str, str]:
-    """The image and the variant of an embed request; raises as `parse_call` does."""
+def parse_embed(members: dict[str, Any], file: bytes | None) -> EmbedRequest:
+    """Read an embed request; raises as `parse_call` does."""
     fields = EmbedFields.parse(_given(members))
-    return image_of(fields, file), fields.variant
+    options = fields.model_dump(include={"variant", *ImageOptions.model_fields}, exclude_unset=True)
+    return EmbedRequest(image=image_of(fields, file), **options)
 
 
 def check_totals(capabilities: Sequence[Capability], items: Iterable[Any], limits: Limits) -> int:

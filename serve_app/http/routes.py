@@ -81,11 +81,11 @@ def v1_router(
     async def embed(request: Request) -> Response:
         started = time.perf_counter()
         received = await receive(request, limits, "file", EmbedFields)
-        image, variant = parse_embed(received.members, _one_file(received))
+        embedded = parse_embed(received.members, _one_file(received))
         info = request_info(request)
         info.record_size(images=1, prompts=0)
         clock = Clock(started, time.perf_counter())
-        result = await service.embed(image, variant)
+        result = await service.embed(embedded)
         info.variant = result.variant
         return Response(to_json(embed_response(result, clock)), media_type=JSON_TYPE)
 

@@ -7,34 +7,36 @@ Pillow opens a file, its container is parsed here: metadata that does not change
 removed, and counts that no camera or program writes are rejected.
 
 Sources of the layouts: ITU-T T.81 annex B (JPEG), W3C PNG third edition section 5, GIF89a
-specification, TIFF 6.0 section 2 and the BigTIFF design, Microsoft's ``BITMAPINFOHEADER``.
+specification, Microsoft's ``BITMAPINFOHEADER``, ITU-T T.800 annex A (JPEG 2000), ISO/IEC 14496-12.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import re
 import struct
 from collections.abc import Callable
+from functools import cache
 
 from serve_app.core.errors import ImageTooLarge, InvalidImage
 from serve_app.core.limits import Limits
 
-FORMATS = "JPEG, PNG, WebP, TIFF, BMP or GIF"
+FORMATS = "JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF or JPEG 2000"
 
 MAX_JPEG_SCANS = 50
 """A progressive JPEG has about ten; each one is a pass over the whole image."""
 
 MAX_PARTS = 65_536
-"""Maximum segments, chunks, blocks or tags of one file."""
-
-MAX_TIFF_PIECES = 262_144
-"""Maximum strips or tiles: enough for 16 x 16 tiles over 64 million pixels."""
+"""Maximum segments, chunks or blocks of one file."""
 
 _PNG_KEPT = {b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"}
 # RSTn (D0-D7) and TEM (01) have no content and may occur inside a scan.
 _JPEG_MARKER = re.compile(rb"\xff([\x02-\xcf\xd8-\xfe])")
-# TIFF's integer types by number; signed ones read as unsigned: sides are not negative.
-_TIFF_INTEGERS = {1: "B", 3: "H", 4: "I", 6: "B", 8: "H", 9: "I", 16: "Q", 17: "Q"}
+
+
+_SOF = (0xC0, 0xC1, 0xC2)
+_OTHER_JPEG = {0xC3: "lossless JPEG", 0xC7: "lossless JPEG", 0xCB: "lossless JPEG"}
 
 
 def plain_file(data: bytes, limits: Limits) -> tuple[str, bytes]:
@@ -42,7 +44,7 @@ def plain_file(data: bytes, limits: Limits) -> tuple[str, bytes]:
 
     Raises:
         InvalidImage: an unsupported format, truncated within the header, or with excessive counts.
-        ImageTooLarge: a TIFF's tiles are larger than the limit for images.
+        ImageTooLarge: a JPEG 2000 file's samples are larger than the limits allow.
     """
     if not data:
         raise InvalidImage("the image is empty: no bytes were sent")
@@ -52,7 +54,23 @@ def plain_file(data: bytes, limits: Limits) -> tuple[str, bytes]:
                 return name, reduce(data, limits)
             except (struct.error, IndexError) as exc:
                 raise InvalidImage("the image file is truncated within its header") from exc
-    raise InvalidImage(f"the bytes are not an image in a supported format: send {FORMATS}")
+    if (kind := _isobmff(data)) in ("AVIF", "HEIF"):
+        if kind == "HEIF" and not heif_is_read():
+            raise InvalidImage(
+                "this is HEIC, the photo format of iPhones, whatever the file's name; this service "
+                "runs without the extra that reads it: export the photo as JPEG"
+            )
+        return kind, data
+    raise _foreign(data)
+
+
+@cache
+def heif_is_read() -> bool:
+    """Register the reader of HEIC files if the extra is installed."""
+    if importlib.util.find_spec("pi_heif") is None:
+        return False
+    importlib.import_module("pi_heif").register_heif_opener(thumbnails=False)
+    return True
 
 
 def _too_many(what: str) -> InvalidImage:
@@ -76,6 +94,11 @@ def _jpeg(data: bytes, limits: Limits) -> bytes:
             continue
         begin = end - 2
         end += int.from_bytes(data[end : end + 2], "big")
+        if first_scan is None and (
+            marker in _OTHER_JPEG or (marker in _SOF and data[begin + 4] != 8)
+        ):
+            kind = _OTHER_JPEG.get(marker) or f"JPEG with {data[begin + 4]} bits a sample"
+            raise InvalidImage(f"{kind} is not read: save it as usual JPEG, or as PNG or TIFF")
         if marker == 0xDA:
             scans += 1
             if scans > MAX_JPEG_SCANS:
@@ -142,36 +165,28 @@ def _bmp(data: bytes, limits: Limits) -> bytes:
     return data
 
 
-def _webp(data: bytes, limits: Limits) -> bytes:
+def _as_sent(data: bytes, limits: Limits) -> bytes:
     return data
 
 
-def _tiff(data: bytes, limits: Limits) -> bytes:
-    """Check the first directory: number of tags, strips and tiles, and the tile size."""
-    order = "<" if data.startswith(b"II") else ">"
-    big = struct.unpack_from(order + "H", data, 2)[0] == 43
-    count_format, entry_format, word = ("Q", "HHQ", 8) if big else ("H", "HHI", 4)
-    at = struct.unpack_from(order + ("Q" if big else "I"), data, word)[0]
-    count = struct.unpack_from(order + count_format, data, at)[0]
-    if count > MAX_PARTS:
-        raise _too_many("tags")
-    at += struct.calcsize(count_format)
-    tile = [1, 1]
-    for _ in range(count):
-        tag, kind, values = struct.unpack_from(order + entry_format, data, at)
-        at += struct.calcsize("=" + entry_format)
-        if tag in (273, 279, 324, 325) and values > MAX_TIFF_PIECES:
-            raise _too_many("strips or tiles")
-        if tag in (322, 323):
-            number = _TIFF_INTEGERS.get(kind)
-            if number is None or struct.calcsize("=" + number) > word:
-                raise InvalidImage("the TIFF file's tile size is not a valid integer")
-            side = struct.unpack_from(order + number, data, at)[0]
-            tile[tag - 322] = max(tile[tag - 322], side)
-        at += word
-    # libtiff decodes whole tiles, however small the image in them.
-    if max(tile) > limits.max_image_side or tile[0] * tile[1] > limits.max_image_pixels:
-        raise ImageTooLarge("the TIFF file's tiles are larger than the limit for images")
+def _jpeg2000(data: bytes, limits: Limits) -> bytes:
+    """Check what OpenJPEG would need, which holds 32 bits for each sample of a tile."""
+    at = data.find(b"\xff\x4f\xff\x51") + 8
+    if at < 8:
+        raise InvalidImage("the JPEG 2000 file ends before its pixels")
+    right, bottom, left, top = struct.unpack_from(">4I", data, at)
+    components = struct.unpack_from(">H", data, at + 32)[0]
+    depths = [(data[at + 34 + 3 * n] & 0x7F) + 1 for n in range(components)]
+    if max(right - left, 1) * max(bottom - top, 1) * components > limits.max_image_pixels * 2:
+        raise ImageTooLarge(
+            "the JPEG 2000 file is too large: at most two samples for each of "
+            f"{limits.max_image_pixels} pixels"
+        )
+    if components > 1 and max(depths) > 8:
+        raise InvalidImage(
+            f"JPEG 2000 with {components} channels of {max(depths)} bits is not read: save it "
+            "with 8 bits, or as TIFF"
+        )
     return data
 
 
@@ -179,12 +194,65 @@ _Reader = Callable[[bytes, Limits], bytes]
 _READERS: tuple[tuple[bytes, str, _Reader], ...] = (
     (b"\xff\xd8\xff", "JPEG", _jpeg),
     (b"\x89PNG\r\n\x1a\n", "PNG", _png),
-    (b"RIFF", "WEBP", _webp),
-    (b"II*\0", "TIFF", _tiff),
-    (b"MM\0*", "TIFF", _tiff),
-    (b"II+\0", "TIFF", _tiff),
-    (b"MM\0+", "TIFF", _tiff),
+    (b"RIFF", "WEBP", _as_sent),
+    (b"II*\0", "TIFF", _as_sent),  # see `serve_app.images.tiff`
+    (b"MM\0*", "TIFF", _as_sent),
+    (b"II+\0", "TIFF", _as_sent),
+    (b"MM\0+", "TIFF", _as_sent),
     (b"BM", "BMP", _bmp),
     (b"GIF87a", "GIF", _gif),
     (b"GIF89a", "GIF", _gif),
+    (b"\xff\x4f\xff\x51", "JPEG2000", _jpeg2000),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000", _jpeg2000),
 )
+
+_AVIF = {b"avif", b"avis"}
+_HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
+_NAMED: tuple[tuple[bytes, str], ...] = (
+    (b"\xff\x0a", "JPEG XL"),
+    (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+    (b"II\xbc", "JPEG XR"),
+    (b"%PDF-", "PDF"),
+    (b"%!PS", "PostScript"),
+    (b"<svg", "SVG"),
+    (b"<?xml", "XML, perhaps SVG"),
+    (b"<html", "a web page"),
+    (b"<!DOCTYPE", "a web page"),
+    (b"8BPS", "a Photoshop document"),
+    (b"SIMPLE  =", "FITS"),
+    (b"\x89HDF\r\n\x1a\n", "HDF5"),
+    (b"\x93NUMPY", "a NumPy array file"),
+    (b"v/1\x01", "OpenEXR"),
+    (b"#?RADIANCE", "Radiance HDR"),
+    (b"qoif", "QOI"),
+    (b"DDS ", "DDS"),
+    (b"\0\0\x01\0", "ICO"),
+    (b"PK\x03\x04", "a zip archive"),
+    (b"\x1f\x8b", "a gzip archive"),
+)
+"""What is not read, but can be named."""
+
+
+def _isobmff(data: bytes) -> str:
+    """``AVIF``, ``HEIF`` or ``video`` by the brands of the ISO base media file; empty: none."""
+    if data[4:8] != b"ftyp":
+        return ""
+    end = min(int.from_bytes(data[:4], "big"), 256)
+    brands = {data[8:12], *(data[at : at + 4] for at in range(16, end, 4))}
+    # AVIF first: its files may name HEIF's general brands too.
+    if brands & _AVIF:
+        return "AVIF"
+    return "HEIF" if brands & {*_HEIC, b"mif1", b"msf1", b"heif"} else "video"
+
+
+def _foreign(data: bytes) -> InvalidImage:
+    """The refusal of a file that none of the readers knows, by name where it has one."""
+    start = data[:64].lstrip(b"\xef\xbb\xbf \t\r\n")
+    name = next((name for mark, name in _NAMED if start.startswith(mark)), "")
+    if _isobmff(data) == "video":
+        name = "a video or another ISO media file"
+    elif re.match(rb"P[1-7]\s", start):
+        name = "a Netpbm image"
+    if not name:
+        return InvalidImage(f"the bytes are not an image in a supported format: send {FORMATS}")
+    return InvalidImage(f"this is {name}, which is not a supported format: send {FORMATS}")

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
+from typing import NamedTuple
 
 from cachetools import LRUCache, TTLCache
 
 from serve_app.cache.shared import SharedTier, add_checksum, strip_checksum
-from serve_app.core.errors import SamServeError, UnknownImage
+from serve_app.core.errors import InvalidRequest, SamServeError, UnknownImage
 from serve_app.core.limits import Limits
-from serve_app.core.request import image_id, parse_image_id
+from serve_app.core.request import ImageOptions, Reading, image_id, parse_image_id
 from serve_app.core.single_flight import SingleFlight
-from serve_app.core.types import ResponseWarning, RgbArray
-from serve_app.images.decode import check_pixels, decode_image
+from serve_app.core.types import ImageInfo, ResponseWarning, RgbArray
+from serve_app.images.decode import check_pixels, read_image
 from serve_app.telemetry.metrics import CACHE_LOOKUPS
 
 log = logging.getLogger(__name__)
@@ -39,24 +40,30 @@ class ImageRef:
     Attributes:
         id: the content-addressed id.
         width, height: size of the upright image in pixels.
-        warnings: about the file that was decoded.
+        info, warnings: about the file that it came in.
         new: whether this request sent it for the first time, so no variant has it cached.
     """
 
     def __init__(
-        self, store: ImageStore, id_: str, source: bytes | RgbArray | None, new: bool = False
+        self,
+        store: ImageStore,
+        id_: str,
+        source: _Stored | None,
+        new: bool = False,
+        known: _Known | None = None,
     ) -> None:
         self._store = store
         self._source = source
         self.id = id_
         self.width, self.height = parse_image_id(id_)
         self.new = new
-        self.warnings: tuple[ResponseWarning, ...] = ()
+        self.info = None if known is None else known.info
+        self.warnings = () if known is None else known.warnings
 
     async def pixels(self) -> RgbArray:
         """Return the upright ``(H, W, 3) uint8`` RGB pixels, as `ImageStore.load`."""
         source = self._source
-        if source is None or isinstance(source, bytes):
+        if source is None or isinstance(source, _File):
             source = await self._store.load(self.id, source)
             self._source = source
         return source
@@ -83,24 +90,36 @@ class ImageStore:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._limits = limits
-        self._images: LRUCache[str, bytes | RgbArray] = LRUCache(max_bytes, _nbytes)
-        self._ids: LRUCache[bytes, str] = LRUCache(_MAX_IDS)  # by the hash of the file
+        self._images: LRUCache[str, _Stored] = LRUCache(max_bytes, _nbytes)
+        # By the hash of the file and how it was read.
+        self._ids: LRUCache[tuple[bytes, Reading], _Known] = LRUCache(_MAX_IDS)
         self._shared = shared
         self._recently_shared: TTLCache[str, bool] = TTLCache(_MAX_IDS, _SHARE_AGAIN_S, clock)
-        self._opening: SingleFlight[tuple[str, RgbArray]] = SingleFlight()
+        self._opening: SingleFlight[tuple[_Known, RgbArray]] = SingleFlight()
         # A decoded image may have 200 MB, so decode few at once, even if their callers have left.
         self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
 
-    async def open(self, source: bytes | RgbArray | str) -> ImageRef:
+    async def open(
+        self, source: bytes | RgbArray | str, options: ImageOptions | None = None
+    ) -> ImageRef:
         """Return a reference to an image.
 
         Args:
             source: a file's bytes, an upright ``(H, W, 3) uint8`` RGB array, or an ``image_id``.
+            options: how a file is read.
 
         Raises:
             InvalidImage, ImageTooLarge: see `serve_app.images.decode`.
+            InvalidRequest: the file has no such page or channel, or ``options`` lack a file.
             UnknownImage: the id is malformed.
         """
+        if options is not None and not isinstance(source, bytes):
+            for name in ("page", "channel", "scaling"):
+                if getattr(options, name) is not None:
+                    raise InvalidRequest(
+                        f"{name} says how a file is read: send the file, not pixels or an image_id",
+                        name,
+                    )
         if isinstance(source, str):
             return ImageRef(self, source, None)
         if not isinstance(source, bytes):
@@ -109,14 +128,18 @@ class ImageStore:
             digest = _sha256(source)
         else:
             digest = await asyncio.to_thread(_sha256, source)
-        known = self._ids.get(digest)
+        file = _File(source, Reading() if options is None else options.reading)
+        key = (digest, file.reading)
+        known = self._ids.get(key)
         _count_lookup("miss" if known is None else "memory")
         if known is not None:
-            self._keep(known, source)
-            self._share(known, source)
-            return ImageRef(self, known, source)
-        id_, pixels = await self._opening.run(digest.hex(), lambda: self._first(digest, source))
-        return ImageRef(self, id_, pixels, new=True)
+            self._keep(known.id, file)
+            self._share(known.id, file)
+            return ImageRef(self, known.id, file, known=known)
+        known, pixels = await self._opening.run(
+            f"{digest.hex()} {file.reading}", lambda: self._first(key, file)
+        )
+        return ImageRef(self, known.id, pixels, new=True, known=known)
 
     async def _open_array(self, source: RgbArray) -> ImageRef:
         # A copy: the caller may write to its array, and then the id would be wrong; and an array
@@ -128,26 +151,26 @@ class ImageStore:
             self._keep(id_, array)
         return ImageRef(self, id_, array, new)
 
-    async def _first(self, digest: bytes, source: bytes) -> tuple[str, RgbArray]:
+    async def _first(self, key: tuple[bytes, Reading], file: _File) -> tuple[_Known, RgbArray]:
         """Decode and identify a file that is not known yet."""
-        id_, pixels = await self._decoded(source)
-        self._ids[digest] = id_
-        self._keep(id_, source)
-        self._share(id_, source)
-        return id_, pixels
+        known, pixels = await self._decoded(file)
+        self._ids[key] = known
+        self._keep(known.id, file)
+        self._share(known.id, file)
+        return known, pixels
 
-    def _keep(self, id_: str, image: bytes | RgbArray) -> None:
+    def _keep(self, id_: str, image: _Stored) -> None:
         with suppress(ValueError):  # larger than the whole cache
             self._images[id_] = image
 
-    def _share(self, id_: str, source: bytes) -> None:
+    def _share(self, id_: str, file: _File) -> None:
         if self._shared is None or id_ in self._recently_shared:
             return
         key = f"img-{id_}"
-        if self._shared.put(key, partial(add_checksum, key, source), len(source)):
+        if self._shared.put(key, lambda: add_checksum(key, _packed(file)), len(file.data)):
             self._recently_shared[id_] = True
 
-    async def load(self, id_: str, file: bytes | None) -> RgbArray:
+    async def load(self, id_: str, file: _File | None) -> RgbArray:
         """Return the pixels of an image: of the request's file, or of the one sent earlier.
 
         Raises:
@@ -157,7 +180,7 @@ class ImageStore:
         if image is not None:
             if file is None:
                 _count_lookup("memory")
-            return (await self._decoded(image))[1] if isinstance(image, bytes) else image
+            return (await self._decoded(image))[1] if isinstance(image, _File) else image
         pixels = await self._from_shared(id_)
         _count_lookup("miss" if pixels is None else "redis")
         if pixels is None:
@@ -173,11 +196,13 @@ class ImageStore:
         data = await self._shared.get(key)
         if data is None:
             return None
-        file = await asyncio.to_thread(strip_checksum, key, data)
-        if file is not None:
+        content = await asyncio.to_thread(strip_checksum, key, data)
+        if content is not None:
             try:
-                found, pixels = await self._decoded(file)
-            except SamServeError:
+                file = _unpacked(content)
+                known, pixels = await self._decoded(file)
+                found = known.id
+            except (SamServeError, ValueError):
                 found = ""
             # Others may write to the tier, so check the pixels against the id.
             if found == id_:
@@ -187,16 +212,55 @@ class ImageStore:
         log.warning("invalid image in the shared cache: counted as a miss")
         return None
 
-    async def _decoded(self, data: bytes) -> tuple[str, RgbArray]:
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, self._decode, data)
+    async def _decoded(self, file: _File) -> tuple[_Known, RgbArray]:
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, self._decode, file)
 
-    def _decode(self, data: bytes) -> tuple[str, RgbArray]:
-        pixels = decode_image(data, self._limits)
-        return image_id(pixels), pixels
+    def _decode(self, file: _File) -> tuple[_Known, RgbArray]:
+        pixels, info, warnings = read_image(file.data, self._limits, file.reading)
+        return _Known(image_id(pixels), info, warnings), pixels
 
 
-def _nbytes(image: bytes | RgbArray) -> int:
-    return len(image) if isinstance(image, bytes) else image.nbytes
+class _File(NamedTuple):
+    """An image file, and how it is read."""
+
+    data: bytes
+    reading: Reading
+
+
+class _Known(NamedTuple):
+    """What a file turned out to be."""
+
+    id: str
+    info: ImageInfo | None
+    warnings: tuple[ResponseWarning, ...]
+
+
+_Stored = _File | RgbArray
+
+_PACKED = b"read:"
+"""No image file begins so."""
+
+
+def _packed(file: _File) -> bytes:
+    """A file for the shared tier; how it is read stands before it."""
+    if file.reading == Reading():
+        return file.data
+    return _PACKED + json.dumps(file.reading).encode() + b"\n" + file.data
+
+
+def _unpacked(content: bytes) -> _File:
+    """Raises `ValueError` or `SamServeError` for what `_packed` did not write."""
+    if not content.startswith(_PACKED):
+        return _File(content, Reading())
+    head, _, data = content.partition(b"\n")
+    page, channel, scaling = json.loads(head[len(_PACKED) :])
+    # Others may write to the tier.
+    options = ImageOptions(page=page, channel=channel or None, scaling=scaling)
+    return _File(data, options.reading)
+
+
+def _nbytes(image: _Stored) -> int:
+    return len(image.data) if isinstance(image, _File) else image.nbytes
 
 
 def _count_lookup(result: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from serve_app.capabilities import Everything, SegmentRequest, TextQuery
+from serve_app.core.request import AUTO, EmbedRequest, ImageOptions
 from serve_app.core.types import (
     BoolArray,
     CacheTier,
@@ -47,6 +48,7 @@ class FakeService:
 
     def __init__(self) -> None:
         self.requests: list[SegmentRequest] = []
+        self.embed_options: ImageOptions | None = None
         self.embedded: list[tuple[bytes | RgbArray | str, str]] = []
         self.failure: BaseException | None = None
         self.hook: Callable[[SegmentRequest], Any] | None = None
@@ -111,8 +113,13 @@ class FakeService:
             more["low_res_logits"] = np.full((256, 256), 1.5, np.float16)
         return tuple(mask_of(self.array, self.score, 0.96, **more) for _ in range(count))
 
-    async def embed(self, image: bytes | RgbArray | str, variant: str) -> EmbedResult:
-        self.embedded.append((image, variant))
+    async def embed(
+        self, image: EmbedRequest | bytes | RgbArray | str, variant: str = AUTO
+    ) -> EmbedResult:
+        request = EmbedRequest.of(image, variant)
+        variant = request.variant
+        self.embed_options = request
+        self.embedded.append((request.image, variant))
         if self.failure is not None:
             raise self.failure
         return EmbedResult(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import tifffile
 from PIL import Image
 
 Outcome = Literal["decoded", "refused", "either"]
@@ -43,6 +44,9 @@ def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
 def chunk(kind: bytes, content: bytes) -> bytes:
     body = kind + content
     return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+
+HEIC = (Path(__file__).parent.parent / "assets" / "disc.heic").read_bytes()
 
 
 def png_of(width: int, height: int, idat: bytes, before: bytes = b"", depth: int = 8) -> bytes:
@@ -270,6 +274,97 @@ def tile_bomb(rng: random.Random) -> bytes:
     )
 
 
+def tiff_pages(rng: random.Random) -> bytes:
+    """Many directories, each of one tag, or a chain that leads back."""
+    data = tiff_of({256: (4,), 257: (4,), 258: (16,), 262: (1,), 273: (8,), 279: (32,)})
+    at = 8 + 2 + 6 * 12
+    if rng.random() < 0.5:
+        return data[:at] + struct.pack("<I", 8) + bytes(40)
+    count = rng.randint(200_000, 300_000)
+    pages = b"".join(
+        struct.pack("<HHHII", 1, 256, 4, 1, 4) + struct.pack("<I", len(data) + 18 * (n + 1))
+        for n in range(count)
+    )
+    return data[:at] + struct.pack("<I", len(data)) + data[at + 4 :] + pages
+
+
+def tiff_counts(rng: random.Random) -> bytes:
+    """A tag that announces more values than the file can hold."""
+    tags = {256: (4,), 257: (4,), 258: (16,), 262: (1,), 273: (8,), 277: (1,), 279: (32,)}
+    data = bytearray(tiff_of({**tags, 338: (0,), 339: (1,)}))
+    at = 10 + 12 * rng.choice([2, 4, 6, 7, 8])
+    data[at + 4 : at + 8] = struct.pack("<I", rng.choice([2**31, 2**32 - 1, 10**6]))
+    return bytes(data) + bytes(64)
+
+
+def tiff_overlap(rng: random.Random) -> bytes:
+    """Each strip is the whole file again."""
+    n, content = 16_000, bytes(2**20)
+    size = len(content)
+    tags = {256: (4_000,), 257: (n,), 258: (16,), 259: (8,), 262: (1,), 273: (-1,) * n}
+    return tiff_of({**tags, 277: (1,), 278: (1,), 279: (size,) * n}, content)
+
+
+def tiff_channels(rng: random.Random) -> bytes:
+    """More samples than the limits for pixels suggest, in the image or in a tile."""
+    packed = zlib.compress(bytes(2**24), 9)
+    side = rng.choice([16, 4_000])
+    tags = {256: (side,), 257: (side,), 258: (64,), 259: (8,), 262: (1,), 277: (60_000,)}
+    if side == 4_000:
+        return tiff_of({**tags, 273: (-1,), 278: (side,), 279: (len(packed),)}, packed)
+    return tiff_of({**tags, 322: (4_096,), 323: (4_096,), 324: (-1,), 325: (len(packed),)}, packed)
+
+
+def deep_bomb(rng: random.Random) -> bytes:
+    """One strip that decompresses to a hundred times what the image needs."""
+    packed = zlib.compress(bytes(2**28 + rng.randrange(2**10)), 9)
+    tags = {256: (640,), 257: (480,), 258: (16,), 259: (8,), 262: (1,), 273: (-1,), 277: (1,)}
+    return tiff_of({**tags, 278: (480,), 279: (len(packed),)}, packed)
+
+
+def unreal_floats(rng: random.Random) -> bytes:
+    dtype = rng.choice(["<f4", "<f8"])
+    values = np.array([np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-40, 0], dtype)
+    content = np.random.default_rng(rng.getrandbits(32)).choice(values, 64 * 64).tobytes()
+    bits = 8 * np.dtype(dtype).itemsize
+    tags = {256: (64,), 257: (64,), 258: (bits,), 262: (1,), 273: (-1,), 277: (1,), 278: (64,)}
+    return tiff_of({**tags, 279: (len(content),), 339: (3,)}, content)
+
+
+def flipped_deep(rng: random.Random) -> bytes:
+    """A 16-bit file of several pages and strips with damaged bits, most in its directories."""
+    values = np.random.default_rng(rng.getrandbits(32)).integers(0, 2**16, (3, 9, 11), np.uint16)
+    options = {"rowsperstrip": 2, "compression": rng.choice([None, "zlib"])}
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, values, photometric="minisblack", **options)
+    data = bytearray(buffer.getvalue())
+    for _ in range(rng.randint(1, 12)):
+        data[rng.randrange(min(len(data), 400))] ^= 1 << rng.randrange(8)
+    return bytes(data)
+
+
+def new_format(rng: random.Random) -> bytes:
+    kind = rng.choice(["AVIF", "JPEG2000", "HEIC"])
+    data = bytearray(HEIC if kind == "HEIC" else saved(picture(rng), kind))
+    if rng.random() < 0.3:
+        return bytes(data[: rng.randrange(len(data))])
+    for _ in range(rng.randint(1, 20)):
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    return bytes(data)
+
+
+def huge_new_format(rng: random.Random) -> bytes:
+    """A header of JPEG 2000 or AVIF that announces more pixels than the limits."""
+    if rng.random() < 0.5:
+        data = bytearray(saved(picture(rng), "JPEG2000", no_jp2=True))
+        data[8:16] = struct.pack(">II", 60_000, 60_000)
+    else:
+        data = bytearray(saved(picture(rng), "AVIF"))
+        at = data.index(b"ispe") + 8
+        data[at : at + 8] = struct.pack(">II", 16_000, 16_000)
+    return bytes(data)
+
+
 def comment_flood(rng: random.Random) -> bytes:
     data = saved(picture(rng, "P"), "GIF")
     at = after_palette(data)
@@ -333,6 +428,15 @@ def hostile_images(count: int, seed: int, canary: Path) -> Iterator[HostileImage
         ("junk", junk, "refused"),
         ("TIFF strip flood", strip_flood, "refused"),
         ("TIFF tile bomb", tile_bomb, "refused"),
+        ("TIFF page flood or loop", tiff_pages, "either"),
+        ("TIFF counts", tiff_counts, "either"),
+        ("TIFF overlapping strips", tiff_overlap, "refused"),
+        ("TIFF channels", tiff_channels, "refused"),
+        ("16-bit deflate bomb", deep_bomb, "either"),
+        ("NaN and infinite TIFF", unreal_floats, "decoded"),
+        ("flipped bits, 16-bit TIFF", flipped_deep, "either"),
+        ("flipped bits, AVIF, HEIC and JPEG 2000", new_format, "either"),
+        ("huge AVIF and JPEG 2000", huge_new_format, "refused"),
         ("GIF comment flood", comment_flood, "refused"),
         ("BMP run lengths", slow_bmp, "refused"),
         ("pickle canary", pickle_canary(canary), "either"),

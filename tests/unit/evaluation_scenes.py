@@ -12,6 +12,7 @@ import numpy as np
 from serve_app.capabilities import Prompts, SegmentRequest, TextQuery
 from serve_app.core.errors import UnknownImage
 from serve_app.core.geometry import tight_box
+from serve_app.core.request import AUTO, EmbedRequest
 from serve_app.core.rle import encode_rle
 from serve_app.core.types import (
     BoolArray,
@@ -121,7 +122,9 @@ class SceneService(FakeService):
                 return PromptResult(masks=tuple(mask_of(m, s) for m, s in keep))
         raise AssertionError("a prompt for no object")
 
-    async def embed(self, image: bytes | RgbArray | str, variant: str) -> EmbedResult:
+    async def embed(
+        self, image: EmbedRequest | bytes | RgbArray | str, variant: str = AUTO
+    ) -> EmbedResult:
         raise AssertionError("the evaluation embeds nothing by itself")
 
     async def models(self) -> Mapping[str, Any]:

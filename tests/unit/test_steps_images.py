@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
-from serve_app.core.errors import ImageTooLarge, InvalidImage, UnknownImage
+from serve_app.cache.shared import add_checksum
+from serve_app.core.errors import ImageTooLarge, InvalidImage, InvalidRequest, UnknownImage
 from serve_app.core.limits import Limits
-from serve_app.core.request import image_id
+from serve_app.core.request import ImageOptions, Reading, image_id
 from serve_app.core.types import RgbArray
 from serve_app.images import store as images
+from serve_app.images.decode import Decoded
 from serve_app.images.store import ImageStore
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
@@ -45,13 +48,13 @@ class Shared:
 def decodings(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """The files decoded during a test."""
     seen: list[bytes] = []
-    original = images.decode_image
+    original = images.read_image
 
-    def counted(data: bytes, limits: Limits) -> RgbArray:
+    def counted(data: bytes, limits: Limits, reading: Reading) -> Decoded:
         seen.append(data)
-        return original(data, limits)
+        return original(data, limits, reading)
 
-    monkeypatch.setattr(images, "decode_image", counted)
+    monkeypatch.setattr(images, "read_image", counted)
     return seen
 
 
@@ -221,3 +224,63 @@ async def test_a_file_that_comes_often_is_not_written_each_time() -> None:
     shared.kept.clear()
     await store.open(_png())
     assert not shared.kept
+
+
+def _stack() -> bytes:
+    """Three pages, of 16 bits and two channels, each another picture."""
+    y, x = np.mgrid[:20, :30]
+    pages = [np.stack([x * (n + 1) + y, y * y + n * x], -1).astype(np.uint16) for n in range(3)]
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as file:
+        for page in pages:
+            file.write(page, photometric="minisblack", planarconfig="contig")
+    return buffer.getvalue()
+
+
+async def test_a_file_read_differently_is_another_image(decodings: list[bytes]) -> None:
+    store, file = ImageStore(Limits(), MEGABYTE), _stack()
+    first = await store.open(file)
+    second = await store.open(file, ImageOptions(page=1))
+    third = await store.open(file, ImageOptions(channel=1))
+    assert len({first.id, second.id, third.id}) == len(decodings) == 3
+    assert (await store.open(file, ImageOptions(page=1))).id == second.id
+    assert (await store.open(file, ImageOptions(page=0, scaling="image"))).id == first.id
+    assert len(decodings) == 3
+    # Their pixels are read again as they were read first.
+    for name in (first.id, second.id, third.id):
+        assert image_id(await (await store.open(name)).pixels()) == name
+
+
+async def test_what_was_found_is_told_of_a_known_file_too() -> None:
+    store, file = ImageStore(Limits(), MEGABYTE), _stack()
+    for new in (True, False):
+        opened = await store.open(file)
+        assert opened.new == new
+        assert {w.code for w in opened.warnings} == {"more_pages", "more_channels"}
+        assert opened.info is not None
+        assert (opened.info.pages, opened.info.channels, opened.info.bit_depth) == (3, 2, 16)
+    assert (await store.open(opened.id)).warnings == ()
+    plain = await store.open(_png())
+    assert (plain.info, plain.warnings) == (None, ())
+
+
+async def test_the_shared_tier_keeps_how_a_file_was_read() -> None:
+    shared = Shared()
+    writer, reader = (ImageStore(Limits(), MEGABYTE, shared) for _ in range(2))  # type: ignore[arg-type]
+    opened = await writer.open(_stack(), ImageOptions(page=2, channel=[1], scaling="channel"))
+    pixels = await (await reader.open(opened.id)).pixels()
+    np.testing.assert_array_equal(pixels, await opened.pixels())
+    key = f"img-{opened.id}"
+    for head in (b"read:[", b"read:[9, [0], 1]\n", b"read:{}\n", b"read:"):
+        shared.kept[key] = add_checksum(key, head + _stack())
+        with pytest.raises(UnknownImage):
+            await (await ImageStore(Limits(), MEGABYTE, shared).open(opened.id)).pixels()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", [{"page": 0}, {"channel": 0}, {"scaling": "image"}])
+async def test_options_without_a_file_are_refused(options: dict[str, Any]) -> None:
+    store = ImageStore(Limits(), MEGABYTE)
+    for source in (PIXELS, image_id(PIXELS)):
+        with pytest.raises(InvalidRequest) as caught:
+            await store.open(source, ImageOptions(**options))
+        assert caught.value.field == next(iter(options))

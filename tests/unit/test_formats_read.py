@@ -1,0 +1,131 @@
+"""Formats by their bytes: what is read, and what is refused by name."""
+
+from __future__ import annotations
+
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serve_app.core.errors import ImageTooLarge, InvalidImage, InvalidRequest
+from serve_app.core.limits import Limits
+from serve_app.core.request import Reading
+from serve_app.images import containers
+from serve_app.images.decode import decode_image, read_image
+
+LIMITS = Limits()
+HEIC = (Path(__file__).parent.parent / "assets" / "disc.heic").read_bytes()
+
+
+def scene() -> np.ndarray:
+    y, x = np.mgrid[:200, :300]
+    rgb = np.full((200, 300, 3), (60, 90, 70), np.uint8)
+    rgb[np.hypot(x + 0.5 - 210, y + 0.5 - 120) < 45] = (220, 180, 60)
+    return rgb
+
+
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "JPEG2000", "J2K", "HEIC"])
+def test_new_formats_are_read(kind: str) -> None:
+    image = Image.fromarray(scene())
+    data = {
+        "AVIF": lambda: saved(image, "AVIF", quality=95),
+        "JPEG2000": lambda: saved(image, "JPEG2000"),
+        "J2K": lambda: saved(image, "JPEG2000", no_jp2=True),
+        "HEIC": lambda: HEIC,
+    }[kind]()
+    pixels, info, warnings = read_image(data, LIMITS)
+    assert np.abs(pixels.astype(int) - scene()).mean() < 8
+    assert (info, warnings) == (None, ())
+    for limits in (Limits(max_image_pixels=59_999), Limits(max_image_side=299)):
+        with pytest.raises(ImageTooLarge):
+            decode_image(data, limits)
+    for share in (0.1, 0.5, 0.9):
+        with pytest.raises(InvalidImage):
+            decode_image(data[: int(len(data) * share)], LIMITS)
+
+
+def test_avif_and_heic_are_told_apart_and_turned_upright() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = saved(Image.fromarray(np.rot90(scene()).copy()), "AVIF", exif=exif, quality=95)
+    assert np.abs(decode_image(data, LIMITS).astype(int) - scene()).mean() < 8
+
+
+def test_heic_is_named_where_its_extra_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containers, "heif_is_read", lambda: False)
+    with pytest.raises(InvalidImage, match="this is HEIC"):
+        decode_image(HEIC, LIMITS)
+
+
+def test_deep_jpeg_2000_is_scaled_if_gray_and_refused_if_coloured() -> None:
+    gray = np.arange(2_000, dtype=np.uint16).reshape(40, 50)
+    pixels, info, _ = read_image(saved(Image.fromarray(gray), "JPEG2000"), LIMITS)
+    assert (pixels.min(), pixels.max()) == (0, 255)
+    assert info is not None
+    assert info.bit_depth == 16
+    data = bytearray(saved(Image.fromarray(scene()), "JPEG2000", no_jp2=True))
+    data[42] = data[45] = data[48] = 15
+    with pytest.raises(InvalidImage, match="3 channels of 16 bits"):
+        decode_image(bytes(data), LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (b"\xff\x0a\xfa\x7f", "JPEG XL"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+        (b"%PDF-1.7", "PDF"),
+        (b"\xef\xbb\xbf\n <svg xmlns='x'>", "SVG"),
+        (b"<!DOCTYPE html>", "a web page"),
+        (b"8BPS\0\1", "Photoshop"),
+        (b"P6\n9 9\n255\n", "Netpbm"),
+        (b"\x93NUMPY\1\0", "NumPy"),
+        (struct.pack(">I", 24) + b"ftypisom\0\0\2\0isomiso2", "video"),
+        (b"PK\3\4", "zip"),
+    ],
+)
+def test_what_is_not_read_is_named(data: bytes, name: str) -> None:
+    with pytest.raises(InvalidImage, match=f"this is .*{name}.*send JPEG, PNG"):
+        decode_image(data + bytes(100), LIMITS)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "AVIF"])
+def test_animations_are_told(kind: str) -> None:
+    frames = [Image.new("RGB", (8, 6), c) for c in ("red", "lime")]
+    data = saved(frames[0], kind, save_all=True, append_images=frames[1:], duration=10)
+    assert [w.code for w in read_image(data, LIMITS).warnings] == ["more_pages"]
+    assert read_image(saved(frames[0], kind), LIMITS).warnings == ()
+    with pytest.raises(InvalidRequest, match="TIFF"):
+        read_image(data, LIMITS, Reading(page=1))
+
+
+def test_channels_of_usual_pictures_can_be_chosen() -> None:
+    rgb = scene()
+    data = saved(Image.fromarray(rgb), "PNG")
+    pixels, info, _ = read_image(data, LIMITS, Reading(channel=(1,)))
+    assert (pixels == rgb[:, :, 1:2]).all()
+    assert info is not None
+    assert (info.format, info.channel, info.scaling) == ("PNG", (1,), "none")
+    assert (decode_image(data, LIMITS, Reading(channel=(2, 1, 0))) == rgb[:, :, ::-1]).all()
+    gray = saved(Image.fromarray(rgb[:, :, 0]), "PNG")
+    for file, channel in ((data, 3), (gray, 1)):
+        with pytest.raises(InvalidRequest, match="there is no channel"):
+            decode_image(file, LIMITS, Reading(channel=(channel,)))
+
+
+def test_jpegs_of_other_depths_are_named() -> None:
+    data = saved(Image.fromarray(scene()), "JPEG")
+    at = data.index(b"\xff\xc0")
+    for marker, depth, words in ((0xC1, 12, "JPEG with 12 bits"), (0xC3, 16, "lossless JPEG")):
+        other = data[:at] + bytes([0xFF, marker]) + data[at + 2 : at + 4] + bytes([depth])
+        with pytest.raises(InvalidImage, match=words):
+            decode_image(other + data[at + 5 :], LIMITS)
