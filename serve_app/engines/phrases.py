@@ -70,12 +70,12 @@ _NOT_NEGATIVE = frozenset({"cordless", "wireless", "stainless", "seamless", "clo
 _LEAD_IN = re.compile(
     r"^(?:(?:please|hey|hi|ok|now|just|only|also|find|show|segment|select|highlight|locate|detect"
     r"|mask|outline|identify|mark|spot|pick|cut out|give|get|me|us|i|we|you|can|could|would|will"
-    r"|want(?: to)?|need|see|like(?: to)?|look(?:ing)? for|search(?:ing)? for|is|are|do|does|where"
+    r"|want(?: to)?|need|see|like to|look(?:ing)? for|search(?:ing)? for|is|are|do|does|where"
     r"|what|how many|there|here|it|contains?|(?:a |an |the |this )?(?:close up )?"
     r"(?:photo|photograph|picture|image|snapshot|shot|view|close up)s? (?:of|with|showing)"
     r"|(?:an? |the |one |two |three )?(?:pair|group|bunch|couple|kind|type|sort|set|lot|number|herd"
-    r"|flock|crowd|pack|row|line|pile|stack|dozen|variety|swarm|team|family|piece|bit|example"
-    r"|instance|outline|mask|silhouette|body|shape)s? of"
+    r"|flock|crowd|pack|row|line|pile|stack|dozen|variety|swarm|team|family|example"
+    r"|instance|outline|mask|silhouette)s? of"
     r"|the|an?|all|any|some|every|each|this|that|these|those|my|your|his|her|its|our|their|of|one"
     r"|both|many|several|few|more|most|much|another|other|same|such"
     r"|two|three|four|five|six|seven|eight|nine|ten|\d+)\s+)+(?=\S)"
@@ -85,22 +85,31 @@ _FILLERS = _words(
     " several few one two three four five six seven eight nine ten very really quite rather so too"
     " just only please here there"
 )
-_STATES = _words(
-    "sleeping standing lying smiling grazing resting parked seated covered dressed made"
-)
-"""Words that end a noun phrase: what follows, if anything, says what the thing does."""
-
 _LINKS = _words(
     "with in on at near by under behind beside next from that which who whose whom between over"
     " above below inside within outside to against along around across through into onto upon"
     " beneath underneath atop among amongst amid off out up down towards toward during before after"
     " while when where is are was were has have having being filled called named as belonging"
-    " doing hanging sitting running jumping flying swimming walking racing waiting surfing skating"
-    " wearing holding riding driving carrying using looking watching leaning pulling pushing"
-    " catching throwing hitting kicking reading writing eating drinking playing chasing crossing"
-    " containing showing facing pointing"
+    " doing hanging leaning wearing holding carrying using looking pulling pushing catching throwing"
+    " hitting kicking eating drinking playing chasing containing showing facing pointing waiting"
 )
-"""The same where more follows: "man riding a horse", but not "horse riding" or "duck down"."""
+"""Words that end a noun phrase where more follows: "cat in a box", but not "duck down"."""
+
+_STATES = _words(
+    "sleeping standing lying smiling grazing resting parked seated covered dressed made asleep"
+    " driven seen shown lit tied eaten located placed stacked"
+)
+"""Those that end one at its end, too: "cat sleeping", "car made of wood", not "man made lake"."""
+
+_ACTIVITIES = _words(
+    "riding walking watching racing running jumping flying swimming driving reading writing"
+    " crossing surfing skating sitting"
+)
+"""Actions of people: "man riding horse", "dog running in snow", but not "horse riding school"."""
+
+_PEOPLE = _words(
+    "man men woman women person people boy boys girl girls child children kid kids lady guy player"
+)
 
 
 def read(text: str) -> Phrase | UnknownText:
@@ -137,10 +146,13 @@ def unreadable(text: str, *, english: bool = True) -> UnknownText | None:
     return None
 
 
+_ARTICLES = frozenset({"a", "an", "the"})
 _JOINTS = frozenset({"and", "or", "&", "+", "/", ",", ";", "|", "plus", "then", "vs", "versus"})
 
 
 def _noun_phrase(tokens: list[str]) -> Phrase | UnknownText:
+    if "like" in tokens:  # "something like a cat" is none
+        return NO_THING
     end = next((i for i in range(len(tokens)) if _ends(tokens, i)), len(tokens))
     tokens = tokens[:end]
     related = [i for i, token in enumerate(tokens) if token in {"of", "for"}]
@@ -151,6 +163,8 @@ def _noun_phrase(tokens: list[str]) -> Phrase | UnknownText:
     for token in tokens:
         if token in _JOINTS:
             joint = len(words)
+        elif token in _ARTICLES and not all(word in ATTRIBUTES for word in words[joint:]):
+            return NO_THING  # "resembling a cat": another part of speech, or a list
         elif token not in _FILLERS:
             # "black and white cat" is one thing, "cat and dog" are two.
             if not all(word in ATTRIBUTES for word in words[:joint]):
@@ -167,10 +181,17 @@ def _noun_phrase(tokens: list[str]) -> Phrase | UnknownText:
 
 def _ends(tokens: list[str], i: int) -> bool:
     """Whether the noun phrase ends before this word."""
-    if tokens[i] in _LINKS and i < len(tokens) - 1:
-        # "running dog", but "dog running in the park"
-        return tokens[i] not in ATTRIBUTES or not all(t in _BEFORE_NOUN for t in tokens[:i])
-    return tokens[i] in _STATES and not all(t in _BEFORE_NOUN for t in tokens[:i])
+    if i and tokens[i].endswith("ing") and tokens[i + 1 : i + 2] in ([a] for a in _ARTICLES):
+        return True  # "girl feeding a horse"
+    token, rest = tokens[i], tokens[i + 1 :]
+    if token in ATTRIBUTES and all(t in _BEFORE_NOUN for t in tokens[:i]):
+        return False  # "running dog"
+    followed = bool(rest) and rest[0] in _FOLLOWERS
+    return (
+        (token in _LINKS and bool(rest))
+        or (token in _STATES and (not rest or followed))
+        or (token in _ACTIVITIES and bool(rest) and (followed or tokens[i - 1 : i] in _AFTER))
+    )
 
 
 def _plain(text: str) -> str:
@@ -242,3 +263,5 @@ ATTRIBUTES = _words(
 """Words before a noun after which it is still that thing."""
 
 _BEFORE_NOUN = ATTRIBUTES | _FILLERS
+_AFTER = [[word] for word in sorted(_PEOPLE)]
+_FOLLOWERS = _LINKS | _FILLERS | {"of", "for"}

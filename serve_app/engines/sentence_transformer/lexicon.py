@@ -170,6 +170,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
     "house pet": COCO_GROUPS["pet"],
     "motor vehicle": ("car", "motorcycle", "bus", "truck"),
     "home appliance": COCO_GROUPS["kitchen appliance"],
+    "piece of furniture": COCO_GROUPS["furniture"],
     "something to eat": COCO_GROUPS["food"],
     "electronics": COCO_GROUPS["electronic device"],
     "flatware": COCO_GROUPS["cutlery"],

@@ -43,7 +43,7 @@ VOCABULARY = UnknownText(
     "kinds; the text, read as an English phrase, names nothing else",
 )
 
-CONFIRMED = 0.9
+CONFIRMED = 0.8
 """Least P(label matches text) of a phrase like "farm horse", in which a noun precedes the name."""
 
 
