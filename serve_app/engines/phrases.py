@@ -90,8 +90,8 @@ _LINKS = _words(
     " above below inside within outside to against along around across through into onto upon"
     " beneath underneath atop among amongst amid off out up down towards toward during before after"
     " while when where is are was were has have having being filled called named as belonging"
-    " doing hanging leaning wearing holding carrying using looking pulling pushing catching throwing"
-    " hitting kicking eating drinking playing chasing containing showing facing pointing waiting"
+    " doing hanging leaning wearing holding carrying using looking pulling pushing catching"
+    " throwing hitting kicking eating drinking playing chasing containing showing facing pointing waiting"
 )
 """Words that end a noun phrase where more follows: "cat in a box", but not "duck down"."""
 
@@ -99,7 +99,7 @@ _STATES = _words(
     "sleeping standing lying smiling grazing resting parked seated covered dressed made asleep"
     " driven seen shown lit tied eaten located placed stacked"
 )
-"""Those that end one at its end, too: "cat sleeping", "car made of wood", not "man made lake"."""
+"""Those that do at its end, too: "cat sleeping", "car made of wood", but not "man made lake"."""
 
 _ACTIVITIES = _words(
     "riding walking watching racing running jumping flying swimming driving reading writing"
