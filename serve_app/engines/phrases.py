@@ -91,7 +91,8 @@ _LINKS = _words(
     " beneath underneath atop among amongst amid off out up down towards toward during before after"
     " while when where is are was were has have having being filled called named as belonging"
     " doing hanging leaning wearing holding carrying using looking pulling pushing catching"
-    " throwing hitting kicking eating drinking playing chasing containing showing facing pointing waiting"
+    " throwing hitting kicking eating drinking playing chasing containing showing facing pointing"
+    " waiting"
 )
 """Words that end a noun phrase where more follows: "cat in a box", but not "duck down"."""
 
