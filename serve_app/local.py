@@ -17,7 +17,7 @@ from serve_app.core.inference import (
     TextScores,
 )
 from serve_app.core.settings import GraphSettings, ProposalsSettings, TextSettings, VariantSettings
-from serve_app.core.types import Mask, ProposalSource, RgbArray
+from serve_app.core.types import Mask, ProposalSource, RgbArray, UnknownText
 from serve_app.embeddings.predictor import VariantPredictor
 from serve_app.embeddings.tiers import TieredEmbeddingCache
 from serve_app.flow.flow import SegmentationFlow
@@ -95,6 +95,9 @@ class LocalTextScorer:
 
     async def info(self) -> ScorerInfo:
         return await self._engine.run(lambda engine: engine.info)
+
+    async def unknown(self, texts: Sequence[str]) -> tuple[UnknownText | None, ...]:
+        return await self._engine.run(lambda engine: engine.unknown(texts))
 
     async def score(
         self, pixels: RgbArray, candidates: Sequence[Candidate], texts: Sequence[str]

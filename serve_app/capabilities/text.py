@@ -15,7 +15,13 @@ from serve_app.core.geometry import mask_nms
 from serve_app.core.inference import Candidate, DecodeOptions, Proposal, TextScores
 from serve_app.core.ports import TextScorer
 from serve_app.core.request import Members, Task
-from serve_app.core.types import Float32Array, Mask, PromptResult, ProposalSource
+from serve_app.core.types import (
+    Float32Array,
+    Mask,
+    PromptResult,
+    ProposalSource,
+    UnknownText,
+)
 from serve_app.core.wire import AtMost, Share, Whole, as_tuple, fault
 
 
@@ -69,6 +75,11 @@ class TextQuery(Task):
         return (len(text) if isinstance(text, list) else 1), 0
 
 
+_NO_LABELS = UnknownText(
+    reason="proposals",
+    message="this engine reads the labels of a detector; only `proposals: detector` has them",
+)
+
 _DUPLICATES = 0.7
 """Box IoU from which two candidates are one object."""
 
@@ -90,7 +101,7 @@ async def cost(query: TextQuery, image: Image, scorer: TextScorer | None) -> Cos
 
 
 async def run(query: TextQuery, context: Context) -> Outcome:
-    """One result for each text.
+    """One result for each text; those that the engine cannot look for cost no segmentation.
 
     Raises:
         TextUnavailable: the graph has no text scoring.
@@ -99,13 +110,28 @@ async def run(query: TextQuery, context: Context) -> Outcome:
     if scorer is None:
         raise TextUnavailable("this graph is deployed without text scoring", "text")
     info = await scorer.info()
-    with context.stage("propose"):
-        proposals = await context.propose(
-            context.image, query.proposals or info.proposals, query.points_per_side
-        )
-    find = _segment_then_score if info.needs_masks else _score_then_segment
-    results, scored = await find(query, context, scorer, proposals)
-    return Outcome(results=results, text_engine=scored.engine, threshold=scored.threshold)
+    source = query.proposals or info.proposals
+    if info.vocabulary is not None and source is not ProposalSource.DETECTOR:
+        unknown: Sequence[UnknownText | None] = [_NO_LABELS] * query.size
+    else:
+        unknown = await scorer.unknown(query.text)
+    texts = tuple(t for t, why in zip(query.text, unknown, strict=True) if why is None)
+    engine: str = info.engine
+    found: tuple[PromptResult, ...] = ()
+    threshold = info.threshold if query.text_threshold is None else query.text_threshold
+    if texts:
+        with context.stage("propose"):
+            proposals = await context.propose(context.image, source, query.points_per_side)
+        find = _segment_then_score if info.needs_masks else _score_then_segment
+        known = query.model_copy(update={"text": texts})
+        found, scored = await find(known, context, scorer, proposals)
+        engine, threshold = scored.engine, scored.threshold
+    answered = iter(found)
+    results = tuple(
+        next(answered) if why is None else PromptResult(masks=(), text=text, unknown=why)
+        for text, why in zip(query.text, unknown, strict=True)
+    )
+    return Outcome(results=results, text_engine=engine, threshold=threshold)
 
 
 async def _score(

@@ -120,6 +120,9 @@ async def _send_all(url: str, out: Path, api_key: str | None) -> None:
     print(text_table(("photo", "prompt", "masks", "score", "variant", "cache", "ms"), rows))
 
 
+_PRESENCE = {True: "", False: " not present", None: " unknown"}
+
+
 def _photo(name: str) -> RgbArray:
     with resources.files("serve_app.cli").joinpath("photos", f"{name}.jpg").open("rb") as file:
         return np.asarray(Image.open(file).convert("RGB"))
@@ -134,8 +137,6 @@ def _shown(result: SegmentResult) -> list[Mask]:
 
 def _score(result: SegmentResult) -> str:
     if result.text_engine:
-        return ", ".join(
-            f"{r.best_score:.2f}" + ("" if r.present else " not present") for r in result.results
-        )
+        return ", ".join(f"{r.best_score or 0:.2f}" + _PRESENCE[r.present] for r in result.results)
     scores = [mask.score for mask in _shown(result)]
     return f"{np.mean(scores):.2f}" if scores else "-"

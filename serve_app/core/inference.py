@@ -146,6 +146,7 @@ class ScorerInfo:
         needs_masks: whether candidates are to be segmented before they are scored.
         proposals: the source of candidates that suits the engine.
         threshold: the engine's documented threshold of "present".
+        vocabulary: the names that the engine tells apart; None: an open vocabulary.
         reason: why this engine was chosen.
     """
 
@@ -154,4 +155,5 @@ class ScorerInfo:
     needs_masks: bool
     proposals: ProposalSource
     threshold: float
+    vocabulary: tuple[str, ...] | None = None
     reason: str = ""

@@ -29,6 +29,7 @@ from serve_app.core.types import (
     ProposalSource,
     RgbArray,
     SegmentResult,
+    UnknownText,
 )
 
 
@@ -89,6 +90,9 @@ class TextScoringEngine(Protocol):
 
     info: ScorerInfo
     device: str
+
+    def unknown(self, texts: Sequence[str]) -> tuple[UnknownText | None, ...]:
+        """See `TextScorer.unknown`."""
 
     def score(
         self, pixels: RgbArray, candidates: Sequence[Candidate], texts: Sequence[str]
@@ -153,6 +157,9 @@ class TextScorer(Protocol):
 
     async def info(self) -> ScorerInfo:
         """The engine in use and its requirements on the flow."""
+
+    async def unknown(self, texts: Sequence[str]) -> tuple[UnknownText | None, ...]:
+        """Of each text, why the engine cannot look for it; None where it can."""
 
     async def score(
         self, pixels: RgbArray, candidates: Sequence[Candidate], texts: Sequence[str]

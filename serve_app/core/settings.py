@@ -236,6 +236,9 @@ class LabelsSettings(Strict):
     """The detector's labels matched to the text by sentence embeddings."""
 
     model: str = Field("minilm_l6_v2", description="registry name of the sentence model")
+    names: tuple[str, ...] | None = Field(
+        None, min_length=1, description="the detector's labels; null: COCO's 80"
+    )
     threshold: float = Field(0.5, ge=0, le=1)
 
 

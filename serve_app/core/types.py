@@ -27,8 +27,10 @@ from pydantic import (
     Field,
     PlainSerializer,
     PlainValidator,
+    SerializerFunctionWrapHandler,
     TypeAdapter,
     WithJsonSchema,
+    model_serializer,
     model_validator,
 )
 from pydantic_core import PydanticSerializationError
@@ -335,19 +337,34 @@ class Mask:
         return decode_rle(self.rle)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnknownText:
+    """Why the text engine cannot say whether a text is in the image."""
+
+    reason: Annotated[str, Field(description="stable, see docs/http.md")]
+    message: Annotated[str, Field(description="one sentence for people")]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PromptResult:
     """The masks of one prompt, of one text, or of everything.
 
     Attributes:
         masks: best first for text and "everything"; in the model's order for a prompt.
+        present: None for a text that is `unknown`, and for what is no text.
     """
 
     masks: tuple[Mask, ...]
     text: Annotated[str | None, _if_given()] = None
     present: Annotated[
         bool | None,
-        _if_given("false: no region reached the threshold (text)"),
+        Field(
+            description="true: found; false: no region reached the threshold; null: the engine "
+            "cannot say, see `unknown` (text)"
+        ),
+    ] = None
+    unknown: Annotated[
+        UnknownText | None, _if_given("why `present` is null: the text was not looked for (text)")
     ] = None
     best_score: Annotated[
         _Number | None, _if_given("of any region, reported even below the threshold (text)")
@@ -356,6 +373,14 @@ class PromptResult:
         str | None,
         _if_given("the variant that produced the masks, if not the response's `variant`"),
     ] = None
+
+    @model_serializer(mode="wrap")
+    def _json(self, as_json: SerializerFunctionWrapHandler):  # type: ignore[no-untyped-def]
+        """Leaves out ``present`` where there is no text; unannotated, or the schema is lost."""
+        body = as_json(self)
+        if self.text is None and body.get("present", True) is None:
+            del body["present"]
+        return body
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

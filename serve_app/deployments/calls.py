@@ -34,7 +34,7 @@ from serve_app.core.inference import (
     ScorerInfo,
     TextScores,
 )
-from serve_app.core.types import Prompt, ProposalSource, RgbArray
+from serve_app.core.types import Prompt, ProposalSource, RgbArray, UnknownText
 from serve_app.deployments.compat.runtime import by_reference, is_replica_lost
 from serve_app.telemetry.metrics import RETRIES
 
@@ -227,6 +227,12 @@ class RemoteTextScorer:
         if self._info is None:  # the engine never changes
             self._info = cast(ScorerInfo, await call_with_retry("text", self._handle.info.remote))
         return self._info
+
+    async def unknown(self, texts: Sequence[str]) -> tuple[UnknownText | None, ...]:
+        found: tuple[UnknownText | None, ...] = await call_with_retry(
+            "text", lambda: self._handle.unknown.remote(tuple(texts))
+        )
+        return found
 
     async def score(
         self, pixels: RgbArray, candidates: Sequence[Candidate], texts: Sequence[str]

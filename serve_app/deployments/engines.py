@@ -23,7 +23,7 @@ from serve_app.core.settings import (
     Replicas,
     TextSettings,
 )
-from serve_app.core.types import ProposalSource, RgbArray
+from serve_app.core.types import ProposalSource, RgbArray, UnknownText
 from serve_app.deployments.telemetry import join_serve_log, start_telemetry
 from serve_app.models.factory import ModelSource
 
@@ -134,6 +134,10 @@ class TextReplica(EngineReplica):
     async def info(self) -> ScorerInfo:
         """The engine in use."""
         return self._engine.info
+
+    async def unknown(self, texts: Sequence[str]) -> tuple[UnknownText | None, ...]:
+        """See `serve_app.core.ports.TextScorer.unknown`."""
+        return await self._thread.run(self._engine.unknown, texts)
 
     async def score(
         self, pixels: RgbArray, candidates: Sequence[Candidate], texts: Sequence[str]

@@ -197,6 +197,7 @@ class SegmentationFlow:
                 "reason": info.reason,
                 "threshold": info.threshold,
                 "proposals": info.proposals.value,
+                "vocabulary": info.vocabulary,
             }
         router = self._dispatcher.router
         return {

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from serve_app.core.types import BoolArray
+from serve_app.core.types import BoolArray, PromptResult, UnknownText, adapter
 from serve_app.http import routes
 
 from .schema import documented
@@ -81,6 +81,33 @@ async def test_npz_is_a_file(client, service):
         told = json.loads(str(archive["answer"]))
     assert told["image_id"] == "32x24-abc"
     assert [r["text"] for r in told["results"]] == ["dog", "cat"]
+
+
+@pytest.mark.parametrize("fmt", ["rle", "polygon", "png", "geojson", "npz"])
+async def test_an_unknown_text_is_null_in_every_format(client, fmt):
+    answer = await ask(client, text=["no dog", "dog", "absent"], format=fmt)
+    if fmt == "npz":
+        with np.load(io.BytesIO(answer.content), allow_pickle=False) as archive:
+            told = json.loads(str(archive["answer"]))
+    else:
+        await documented(
+            client, "FeatureCollection" if fmt == "geojson" else "SegmentResult", answer.json()
+        )
+        told = answer.json()
+    unknown, found, absent = told["results"]
+    why = {"reason": "negation", "message": "negation is not understood"}
+    assert unknown == {"text": "no dog", "present": None, "unknown": why} | (
+        {} if fmt in ("geojson", "npz") else {"masks": []}
+    )
+    assert (found["present"], absent["present"]) == (True, False)
+    assert "unknown" not in found | absent
+
+
+async def test_an_unknown_text_comes_back_whole(client):
+    answer = await ask(client, text=["no dog"])
+    (found,) = (adapter(PromptResult).validate_python(r) for r in answer.json()["results"])
+    assert found.present is None
+    assert found.unknown == UnknownText(reason="negation", message="negation is not understood")
 
 
 async def test_geojson(client, service):

@@ -30,7 +30,7 @@ from serve_app.core.inference import (
 )
 from serve_app.core.ports import DecoderEngine, EncoderEngine, ProposalsEngine, TextScoringEngine
 from serve_app.core.settings import Compute, ProposalsSettings, Strict, TextSettings
-from serve_app.core.types import Mask, Prompt, ProposalSource, RgbArray
+from serve_app.core.types import Mask, Prompt, ProposalSource, RgbArray, UnknownText
 from serve_app.engines.proposals import grid_proposals
 from serve_app.models.factory import ModelSource
 
@@ -271,6 +271,9 @@ class FakeText:
             proposals=ProposalSource.DETECTOR,
             threshold=0.5,
         )
+
+    def unknown(self, texts: Sequence[str]) -> tuple[UnknownText | None, ...]:
+        return (None,) * len(texts)
 
     def score(
         self, pixels: RgbArray, candidates: Sequence[Candidate], texts: Sequence[str]

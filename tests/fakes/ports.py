@@ -17,7 +17,14 @@ from serve_app.core.inference import (
     ScorerInfo,
     TextScores,
 )
-from serve_app.core.types import CacheTier, Mask, Prompt, ProposalSource, RgbArray
+from serve_app.core.types import (
+    CacheTier,
+    Mask,
+    Prompt,
+    ProposalSource,
+    RgbArray,
+    UnknownText,
+)
 
 from .masks import rectangle_mask
 
@@ -155,12 +162,13 @@ class FakeProposer:
 class FakeScorer:
     """0.9 for the label, or the left edge ("at 10"), of a candidate; 0.3 for others.
 
-    The text "all" has a score for each candidate, ascending by position.
+    The text "all" has a score for each candidate, ascending by position; "no ..." is unknown.
     """
 
     def __init__(self, needs_masks: bool = False) -> None:
         self.needs_masks = needs_masks
         self.candidates: list[Candidate] = []
+        self.vocabulary: tuple[str, ...] | None = None
         self.down = False
 
     async def info(self) -> ScorerInfo:
@@ -172,7 +180,12 @@ class FakeScorer:
             needs_masks=self.needs_masks,
             proposals=ProposalSource.GRID if self.needs_masks else ProposalSource.DETECTOR,
             threshold=0.5,
+            vocabulary=self.vocabulary,
         )
+
+    async def unknown(self, texts: Sequence[str]) -> tuple[UnknownText | None, ...]:
+        why = UnknownText(reason="negation", message="negation is not understood")
+        return tuple(why if text.startswith("no ") else None for text in texts)
 
     async def score(
         self, pixels: RgbArray, candidates: Sequence[Candidate], texts: Sequence[str]

@@ -17,6 +17,7 @@ from serve_app.core.types import (
     PromptResult,
     RgbArray,
     SegmentResult,
+    UnknownText,
 )
 
 from .masks import mask_of
@@ -103,6 +104,9 @@ class FakeService:
         )
 
     def _text(self, text: str, request: SegmentRequest) -> PromptResult:
+        if text == "no dog":
+            why = UnknownText(reason="negation", message="negation is not understood")
+            return PromptResult(masks=(), text=text, unknown=why)
         if text == "absent":
             return PromptResult(masks=(), text=text, present=False, best_score=0.25)
         masks = self._masks(1, request, text_score=0.8, label="dog")

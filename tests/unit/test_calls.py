@@ -16,11 +16,12 @@ from ray.serve.exceptions import BackPressureError
 from serve_app.core.deadline import deadline
 from serve_app.core.errors import InvalidPrompt, Overloaded, ReplicaLost
 from serve_app.core.inference import DecodeOptions, Embedding
-from serve_app.core.types import Prompt
+from serve_app.core.types import Prompt, UnknownText
 from serve_app.deployments.calls import (
     ImageObjectRef,
     RemoteEncoder,
     RemotePredictor,
+    RemoteTextScorer,
     await_response,
     call_with_retry,
 )
@@ -56,6 +57,13 @@ def no_object_store(monkeypatch: pytest.MonkeyPatch) -> None:
         return ImageObjectRef(object())
 
     monkeypatch.setattr(ImageObjectRef, "put", shared)
+
+
+async def test_the_text_replica_is_asked_what_is_unknown(calls: list[dict[str, Any]]) -> None:
+    verdicts = (None, UnknownText(reason="negation", message=""))
+    handle: Any = _Handle(None, calls)
+    handle.unknown = _Handle(verdicts, calls)
+    assert await RemoteTextScorer(handle).unknown(["cat", "no cat"]) == verdicts
 
 
 async def test_a_prompt_on_a_known_image_is_a_small_message(calls: list[dict[str, Any]]) -> None:

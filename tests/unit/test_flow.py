@@ -268,6 +268,58 @@ async def test_the_callers_threshold_and_source_count() -> None:
     assert graph.proposer.calls[0][0] is ProposalSource.CONTOURS
 
 
+@pytest.mark.parametrize("needs_masks", [False, True])
+async def test_each_text_has_a_verdict_of_its_own(needs_masks: bool) -> None:
+    scorer = FakeScorer(needs_masks=needs_masks)
+    graph = FakeGraph(scorer)
+    query = TextQuery(text=("no cat", "all", "no dog", "horse"))
+    result = await graph.flow.segment(SegmentRequest(image=PIXELS, task=query))
+    assert [r.text for r in result.results] == list(query.text)
+    assert [r.present for r in result.results] == [None, True, None, False]
+    assert [r.unknown and r.unknown.reason for r in result.results] == [
+        *("negation", None),
+        *("negation", None),
+    ]
+    assert result.results[0].best_score is None
+
+
+@pytest.mark.parametrize("needs_masks", [False, True])
+async def test_unknown_texts_cost_no_segmentation(needs_masks: bool) -> None:
+    graph = FakeGraph(FakeScorer(needs_masks=needs_masks))
+    query = TextQuery(text=("no cat", "no dog"), text_threshold=0.25)
+    result = await graph.flow.segment(SegmentRequest(image=PIXELS, task=query))
+    assert (graph.proposer.calls, graph.fast.calls) == ([], [])
+    assert [r.present for r in result.results] == [None, None]
+    assert result.threshold == 0.25
+    assert dumped(result.results[0]) == {
+        "masks": [],
+        "text": "no cat",
+        "present": None,
+        "unknown": {"reason": "negation", "message": "negation is not understood"},
+    }
+
+
+async def test_regions_without_labels_say_nothing_about_a_closed_vocabulary() -> None:
+    scorer = FakeScorer(needs_masks=False)
+    scorer.vocabulary = ("cat", "dog")
+    graph = FakeGraph(scorer)
+    for source in (ProposalSource.GRID, ProposalSource.CONTOURS):
+        query = TextQuery(text=("cat",), proposals=source)
+        result = await graph.flow.segment(SegmentRequest(image=PIXELS, task=query))
+        assert result.results[0].present is None
+        assert result.results[0].unknown.reason == "proposals"
+    assert graph.proposer.calls == []
+    query = TextQuery(text=("cat",), proposals=ProposalSource.DETECTOR)
+    result = await graph.flow.segment(SegmentRequest(image=PIXELS, task=query))
+    assert result.results[0].present is True
+
+
+async def test_only_texts_have_a_presence() -> None:
+    result = await FakeGraph().flow.segment(SegmentRequest(image=PIXELS, task=[POINT]))
+    assert result.results[0].present is None
+    assert {"present", "unknown"}.isdisjoint(dumped(result.results[0]))
+
+
 async def test_an_absent_text_still_makes_the_image_known() -> None:
     graph = FakeGraph(FakeScorer(needs_masks=False))
     query = TextQuery(text=("horse",))

@@ -16,8 +16,9 @@ from serve_app.core.inference import Candidate
 from serve_app.core.settings import LabelsSettings, TextSettings
 from serve_app.core.types import ProposalSource, RgbArray
 from serve_app.engines.efficientdet.detector import EfficientDet
+from serve_app.engines.phrases import normalize
 from serve_app.engines.sentence_transformer import scorer as labels_module
-from serve_app.engines.sentence_transformer.scorer import LabelsScorer, normalize, objectness_factor
+from serve_app.engines.sentence_transformer.scorer import LabelsScorer, objectness_factor
 from serve_app.engines.sentence_transformer.vocabulary import (
     COCO_GROUPS,
     COCO_NAMES,
@@ -77,7 +78,7 @@ def sure(*names: str | None) -> list[Candidate]:
         ("an apple", "apple"),
         ("theatre", "theatre"),
         ("all", "all"),
-        ("?", "?"),
+        ("?", ""),
     ],
 )
 def test_phrases_are_reduced_to_the_thing(text: str, thing: str) -> None:
@@ -86,7 +87,8 @@ def test_phrases_are_reduced_to_the_thing(text: str, thing: str) -> None:
 
 def test_no_text_of_the_calibration_is_in_the_vocabulary() -> None:
     known = {*OTHER_THINGS, *(name for label in COCO_NAMES for name in names_of(label))}
-    assert not known & {normalize(text) for text in (*MATCHES, *UNRELATED)}
+    texts = {*MATCHES, *UNRELATED}
+    assert not known & {text.removeprefix("an ").removeprefix("a ") for text in texts}
 
 
 def test_the_vocabulary_is_of_the_80_labels() -> None:
@@ -154,11 +156,34 @@ def test_the_right_object_of_a_real_photo_is_chosen(
 def test_what_is_not_on_a_real_photo_is_not_present(
     scorer: LabelsScorer, found: dict[str, list[Candidate]], photo: str
 ) -> None:
-    absent = ["giraffe", "submarine", "a bulldog", "pizza", "helicopter", "scratch"]
+    absent = ["giraffe", "a bulldog", "pizza", "black bears", "a horse on the beach"]
     absent += [name for name in PHOTOS if name != photo]
     result = scorer.score(PIXELS, found[photo], absent)
     print(photo, dict(zip(absent, result.scores.max(axis=1).round(3).tolist(), strict=True)))
     assert (result.scores.max(axis=1) < result.threshold / 2).all()
+    assert scorer.unknown(absent) == (None,) * len(absent)
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("photo", PHOTOS)
+def test_what_only_holds_a_word_of_a_real_photo_is_unknown(
+    scorer: LabelsScorer, found: dict[str, list[Candidate]], photo: str
+) -> None:
+    texts = [f"no {photo}", f"everything except the {photo}", f"{photo} ear", f"ear of the {photo}"]
+    texts += [
+        f"the {photo}'s shadow",
+        f"{photo} food",
+        "helmet",
+        "Katze",
+        "猫",
+        f"behind the {photo}",
+    ]
+    result = scorer.score(PIXELS, found[photo], texts)
+    assert not result.scores.any()
+    reasons = [why and why.reason for why in scorer.unknown(texts)]
+    assert reasons[:2] == ["negation"] * 2
+    assert reasons[8:] == ["language", "no_thing"]
+    assert set(reasons[2:8]) == {"vocabulary"}
 
 
 @pytest.mark.weights
@@ -183,8 +208,15 @@ def test_near_labels_are_told_apart(scorer: LabelsScorer) -> None:
 
 
 @pytest.mark.weights
-def test_other_labels_than_cocos_match_by_their_own_name(scorer: LabelsScorer) -> None:
-    candidates = sure("scratch", "grain boundary")
+def test_other_labels_than_cocos_match_by_their_own_name(sentence_model: Path) -> None:
+    names = ("scratch", "grain boundary")
+    scorer = LabelsScorer(sentence_model, LabelsSettings(names=names), threads=1)
+    assert scorer.info.vocabulary == names
+    assert [why and why.reason for why in scorer.unknown(["deep scratches", "cat"])] == [
+        None,
+        "vocabulary",
+    ]
+    candidates = sure(*names)
     scores = scorer.score(PIXELS, candidates, ["a scratch", "grain boundaries"]).scores
     assert scores.argmax(axis=1).tolist() == [0, 1]
     assert (scores.max(axis=1) > 0.5).all()

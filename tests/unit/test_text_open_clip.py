@@ -127,6 +127,17 @@ def test_wordings_and_unknown_words(scorer: OpenClipScorer) -> None:
     assert strange.scores.max() < 0.5
 
 
+def test_negation_and_no_words_are_unknown_and_the_vocabulary_is_open(
+    scorer: OpenClipScorer,
+) -> None:
+    texts = ["no cat", "everything except the cat", "without dogs", "?", "猫"]
+    reasons = [why and why.reason for why in scorer.unknown(texts)]
+    assert reasons == ["negation"] * 3 + ["no_words", "language"]
+    texts = ["cat ear", "ear of a cat", "helmet", "stainless steel", "cat food", "a red circle"]
+    assert scorer.unknown(texts) == (None,) * len(texts)
+    assert scorer.info.vocabulary is None
+
+
 def test_a_kind_of_the_text_does_not_speak_against_it(scorer: OpenClipScorer) -> None:
     scene = draw_scene(3)
     assert "a red circle" in captions(scene)
@@ -334,6 +345,9 @@ class OtherEngine:
             proposals=ProposalSource.DETECTOR,
             threshold=0.5,
         )
+
+    def unknown(self, texts: Any) -> Any:
+        raise AssertionError("not asked")
 
     def score(self, pixels: Any, candidates: Any, texts: Any) -> TextScores:
         raise AssertionError("not asked")

@@ -13,7 +13,7 @@ import pytest
 
 from serve_app.core.inference import Candidate, TextScores
 from serve_app.core.settings import TextSettings
-from serve_app.core.types import RgbArray
+from serve_app.core.types import RgbArray, UnknownText
 from serve_app.deployments.engines import TextReplica
 
 from ..fakes.engines import FakeSource
@@ -34,6 +34,9 @@ class Engine:
         self.gated = False
         self._begun = threading.Semaphore(0)
         self._go = threading.Semaphore(0)
+
+    def unknown(self, texts: Sequence[str]) -> tuple[UnknownText | None, ...]:
+        return tuple(UnknownText(reason=text, message="") if text else None for text in texts)
 
     def score(
         self, pixels: RgbArray, candidates: Sequence[Candidate], texts: Sequence[str]
@@ -74,6 +77,12 @@ async def test_parts_are_put_together_in_order(engine: Engine) -> None:
 async def test_without_candidates_there_are_no_scores(engine: Engine) -> None:
     found = await replica(engine).score(PIXELS, [], ["a", "b"])
     assert found.scores.shape == (2, 0)
+
+
+async def test_the_engine_says_of_each_text_why_it_is_unknown(engine: Engine) -> None:
+    found = await replica(engine).unknown(["", "why"])
+    assert found == (None, UnknownText(reason="why", message=""))
+    assert engine.passes == []
 
 
 async def test_others_come_between_and_who_leaves_ends_it(engine: Engine) -> None:

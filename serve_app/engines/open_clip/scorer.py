@@ -20,9 +20,10 @@ from serve_app.core.errors import WeightsUnavailable
 from serve_app.core.inference import Candidate, ScorerInfo, TextScores
 from serve_app.core.rle import decode_rle
 from serve_app.core.settings import Compute, OpenClipSettings
-from serve_app.core.types import Float32Array, RgbArray
+from serve_app.core.types import Float32Array, RgbArray, UnknownText
 from serve_app.engines.devices import apply_compute, torch_dtype, use_threads
 from serve_app.engines.open_clip.weights import find_weights
+from serve_app.engines.phrases import unreadable
 from serve_app.engines.text_embeddings import EmbeddingLru
 
 CONTEXT = 0.1
@@ -59,6 +60,8 @@ class OpenClipScorer:
         self._dtype = torch_dtype(compute.dtype)
         apply_compute(compute)
         self._model, self._tokenizer = _load(settings, compute, offline)
+        # Its own tokenizer is of the models trained on English; others bring one of their own.
+        self._english = isinstance(self._tokenizer, open_clip.SimpleTokenizer)
         shown: dict[str, Any] = open_clip.get_model_preprocess_cfg(self._model)
         size = shown["size"]
         self.crop_side = int(size[0] if isinstance(size, (tuple, list)) else size)
@@ -75,6 +78,10 @@ class OpenClipScorer:
             proposals=settings.proposals,
             threshold=settings.threshold,
         )
+
+    def unknown(self, texts: Sequence[str]) -> tuple[UnknownText | None, ...]:
+        """See `TextScorer.unknown`: the vocabulary is open, but negation is not understood."""
+        return tuple(unreadable(text, english=self._english) for text in texts)
 
     def score(
         self, pixels: RgbArray, candidates: Sequence[Candidate], texts: Sequence[str]

@@ -6,7 +6,6 @@ Source of the embeddings: Reimers and Gurevych, "Sentence-BERT", EMNLP 2019; the
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +16,35 @@ from numpy.typing import NDArray
 from serve_app.core.errors import WeightsUnavailable
 from serve_app.core.inference import Candidate, ScorerInfo, TextScores
 from serve_app.core.settings import LabelsSettings
-from serve_app.core.types import Float32Array, ProposalSource, RgbArray
+from serve_app.core.types import Float32Array, ProposalSource, RgbArray, UnknownText
 from serve_app.engines.devices import use_threads
+from serve_app.engines.phrases import (
+    ATTRIBUTES,
+    IMITATIONS,
+    Phrase,
+    normalize,
+    read,
+    singulars,
+    unreadable,
+)
+from serve_app.engines.sentence_transformer.lexicon import (
+    CONTAINERS,
+    GROUPS,
+    LOOSE,
+    OTHER_COMPOUNDS,
+    labels_by_noun,
+)
 from serve_app.engines.sentence_transformer.vocabulary import COCO_NAMES, OTHER_THINGS, names_of
 from serve_app.engines.text_embeddings import EmbeddingLru
 
-_LEAD_IN = re.compile(
-    r"^(?:(?:please|find|show|segment|select|me|us|(?:an? |the )?(?:photo|picture|image) of"
-    r"|the|an?|all|any|some|every|each|this|that|these|those|my|your|of)\s+)+(?=\S)"
+VOCABULARY = UnknownText(
+    reason="vocabulary",
+    message="the engine knows the names in `text.vocabulary` of GET /v1/models, their synonyms and "
+    "kinds; the text, read as an English phrase, names nothing else",
 )
+
+CONFIRMED = 0.8
+"""Least P(label matches text) of a phrase like "farm horse", in which a noun precedes the name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +70,9 @@ CALIBRATION = MatchCalibration(own=36.96, other=-30.87, bias=-4.07)
 labels.  At 0.5, cross-validated over words, 93 % of the pairs that match are accepted and 0.15 %
 of those that do not; 16 % of unrelated words are taken for at least one of the 80 labels."""
 
+_OWNERS = frozenset({frozenset({"person"}), frozenset({"dog"}), frozenset({"cat"})})
+"""Whose things are things of their own: "the dog's bowl", but not "the car's seat"."""
+
 OBJECTNESS_MIDPOINT = 0.3
 OBJECTNESS_SLOPE = 12.0
 """The factor of a detection is ``sigmoid(slope * (score - midpoint))``: detections of this
@@ -60,9 +82,10 @@ model are more often right than wrong from a score of about 0.3 on.  Chosen, not
 class LabelsScorer:
     """Scores candidates by their labels; pixels are not used.
 
-    A score is P(label matches text) times a factor of the candidate's objectness, each 0-1; a
-    candidate without a label scores 0.  From the documented threshold of 0.5 on, both must
-    speak for it: a label that means the text, found with a detector score above 0.3.
+    A score is a factor of the candidate's objectness, 0-1, where its label is what the text
+    names, and else 0.  The text is read as a phrase (`labels_of`); of what names no label the
+    engine cannot say that it is absent: it is `unknown`.  The documented threshold of 0.5 is
+    reached from a detector score of 0.3 on.
 
     Args:
         sentence_model_dir: directory of the sentence model; no hub is used.
@@ -94,6 +117,8 @@ class LabelsScorer:
         except (OSError, ValueError, KeyError, RuntimeError) as exc:
             raise WeightsUnavailable("the sentence model cannot be loaded") from exc
         self._settings = settings
+        self._names = settings.names or tuple(COCO_NAMES)
+        self._nouns = labels_by_noun(self._names)
         self._embed = EmbeddingLru(self._encode)
         contrast = {*OTHER_THINGS, *(n for label in COCO_NAMES for n in names_of(label))}
         self._contrast = tuple(sorted(contrast))
@@ -104,21 +129,77 @@ class LabelsScorer:
             needs_masks=False,
             proposals=ProposalSource.DETECTOR,
             threshold=settings.threshold,
+            vocabulary=self._names,
         )
+
+    def unknown(self, texts: Sequence[str]) -> tuple[UnknownText | None, ...]:
+        """See `TextScorer.unknown`."""
+        read = [self.labels_of(text) for text in texts]
+        return tuple(labels if isinstance(labels, UnknownText) else None for labels in read)
+
+    def labels_of(self, text: str) -> frozenset[str] | UnknownText:
+        """The labels that a text names, or why it names none.
+
+        A phrase names what its last noun does: the longest name at its end.  Adjectives before it
+        change nothing; another noun before it may ("sea horse", "car seat"), so the embedding of
+        the whole phrase must say the same as the name.
+        """
+        if (problem := unreadable(text)) is not None:
+            return problem
+        if (labels := self._named(normalize(text).replace("'", " ").split())) is not None:
+            return labels
+        phrase = read(text)
+        if isinstance(phrase, UnknownText):
+            return phrase
+        return self._labels_of(phrase) or VOCABULARY
+
+    def _labels_of(self, phrase: Phrase) -> frozenset[str] | None:
+        words = phrase.words
+        whole = self._named(words)
+        if phrase.owner and self._named(phrase.owner[-1:]) not in _OWNERS:
+            return None
+        if phrase.related and not (whole and whole <= CONTAINERS):
+            return None
+        if whole is not None:
+            return whole
+        for start in range(1, len(words)):
+            before, head = words[:start], words[start:]
+            labels = self._named(head)
+            if labels is None:
+                continue
+            if IMITATIONS & {*before} or OTHER_COMPOUNDS & {*_spelled((before[-1], *head))}:
+                return None
+            if all(word in ATTRIBUTES for word in before):
+                return labels
+            if LOOSE.union(GROUPS) & {*_spelled(head)}:
+                return None
+            return labels if self._confirms(words, labels) else None
+        return None
+
+    def _named(self, words: Sequence[str]) -> frozenset[str] | None:
+        """The labels of a noun that is in the lexicon as it is, in singular or plural."""
+        if not words:
+            return None
+        forms = ((*words[:-1], last) for last in singulars(words[-1]))
+        return next((self._nouns[form] for form in forms if form in self._nouns), None)
+
+    def _confirms(self, words: Sequence[str], labels: frozenset[str]) -> bool:
+        own, other = self.similarities([" ".join(words)], self._names)
+        matches = CALIBRATION.probability(own, other)[0]
+        best = int(matches.argmax())
+        return self._names[best] in labels and bool(matches[best] >= CONFIRMED)
 
     def score(
         self, pixels: RgbArray, candidates: Sequence[Candidate], texts: Sequence[str]
     ) -> TextScores:
         """See `TextScoringEngine.score`; candidates have a detector's labels and objectness."""
-        labels = sorted({c.label for c in candidates if c.label is not None})
         scores = np.zeros((len(texts), len(candidates)), np.float32)
-        if labels and texts:
-            matches = CALIBRATION.probability(*self.similarities(texts, labels))
-            row = {label: i for i, label in enumerate(labels)}
-            for j, candidate in enumerate(candidates):
-                if candidate.label is not None:
-                    factor = objectness_factor(candidate.objectness)
-                    scores[:, j] = matches[:, row[candidate.label]] * factor
+        for i, text in enumerate(texts):
+            labels = self.labels_of(text)
+            if not isinstance(labels, UnknownText):
+                for j, candidate in enumerate(candidates):
+                    if candidate.label in labels:
+                        scores[i, j] = objectness_factor(candidate.objectness)
         return TextScores(
             scores=scores, engine=self.info.engine, threshold=self._settings.threshold
         )
@@ -146,13 +227,9 @@ class LabelsScorer:
         return np.asarray(encoded, np.float32)
 
 
-def normalize(text: str) -> str:
-    """The noun phrase of a query: lower case, without articles and requests.
-
-    ``"Find the red car!"`` becomes ``"red car"``.
-    """
-    plain = re.sub(r"\s+", " ", text.lower()).strip(" \t.,;:!?\"'")
-    return _LEAD_IN.sub("", plain) or text.strip()
+def _spelled(words: Sequence[str]) -> list[str]:
+    """The words as one string, in singular and plural."""
+    return [" ".join((*words[:-1], last)) for last in singulars(words[-1])]
 
 
 def objectness_factor(objectness: float) -> float:

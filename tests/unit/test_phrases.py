@@ -1,0 +1,113 @@
+"""What English phrases name: heads, negations, places, several things."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serve_app.core.types import UnknownText
+from serve_app.engines.phrases import ATTRIBUTES, NEGATION, SCRIPT, Phrase, read, unreadable
+
+NOUNS = st.sampled_from(["cat", "dogs", "hot dog", "wine glasses", "person", "grain boundary"])
+ARTICLES = st.sampled_from(["", "a ", "the ", "any ", "my ", "two ", "all the "])
+NEGATIONS = [
+    "no {}", "not {}", "without {}", "everything except {}", "anything but {}", "NOT {}!",
+    "there is no {}", "there isn't {}", "don’t show {}", "nothing like {}", "all but {}", "-{}",
+    "everything other than {}", "the absence of {}", "lack of {}", "exclude {}", "!{}",
+    "neither {}",
+    "{} is not there", "a street without {}", "a room with no {}", "apart from {}", "minus {}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("cat", ["cat"]),
+        ("  Find me the RED cars, please! ", ["red", "cars"]),
+        ("a photo of two hot dogs", ["hot", "dogs"]),
+        ("cat ear", ["cat", "ear"]),
+        ("cat on a sofa", ["cat"]),
+        ("man riding a horse", ["man"]),
+        ("horse riding", ["horse", "riding"]),
+        ("sleeping cat", ["sleeping", "cat"]),
+        ("cat sleeping", ["cat"]),
+        ("duck down", ["duck", "down"]),
+        ("a black and white cat", ["black", "white", "cat"]),
+        ("where is the cup?", ["cup"]),
+        ("dog walking service", ["dog", "walking", "service"]),
+        ("man made object", ["man", "made", "object"]),
+        ("car made of wood", ["car"]),
+        ("man riding horse", ["man"]),
+        ("girl feeding a horse", ["girl"]),
+        ("half a sandwich", ["half", "sandwich"]),
+        ("cordless phone", ["cordless", "phone"]),
+        ("notebook", ["notebook"]),
+    ],
+)
+def test_the_phrase_ends_with_its_head(text: str, words: list[str]) -> None:
+    assert read(text) == Phrase(tuple(words))
+
+
+def test_owners_and_relations_are_told() -> None:
+    assert read("the cat's ear") == Phrase(("ear",), owner=("cat",))
+    assert read("dogs\u2019 bowls") == Phrase(("bowls",), owner=("dogs",))
+    assert read("ear of a cat") == Phrase(("ear",), related=True)
+    assert read("food for the cat") == Phrase(("food",), related=True)
+
+
+@given(template=st.sampled_from(NEGATIONS), article=ARTICLES, noun=NOUNS, upper=st.booleans())
+def test_a_negation_is_never_read(template: str, article: str, noun: str, upper: bool) -> None:
+    text = template.format(article + noun)
+    text = text.upper() if upper else text
+    assert read(text) == NEGATION
+    assert unreadable(text, english=False) == NEGATION
+
+
+@given(
+    before=st.lists(st.sampled_from(sorted(ATTRIBUTES)), max_size=3), article=ARTICLES, noun=NOUNS
+)
+def test_attributes_before_a_noun_leave_it_the_head(
+    before: list[str], article: str, noun: str
+) -> None:
+    found = read(article + " ".join([*before, noun]))
+    assert isinstance(found, Phrase)
+    assert " ".join(found.words).endswith(noun)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("?", "no_words"),
+        ("123", "no_words"),
+        ("\N{CAT FACE}", "no_words"),
+        ("猫", "language"),
+        ("кошка", "language"),
+        ("c\u0430t", "language"),  # a Cyrillic letter that looks Latin
+        ("cat and dog", "several_things"),
+        ("cats, dogs", "several_things"),
+        ("cat/dog", "several_things"),
+        ("behind the cat", "no_thing"),
+        ("next to the cat", "no_thing"),
+        ("the cat's", "no_thing"),
+        ("something like a cat", "no_thing"),
+        ("a cat-like robot", "no_thing"),
+        ("resembling a cat", "no_thing"),
+    ],
+)
+def test_why_there_is_no_phrase(text: str, reason: str) -> None:
+    found = read(text)
+    assert isinstance(found, UnknownText)
+    assert found.reason == reason
+    assert text not in found.message
+
+
+def test_other_scripts_are_for_models_that_know_them() -> None:
+    assert unreadable("猫") == SCRIPT
+    assert unreadable("猫", english=False) is None
+
+
+@given(st.text(max_size=256))
+def test_any_text_is_read(text: str) -> None:
+    found = read(text)
+    assert isinstance(found, UnknownText) or found.words

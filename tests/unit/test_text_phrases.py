@@ -1,0 +1,72 @@
+"""What the ``labels`` engine takes phrases for, by kind, on both halves of the phrases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from serve_app.core.settings import LabelsSettings
+from serve_app.core.types import UnknownText
+from serve_app.engines.sentence_transformer.lexicon import KINDS, LOOSE, OTHER_COMPOUNDS
+from serve_app.engines.sentence_transformer.scorer import LabelsScorer
+from serve_app.engines.sentence_transformer.vocabulary import COCO_NAMES, OTHER_THINGS
+from serve_tools.workshop.measure_phrases import Reading, readings, share_right
+from serve_tools.workshop.phrase_set import NAMING, NAMING_NOTHING
+
+LEAST = {
+    **dict.fromkeys(NAMING, 0.9),
+    "names": 1.0,
+    "synonyms": 1.0,
+    **dict.fromkeys(NAMING_NOTHING, 0.95),
+    "places and adversarial": 0.9,
+}
+
+
+@pytest.fixture(scope="module")
+def scorer(weight_paths: Callable[[str], dict[str, Path]]) -> LabelsScorer:
+    folder = weight_paths("minilm_l6_v2")["config"].parent
+    return LabelsScorer(folder, LabelsSettings(), threads=1)
+
+
+@pytest.fixture(scope="module")
+def found(scorer: LabelsScorer) -> list[Reading]:
+    return list(readings(scorer))
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("kind", [*NAMING, *NAMING_NOTHING])
+@pytest.mark.parametrize("held_out", [False, True])
+def test_phrases_are_read_as_phrases(found: list[Reading], kind: str, held_out: bool) -> None:
+    right, count = share_right(found, kind, held_out=held_out)
+    print(f"{kind}: {right} of {count}")
+    assert right >= LEAST[kind] * count
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("name", COCO_NAMES)
+def test_what_holds_a_name_is_not_the_thing(scorer: LabelsScorer, name: str) -> None:
+    for text in (
+        f"no {name}", f"a picture without the {name}", f"anything but the {name}",
+        f"{name} handle", f"the {name}'s handle", f"handle of the {name}", f"{name} shop",
+        f"{name} factory worker's hat", f"toy {name}", f"under the {name}", f"{name} and tree",
+        f"painting of a {name}", f"{name}-shaped cookie", f"{name}ish",
+    ):  # fmt: skip
+        if text not in ("toy kite", "toy bear"):  # which are such things
+            assert isinstance(scorer.labels_of(text), UnknownText), text
+    for text in (
+        f"the {name}", f"a small red {name}", f"Find the {name}!", f"{name} on a table",
+        f"black and white {name}", f"the {name} next to the tree",
+    ):  # fmt: skip
+        assert name in scorer.labels_of(text), text
+
+
+def test_the_lexicon_is_of_the_80_labels_and_holds_no_other_thing() -> None:
+    assert KINDS.keys() == COCO_NAMES.keys()
+    kinds = {noun for nouns in KINDS.values() for noun in nouns.split(", ")}
+    assert not kinds & {*OTHER_THINGS}
+    assert not kinds & OTHER_COMPOUNDS
+    assert all(noun == noun.strip().lower() and noun for noun in kinds)
+    names = {*kinds, *COCO_NAMES, *(n for names in COCO_NAMES.values() for n in names)}
+    assert names >= LOOSE
