@@ -481,7 +481,7 @@ async def test_an_announced_size_is_refused_at_once(client):
 
 async def test_no_such_route_and_no_such_method(client):
     checked(await client.get(f"/v1/{S}"), 404, "not_found")
-    checked(await client.post("/v1/segment/", json={}), 404, "not_found")
+    checked(await client.post("/v1/segment//", json={}), 404, "not_found")
     answer = await client.get("/v1/segment")
     checked(answer, 405, "method_not_allowed")
     assert answer.headers["allow"] == "POST"
