@@ -114,7 +114,10 @@ class Context(Protocol):
     async def predict(
         self, image: Image, prompts: Sequence[Prompt], options: DecodeOptions
     ) -> Masks:
-        """Masks of each prompt by the chosen variant; without prompts the image is embedded."""
+        """Masks of each prompt by the chosen variant; without prompts the image is embedded.
+
+        Prompts must lie inside the image: `Prompt.inside` clips a caller's.
+        """
 
     async def propose(
         self, image: Image, source: ProposalSource, points_per_side: int

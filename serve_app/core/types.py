@@ -319,7 +319,9 @@ class Mask:
     ] = None
     low_res_logits: Annotated[
         _Logits | None,
-        _if_given("base64 of 256 x 256 little-endian float16, to send as `mask_input`"),
+        _if_given(
+            "base64 of 256 x 256 little-endian float16, to send as `mask_input` to any variant"
+        ),
     ] = None
     point_coords: Annotated[
         tuple[tuple[float, float]] | None,

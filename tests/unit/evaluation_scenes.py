@@ -80,9 +80,9 @@ class SceneService(FakeService):
 
     def respond(self, request: SegmentRequest) -> SegmentResult:
         if isinstance(request.image, str):
-            if self.forgets or request.image not in self.known:
+            name = request.image.replace("-", ".")
+            if self.forgets or name not in self.known:
                 raise UnknownImage("not known")
-            name = request.image
         else:
             name = bytes(request.image).decode()
         miss = name not in self.known
@@ -96,7 +96,7 @@ class SceneService(FakeService):
             assert isinstance(request.task, Prompts)
             results = [self._prompted(name, p, request.variant) for p in request.task.prompts]
         return SegmentResult(
-            image_id=name,
+            image_id=name.replace(".", "-"),  # a file's name is no image_id
             width=self.size[0],
             height=self.size[1],
             results=tuple(results),

@@ -136,11 +136,11 @@ class TestEvaluation:
         dataset, small = load(tmp_path, scene), plan(chunk=2)
         service = SceneService(scene)
         await evaluate(service, dataset, small)
-        assert [r.image for r in service.requests] == [b"a.png", "a.png", "a.png"]
+        assert [r.image for r in service.requests] == [b"a.png", "a-png", "a-png"]
         forgetful = SceneService(scene)
         forgetful.forgets = True
         evaluation = await evaluate(forgetful, dataset, small)
-        assert [r.image for r in forgetful.requests] == [b"a.png", *["a.png", b"a.png"] * 2]
+        assert [r.image for r in forgetful.requests] == [b"a.png", *["a-png", b"a.png"] * 2]
         assert [o.iou for o in evaluation.objects] == [1.0] * 5
 
     async def test_max_objects_takes_the_same_of_each_image(self, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ class Frame:
             return logits
         to_rows, to_columns = (weights for weights, _ in self._moves())
         padded: Float32Array = np.full((LOW_RES, LOW_RES), PADDING_LOGIT, np.float32)
-        padded[: len(to_rows), : len(to_columns)] = to_rows @ logits @ to_columns.T
+        padded[: len(to_rows), : len(to_columns)] = _product(to_rows, logits, to_columns)
         return padded
 
     def from_padded(self, logits: Float32Array) -> Float32Array:
@@ -106,7 +106,7 @@ class Frame:
             return logits
         from_rows, from_columns = (weights for _, weights in self._moves())
         image = logits[: from_rows.shape[1], : from_columns.shape[1]]
-        return np.asarray(from_rows @ image @ from_columns.T, np.float32)
+        return _product(from_rows, image, from_columns)
 
     def _moves(self) -> tuple[tuple[Float32Array, Float32Array], ...]:
         padded = Frame.of(self.height, self.width, "pad")
@@ -122,6 +122,15 @@ class Frame:
             square = F.interpolate(cells, IMAGE_SIZE, mode="linear", align_corners=False)
             cells = square[..., :inputs]
         return F.interpolate(cells, pixels, mode="linear", align_corners=False)[0].T.contiguous()
+
+
+def _product(rows: Float32Array, values: Float32Array, columns: Float32Array) -> Float32Array:
+    """``rows @ values @ columns.T`` on torch's threads: those of BLAS would compete with them."""
+    import torch
+
+    parts = [torch.from_numpy(np.array(part)) for part in (rows, values, columns)]
+    product: Float32Array = (parts[0] @ parts[1] @ parts[2].T).numpy()
+    return product
 
 
 @lru_cache(maxsize=64)
