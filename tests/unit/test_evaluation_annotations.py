@@ -77,7 +77,8 @@ class TestAnnotations:
             ({"size": [SIDE, SIDE], "counts": "ü"}, "add up"),
             ({"size": [SIDE, SIDE], "counts": "zz\x07"}, "invalid character"),
             ({"size": [SIDE, SIDE], "counts": "P"}, "within a number"),
-            ({"size": [SIDE, SIDE], "counts": "P" * 99}, "invalid character"),
+            ({"size": [SIDE, SIDE], "counts": "P" * 99}, "end within a number"),
+            ({"size": [SIDE, SIDE], "counts": "P" * 9 + "0"}, "invalid character or number"),
         ],
     )
     def test_bad_segmentations_say_why(self, segmentation: Any, reason: str) -> None:

@@ -77,7 +77,7 @@ def test_the_ingress_reports_the_measured_profiles(
 ) -> None:
     monkeypatch.setattr(ingress, "watch_replica_counts", lambda *_: None)
     monkeypatch.setattr(ingress, "join_serve_log", lambda: None)
-    monkeypatch.setattr(ingress, "silence_pillow_warnings", lambda: None)
+    monkeypatch.setattr(ingress, "silence_decoders", lambda: None)
     port = SimpleNamespace(scale_from_zero=None)
     monkeypatch.setattr(ingress, "RemotePredictor", lambda handle: port)
     monkeypatch.setattr(ingress, "RemoteProposer", lambda handle: port)
