@@ -7,6 +7,7 @@ so whatever outlives it is found by that session's id.
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import signal
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -65,6 +66,16 @@ def _read_token_anew() -> None:
 
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _shut_down_handles() -> None:
+    """End the threads of all handles: their next report would start another Ray by itself."""
+    from ray.serve.handle import DeploymentHandle
+
+    for handle in [found for found in gc.get_objects() if type(found) is DeploymentHandle]:
+        if (router := handle._router) is not None:
+            with suppress(Exception):  # handles share routers, which end once
+                router.shutdown().result(timeout=10)
 
 
 class RayCluster:
@@ -185,6 +196,7 @@ class RayCluster:
             try:
                 yield
             finally:
+                _shut_down_handles()
                 # Serve's client outlives this session, and takes the next cluster's for this one.
                 _disconnect()
                 ray.shutdown()
