@@ -28,7 +28,7 @@ serve: $(INSTALLED)  ## fetch weights, start Ray, demonstrate, serve; PORT=8001,
 	@$(BIN)/python -m serve_app serve --demo $(if $(ONCE),--once) $(if $(PORT),--port $(PORT)) $(if $(CONFIG),--config $(CONFIG))
 
 test: $(INSTALLED)  ## run all tests, with real weights and real Ray processes
-	$(BIN)/python -m pytest -n logical --maxprocesses 4
+	$(BIN)/python -m pytest
 
 test-quick: $(INSTALLED)  ## in a minute: the tests that need neither weights nor Ray, without slow ones
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 -m "not weights and not cluster and not slow" \

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -68,14 +68,19 @@ def _read_token_anew() -> None:
     AuthenticationTokenLoader.instance().reset_cache()
 
 
-def _shut_down_handles() -> None:
-    """End the threads of all handles: their next report would start another Ray by itself."""
-    from ray.serve.handle import DeploymentHandle
+def _stop_reports() -> None:
+    """End what Serve's handles report to the controller for as long as this process lives.
 
-    for handle in [found for found in gc.get_objects() if type(found) is DeploymentHandle]:
-        if (router := handle._router) is not None:
-            with suppress(Exception):  # handles share routers, which end once
-                router.shutdown().result(timeout=10)
+    Without a cluster, the next report would start another Ray by itself.
+    """
+    from ray._private import auto_init_hook
+    from ray.serve._private.metrics_utils import MetricsPusher
+    from ray.serve._private.router import SingletonThreadRouter
+
+    auto_init_hook.enable_auto_connect = False
+    if (loop := SingletonThreadRouter._asyncio_loop) is not None:
+        for pusher in [found for found in gc.get_objects() if type(found) is MetricsPusher]:
+            loop.call_soon_threadsafe(pusher.stop_tasks)
 
 
 class RayCluster:
@@ -196,7 +201,7 @@ class RayCluster:
             try:
                 yield
             finally:
-                _shut_down_handles()
+                _stop_reports()
                 # Serve's client outlives this session, and takes the next cluster's for this one.
                 _disconnect()
                 ray.shutdown()
