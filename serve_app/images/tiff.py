@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,9 @@ MAX_PAGES = 16_384
 
 MAX_TAGS = 4_096
 """Tags of one directory; there are about 100 kinds."""
+
+MAX_FILE_TAGS = 400_000
+"""Tags of all directories, which may overlap: a megabyte could name a thousand times as many."""
 
 MAX_PIECES = 262_144
 """Strips or tiles of one page: enough for 16 x 16 tiles over 64 million pixels."""
@@ -86,12 +89,26 @@ def silence_libtiff() -> None:
         library.TIFFSetWarningHandler(None)
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(NamedTuple):
+    """A tag as the directory lists it.
+
+    Attributes:
+        values: how many there are.
+        offset: where they lie, unless they fit into the field itself.
+        field: where that field lies, which has ``word`` bytes.
+    """
+
     kind: int
-    count: int
-    at: int
-    """Where the values lie in the file."""
+    values: int
+    offset: int
+    field: int
+    word: int
+
+    @property
+    def at(self) -> int:
+        """Where the values lie in the file."""
+        each = np.dtype(_KINDS.get(self.kind, "u1")).itemsize * (1 + (self.kind in _RATIONALS))
+        return self.offset if self.values * each > self.word else self.field
 
 
 @dataclass(frozen=True)
@@ -119,16 +136,19 @@ class Directory:
             InvalidImage: there are more than ``most``, or they lie outside of the file.
         """
         entry = self.entries.get(tag)
-        if entry is None or entry.kind not in _KINDS:
-            return []
-        if entry.count > most:
+        if entry is not None and entry.values > most:
             raise InvalidImage("the TIFF file has too many strips, tiles or values of a tag")
+        return [] if entry is None else self._values(entry, entry.values)
+
+    def _values(self, entry: _Entry, count: int) -> list[Any]:
+        if entry.kind not in _KINDS:
+            return []
         each = 2 if entry.kind in _RATIONALS else 1
         dtype = np.dtype(self.order + _KINDS[entry.kind])
-        end = entry.at + entry.count * each * dtype.itemsize
+        end = entry.at + count * each * dtype.itemsize
         if end > len(self.data):
             raise InvalidImage("the image file is truncated within its header")
-        found = np.frombuffer(self.data, dtype, entry.count * each, entry.at)
+        found = np.frombuffer(self.data, dtype, count * each, entry.at)
         if each == 2:
             pairs = found.reshape(-1, 2).astype(np.float64)
             with np.errstate(all="ignore"):
@@ -136,8 +156,9 @@ class Directory:
         return list(found.tolist())
 
     def number(self, tag: int, default: int) -> int:
-        """The tag's first number as an integer."""
-        found = self.numbers(tag)
+        """The tag's first number as an integer; the others are not read."""
+        entry = self.entries.get(tag)
+        found = [] if entry is None else self._values(entry, min(entry.values, 1))
         if not found:
             return default
         if not math.isfinite(found[0]):
@@ -149,7 +170,7 @@ class Directory:
         entry = self.entries.get(tag)
         if entry is None or entry.kind not in (1, 2, 7):
             return ""
-        raw = self.data[entry.at : entry.at + min(entry.count, most)]
+        raw = self.data[entry.at : entry.at + min(entry.values, most)]
         return raw.split(b"\0", 1)[0].decode("utf-8", "replace")
 
     # What the picture is.
@@ -274,17 +295,21 @@ def pages_of(data: bytes) -> list[Directory]:
     at = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)[0]
     found: list[Directory] = []
     seen: set[int] = set()
+    tags = 0
     # A chain that leads back, or out of the file, ends there.
     while at and at not in seen and (not found or at + 2 < len(data)):
         if len(found) >= MAX_PAGES:
             raise InvalidImage(f"the TIFF file has more than {MAX_PAGES} pages: send fewer")
         seen.add(at)
         try:
-            directory, at = _directory(data, order, big, at)
+            directory, at, count = _directory(data, order, big, at)
         except InvalidImage:
             if not found:
                 raise
             break
+        tags += count
+        if tags > MAX_FILE_TAGS:
+            raise InvalidImage("the TIFF file's pages have too many tags: send fewer pages")
         found.append(directory)
     whole = [page for page in found if not page.reduced]
     if not whole and found:
@@ -312,8 +337,8 @@ def _stack(page: Directory) -> list[Directory]:
     return [replace(page, shift=n * plane) for n in range(count)]
 
 
-def _directory(data: bytes, order: str, big: bool, at: int) -> tuple[Directory, int]:
-    """The directory at an offset, and the offset of the next."""
+def _directory(data: bytes, order: str, big: bool, at: int) -> tuple[Directory, int, int]:
+    """The directory at an offset, the offset of the next, and how many tags it lists."""
     count_format, word = ("Q", 8) if big else ("H", 4)
     try:
         count = struct.unpack_from(order + count_format, data, at)[0]
@@ -327,15 +352,11 @@ def _directory(data: bytes, order: str, big: bool, at: int) -> tuple[Directory, 
     if end + word > len(data):
         raise InvalidImage("the image file is truncated within its header")
     entries: dict[int, _Entry] = {}
-    for spot in range(begin, end, each):
-        tag, kind, n = struct.unpack_from(order + ("HHQ" if big else "HHI"), data, spot)
-        size = np.dtype(_KINDS.get(kind, "u1")).itemsize * (2 if kind in _RATIONALS else 1)
-        where = spot + each - word
-        if n * size > word:
-            where = struct.unpack_from(order + count_format.replace("H", "I"), data, where)[0]
-        entries.setdefault(tag, _Entry(kind, n, where))
+    listed = struct.iter_unpack(order + ("HHQQ" if big else "HHII"), data[begin:end])
+    for index, (tag, kind, n, value) in enumerate(listed, 1):
+        entries.setdefault(tag, _Entry(kind, n, value, begin + index * each - word, word))
     following = struct.unpack_from(order + ("Q" if big else "I"), data, end)[0]
-    return Directory(data, order, big, at, entries), following
+    return Directory(data, order, big, at, entries), following, count
 
 
 def chosen(found: list[Directory], page: int) -> Directory:
@@ -369,7 +390,7 @@ def check(page: Directory, limits: Limits) -> None:
     if max(tile) > limits.max_image_side or tile[0] * tile[1] > limits.max_image_pixels:
         raise ImageTooLarge("the TIFF file's tiles are larger than the limit for images")
     for tag in (273, 279, 324, 325):
-        if tag in page.entries and page.entries[tag].count > MAX_PIECES:
+        if tag in page.entries and page.entries[tag].values > MAX_PIECES:
             raise InvalidImage(
                 "the image file has too many strips or tiles: re-save the file and retry"
             )

@@ -288,6 +288,28 @@ def tiff_pages(rng: random.Random) -> bytes:
     return data[:at] + struct.pack("<I", len(data)) + data[at + 4 :] + pages
 
 
+def tiff_directories(rng: random.Random) -> bytes:
+    """A megabyte of directories that lie over each other, with thousands of tags each."""
+    tags, step, count = 4_096, 64, rng.randint(15_000, 16_000)
+    data = bytearray(8 + step * count + 12 * tags + 6)
+    data[:8] = b"II*\0" + struct.pack("<I", 8)
+    for at in range(8, 8 + step * count, step):
+        struct.pack_into("<H", data, at, tags)
+        struct.pack_into("<I", data, at + 2 + 12 * tags, at + step)
+    return bytes(data)
+
+
+def tiff_long_tags(rng: random.Random) -> bytes:
+    """Pages that share one tag of very many values, of which the first alone has a meaning."""
+    values, count = 250_000, rng.randint(10_000, 12_000)
+    pages = 8 + 4 * values
+    shared = b"".join(
+        struct.pack("<HHHII", 1, 254, 4, values, 8) + struct.pack("<I", pages + 18 * (n + 1))
+        for n in range(count)
+    )
+    return b"II*\0" + struct.pack("<I", pages) + bytes(4 * values) + shared
+
+
 def tiff_counts(rng: random.Random) -> bytes:
     """A tag that announces more values than the file can hold."""
     tags = {256: (4,), 257: (4,), 258: (16,), 262: (1,), 273: (8,), 277: (1,), 279: (32,)}
@@ -429,6 +451,8 @@ def hostile_images(count: int, seed: int, canary: Path) -> Iterator[HostileImage
         ("TIFF strip flood", strip_flood, "refused"),
         ("TIFF tile bomb", tile_bomb, "refused"),
         ("TIFF page flood or loop", tiff_pages, "either"),
+        ("TIFF overlapping directories", tiff_directories, "refused"),
+        ("TIFF long tags", tiff_long_tags, "refused"),
         ("TIFF counts", tiff_counts, "either"),
         ("TIFF overlapping strips", tiff_overlap, "refused"),
         ("TIFF channels", tiff_channels, "refused"),
