@@ -274,7 +274,9 @@ class SyncHttpService:
         """Send one request; arrays are sent as PNG (lossless)."""
         return self._wait(self._service.segment(request))
 
-    def embed(self, image: bytes | RgbArray | str, variant: str) -> EmbedResult:
+    def embed(
+        self, image: EmbedRequest | bytes | RgbArray | str, variant: str = AUTO
+    ) -> EmbedResult:
         """Register and encode an image, so that later prompts can refer to its ``image_id``."""
         return self._wait(self._service.embed(image, variant))
 

@@ -1,7 +1,7 @@
 """What a caller may give as an image: one check for HTTP, its client, handles and local calls.
 
-An image is taken where its meaning is clear, and copied: whoever receives it may read it later,
-when the caller has reused its buffer (Ray pickles the arguments of a call in another thread).
+An image is taken where its meaning is clear, and copied: it may be read later, when
+the caller has reused its buffer (Ray pickles the arguments of a call in another thread).
 Everything else is refused with a hint, before anything is sent.
 """
 

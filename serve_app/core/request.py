@@ -274,8 +274,18 @@ class EmbedRequest(ImageOptions):
 
     @classmethod
     def of(cls, image: Any, variant: str) -> EmbedRequest:
-        """``image`` if it is such a request, or one of it and ``variant``."""
-        return image if isinstance(image, cls) else cls(image=image, variant=variant)
+        """``image`` if it is such a request, or one of it and ``variant``.
+
+        Raises:
+            InvalidRequest: there is a variant beside a request, which has its own.
+        """
+        if not isinstance(image, cls):
+            return cls(image=image, variant=variant)
+        if variant != AUTO:
+            raise InvalidRequest(
+                "an EmbedRequest has its own variant: give none beside it", "variant"
+            )
+        return image
 
 
 def image_id(pixels: NDArray[np.uint8]) -> str:

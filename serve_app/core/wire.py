@@ -210,7 +210,7 @@ def as_json(value: Any) -> Any:
         try:
             array = np.asarray(value)
         except Exception:
-            # Not to be had as numbers, such as a tensor of a GPU: the field's type refuses it.
+            # It cannot be converted, such as a tensor on a GPU: the field's type refuses it.
             return value
         array = array.astype(np.uint8) if array.dtype.kind == "b" else array
         return array.tolist() if array.size <= _SMALL_ARRAY else array

@@ -123,7 +123,7 @@ class BudgetPolicy:
         return replicas, states
 
     def _read_profiles(self, reported: Mapping[str, list[float]]) -> None:
-        """Keep the profiles that replicas of the ingress report, all of them the same."""
+        """Keep the profiles that the ingress reports; its replicas report the same ones."""
         found = read_profiles({name: values[0] for name, values in reported.items() if values})
         if found.keys() - self._profiles.keys():
             log.info("measured profiles: %s", ", ".join(sorted(found)))

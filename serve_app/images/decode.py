@@ -113,7 +113,7 @@ def read_image(data: bytes, limits: Limits, reading: Reading = Reading()) -> Dec
 
 
 def check_pixels(array: object, limits: Limits) -> RgbArray:
-    """A Python caller's array as `own_pixels` makes it of one, within the limits.
+    """`own_pixels` of a Python caller's array, within the limits.
 
     Raises:
         InvalidImage: another type, shape or dtype, or without pixels.

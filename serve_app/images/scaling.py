@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 _BLOCK = 2**20
 _SAMPLE = 2**21
-"""Percentiles of larger images are those of so many evenly spaced samples."""
+"""Percentiles of larger images are those of this number of evenly spaced samples."""
 
 _FILLS = (
     *(-9999.0, -99999.0, -999999.0, 9999.0, 99999.0, -999.0, -32768.0, -32767.0, -(2.0**31)),

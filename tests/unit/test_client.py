@@ -27,6 +27,7 @@ from serve_app.client import (
 )
 from serve_app.core.errors import InternalError, Overloaded, SamServeError, UnknownImage
 from serve_app.core.limits import Limits
+from serve_app.core.request import EmbedRequest
 from serve_app.core.rle import encode_rle
 from serve_app.core.types import (
     CacheTier,
@@ -423,6 +424,7 @@ def test_without_await(server: str) -> None:
         assert sam.ready()
         assert sam.segment(REQUEST).results[0].text == "dog"
         assert sam.embed(b"1", "auto").image_id
+        assert sam.embed(EmbedRequest(image=b"1")).image_id
         assert "variants" in sam.models()
         bad = SegmentRequest(image="a", task=TextQuery(text="dog"), variant="nothing-such")
         with pytest.raises(SamServeError):

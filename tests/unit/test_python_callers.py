@@ -39,6 +39,8 @@ async def test_embed_takes_a_request_and_a_known_image(replica: Any) -> None:
     embedded = await replica.embed(EmbedRequest(image=PIXELS, variant="accurate"))
     assert (embedded.image_id, embedded.variant) == (image_id(PIXELS), "accurate")
     assert (await replica.embed(embedded.image_id, "accurate")).image_id == embedded.image_id
+    with pytest.raises(InvalidRequest, match="its own variant"):
+        await replica.embed(EmbedRequest(image=PIXELS), "accurate")
 
 
 @pytest.mark.parametrize("request_", [{"image": b"x"}, Prompt(box=[1, 2, 3, 4]), b"x", None])

@@ -36,7 +36,7 @@ def test_openvino_and_nncf_find_no_telemetry() -> None:
         "serve_tools.workshop.quantise",
     ],
 )
-def test_whoever_imports_openvino_imports_no_telemetry(module: str) -> None:
+def test_importing_openvino_imports_no_telemetry(module: str) -> None:
     code = f"import sys, {module}; print('openvino' in sys.modules, *sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded, *modules = done.stdout.split()
