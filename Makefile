@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 UV_VERSION := 0.13.9
+PYTEST := $(BIN)/python -m pytest
+PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile
 
 .PHONY: help install serve test test-quick check-minimal test-ray lint format lock models measure quantise bench chaos soak bench-reaction bench-prediction \
 	bench-simulation clean
@@ -28,10 +30,12 @@ serve: $(INSTALLED)  ## fetch weights, start Ray, demonstrate, serve; PORT=8001,
 	@$(BIN)/python -m serve_app serve --demo $(if $(ONCE),--once) $(if $(PORT),--port $(PORT)) $(if $(CONFIG),--config $(CONFIG))
 
 test: $(INSTALLED)  ## run all tests, with real weights and real Ray processes
-	$(BIN)/python -m pytest
+	@# Those that start Ray last, in one process: one cluster at a time, which has all processors.
+	$(PYTEST) $(PARALLEL) --ignore=tests/contract --ignore=tests/cluster; others=$$?; \
+		$(PYTEST) tests/contract tests/cluster && exit $$others
 
 test-quick: $(INSTALLED)  ## in a minute: the tests that need neither weights nor Ray, without slow ones
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 -m "not weights and not cluster and not slow" \
+	$(PYTEST) $(PARALLEL) -m "not weights and not cluster and not slow" \
 		--ignore=tests/golden --ignore=tests/cluster
 
 check-minimal: $(INSTALLED)  ## install a wheel without extras and serve configs/local.yaml with it (5 minutes)

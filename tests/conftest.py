@@ -10,8 +10,6 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from xdist.remote import Producer
-from xdist.scheduler import Scheduling
 
 from serve_app.models.registry import load_registry
 from serve_app.models.weights import WeightStore
@@ -19,7 +17,6 @@ from serve_app.telemetry.metrics import Counter, Gauge, Histogram, set_collector
 
 from .brevity import shorten
 from .clocks import Clock, VirtualTime, use_clock
-from .distribution import OneRay
 
 # Where this is set pytest prints whole differences, for which it needs minutes if they are large.
 os.environ.pop("CI", None)
@@ -69,10 +66,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _weight(item: pytest.Item) -> int:
     marks = (item.get_closest_marker(name) is not None for name in ("weights", "slow", "cluster"))
     return sum(weight * mark for weight, mark in zip((1, 1, 4), marks, strict=True))
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
-    return OneRay(config, log)
 
 
 class Counted:

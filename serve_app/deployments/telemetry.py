@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -63,7 +63,10 @@ class RayCollector:
         self._failed: set[str] = set()
         self._gauges: dict[tuple[str | None, ...], tuple[Any, float, dict[str, str]]] = {}
         # Ray drops a gauge that was not set for 20 seconds.
-        threading.Thread(target=self._refresh_forever, name="gauges", daemon=True).start()
+        ended = threading.Event()
+        weakref.finalize(self, ended.set)  # when it is dropped, and when the process exits
+        refreshing = (weakref.ref(self), ended)
+        threading.Thread(target=_refresh_until, args=refreshing, name="gauges", daemon=True).start()
 
     def count(self, counter: Counter, amount: float, labels: Mapping[str, str]) -> None:
         if amount > 0:
@@ -95,15 +98,10 @@ class RayCollector:
                 log.warning("the metric %s is not exported", instrument.name, exc_info=True)
 
     def refresh(self) -> None:
-        """Set all gauges again to their last values."""
+        """Set all gauges again to their last values; errors are ignored."""
         for metric, value, tags in list(self._gauges.values()):
-            metric.set(value, tags)
-
-    def _refresh_forever(self) -> None:
-        while True:
-            time.sleep(_REFRESH_S)
             with suppress(Exception):
-                self.refresh()
+                metric.set(value, tags)
 
     def _create(self, instrument: Instrument) -> Any:
         keys = (*instrument.labels, *self._place)
@@ -113,3 +111,11 @@ class RayCollector:
         if isinstance(instrument, Counter):
             return ray.util.metrics.Counter(name, text, keys)
         return ray.util.metrics.Gauge(name, text, keys)
+
+
+def _refresh_until(collector: weakref.ref[RayCollector], ended: threading.Event) -> None:
+    """Refresh the gauges of a collector that is not kept alive by this."""
+    while not ended.wait(_REFRESH_S):
+        if (found := collector()) is not None:
+            found.refresh()
+        del found

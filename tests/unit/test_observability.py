@@ -311,6 +311,16 @@ def test_gauges_are_told_again_and_again_as_they_were_last(rays: type[FakeMetric
     assert metric.told[3:] == [(0.0, {"queue": "images"}), (7.0, {"queue": "prompts"})]
 
 
+def test_the_refreshing_thread_ends_with_its_collector(rays: type[FakeMetric]) -> None:
+    before = {*threading.enumerate()}
+    collector = telemetry.RayCollector({})
+    collector.set(metrics.QUEUE_ITEMS, 3.0, {"queue": "images"})
+    (refreshing,) = (t for t in threading.enumerate() if t.name == "gauges" and t not in before)
+    del collector
+    refreshing.join(timeout=60)
+    assert not refreshing.is_alive()
+
+
 def test_what_is_no_replica_collects_nothing() -> None:
     telemetry.start_telemetry()
     metrics.RETRIES.inc(callee="decoder", outcome="ok")
