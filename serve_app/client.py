@@ -246,6 +246,7 @@ class SyncHttpService:
 
     Raises:
         SamServeError: as of `HttpService`.
+        RuntimeError: it was closed before.
     """
 
     def __init__(self, url: str, **options: Any) -> None:
@@ -289,6 +290,9 @@ class SyncHttpService:
         return self._wait(self._service.ready())
 
     def _wait(self, call: Coroutine[Any, Any, T]) -> T:
+        if self._loop.is_closed():
+            call.close()
+            raise RuntimeError("this client is closed")
         future = asyncio.run_coroutine_threadsafe(call, self._loop)
         try:
             return future.result()

@@ -106,7 +106,7 @@ def _hint(value: Any) -> str:
     if callable(getattr(value, "read", None)):
         return "; of an open file image.read()"
     if hasattr(value, "__array__") or isinstance(value, list | tuple):
-        return "; convert it with np.asarray(image, dtype=np.uint8)"
+        return "; convert it with np.asarray(image)"
     return f", not {type(value).__name__[:40]}"
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, model_validator
 from pydantic.fields import FieldInfo
 
 from serve_app.core.errors import InvalidRequest, SamServeError, UnknownImage
@@ -134,7 +134,13 @@ def _task(value: Any) -> Task:
 
 def _task_of_members(members: dict[Any, Any]) -> Task:
     """The task that a request's JSON members are, which Python callers may give as a dict."""
-    names = {name for name in members if members[name] is not None}
+    # As over HTTP `everything: false` requests nothing.
+    switches = {kind.name for kind in _TASKS if not kind.flat}
+    names = {
+        name
+        for name, value in members.items()
+        if value is not None and not (value is False and name in switches)
+    }
     kinds = [kind for kind in _TASKS if names & kind.requested_by]
     if len(kinds) != 1 or not names <= kinds[0].member_names:
         raise fault(
@@ -185,8 +191,8 @@ class ImageOptions(Wire):
         | None
     ) = Field(
         None,
-        description="channel to read as gray, from 0, or a list of three to read as red, green and "
-        "blue; by default RGB, or the first three channels, or the first",
+        description="channel to read as gray, from 0, or three such as `[2, 1, 0]` to read as red, "
+        "green and blue; by default RGB, or the first three channels, or the first",
     )
     scaling: Literal["image", "channel"] | None = Field(
         None,
@@ -198,6 +204,17 @@ class ImageOptions(Wire):
     def reading(self) -> Reading:
         """The options with their defaults."""
         return Reading(self.page or 0, self.channel or (), self.scaling or "image")
+
+    def check_for(self, image: bytes | RgbArray | str) -> None:
+        """Raise `InvalidRequest` if one is given and the image is no file."""
+        if isinstance(image, bytes):
+            return
+        for name in ImageOptions.model_fields:
+            if getattr(self, name) is not None:
+                raise InvalidRequest(
+                    f"{name} says how a file is read: send the file, not pixels or an image_id",
+                    name,
+                )
 
 
 class Options(ImageOptions):
@@ -235,7 +252,8 @@ class SegmentRequest(Options):
 
     Raises:
         InvalidImage, UnknownImage: nothing that can be an image, or an image_id.
-        InvalidRequest: an option out of its range, or no task.
+        InvalidRequest: an option out of its range, one of reading a file without a file, or no
+            task.
     """
 
     unconverted = frozenset({"image", "task"})
@@ -243,6 +261,11 @@ class SegmentRequest(Options):
     image: Annotated[bytes | RgbArray | str, PlainValidator(_image)]
     task: Annotated[Task, PlainValidator(_task)]
     timeout_s: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _check_options(self) -> Self:
+        self.check_for(self.image)
+        return self
 
     __eq__ = object.__eq__
     __hash__ = object.__hash__
@@ -268,6 +291,11 @@ class EmbedRequest(ImageOptions):
 
     image: Annotated[bytes | RgbArray | str, PlainValidator(_image)]
     variant: Annotated[str, Field(min_length=1, max_length=32)] = AUTO
+
+    @model_validator(mode="after")
+    def _check_options(self) -> Self:
+        self.check_for(self.image)
+        return self
 
     __eq__ = object.__eq__
     __hash__ = object.__hash__

@@ -147,6 +147,8 @@ class Wire(BaseModel):
             text = unknown_field([str(found["loc"][-1])], names)
         elif found["type"] in ("model_type", "model_attributes_type", "dict_type"):
             text = f"{where} must be a JSON object"
+        elif found["type"] == "tuple_type":
+            text = f"{where} must be a list"
         else:
             text = f"{where}: {found['msg'][:1].lower()}{found['msg'][1:]}"
         return cls.error(text, field or None)

@@ -41,6 +41,12 @@ class _InMemory(MultiPartParser):
 
     spool_max_size = sys.maxsize
 
+    def on_part_end(self) -> None:
+        # The parser would read other bytes as Latin-1: another text than was meant.
+        if self._current_part.file is None:
+            self._current_part.data.decode("utf-8")
+        super().on_part_end()
+
 
 @dataclass(frozen=True, slots=True)
 class Form:
@@ -102,6 +108,8 @@ async def read_form(request: Request, limits: Limits) -> Form:
             max_fields=limits.max_form_fields,
             max_part_size=limits.max_field_bytes,
         ).parse()
+    except UnicodeDecodeError:
+        raise InvalidRequest("a form's fields must be UTF-8") from None
     except (MultiPartException, ValueError) as exc:
         if isinstance(exc, MultiPartException) and exc.message.startswith("Too many files"):
             raise TooManyPrompts(f"at most {limits.max_batch_images} files") from None

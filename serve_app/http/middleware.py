@@ -41,6 +41,12 @@ _ADDRESS = re.compile(r"[0-9A-Fa-f.:]{2,45}")
 _METHOD = re.compile(r"[A-Z]{1,16}")
 
 
+def request_id_of(headers: Headers) -> str:
+    """The client's request id if it is plain and at most 64 characters long, or a new one."""
+    sent = headers.get("x-request-id", "")
+    return sent if _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
+
+
 class TrailingSlashMiddleware:
     """Serves ``/v1/segment/`` as ``/v1/segment``: many clients send no body again on a redirect."""
 
@@ -96,8 +102,7 @@ class AuditLogMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        sent_id = Headers(scope=scope).get("x-request-id", "")
-        request_id = sent_id if _REQUEST_ID.fullmatch(sent_id) else uuid.uuid4().hex
+        request_id = request_id_of(Headers(scope=scope))
         info = RequestInfo(id=request_id, route=self._route(scope))
         scope["state"] = {**scope.get("state", {}), "request_info": info}
         # Ray Serve adds the id that it knows to the response by itself.

@@ -125,8 +125,11 @@ def parse_call(
     task = capability.task.from_members(own, limits)
     if common.format != "rle" and capability.result is not PromptResult:
         raise UnknownFormat(f"{capability.task.name} gives no masks: format must be rle", "format")
+    image = image_of(common, file)
+    if common.model_fields_set & ImageOptions.model_fields.keys():
+        common.check_for(image)
     request = SegmentRequest.model_construct(  # all of it is checked already
-        image=image_of(common, file),
+        image=image,
         task=task,
         timeout_s=timeout_s,
         **{name: getattr(common, name) for name in Options.model_fields},

@@ -383,6 +383,14 @@ async def test_a_form_names_no_codec(client, service, charset):
     assert service.requests == []
 
 
+@pytest.mark.parametrize("text", [b"c\xff\xfet", "k\u00f6ter".encode("latin-1"), b"\xed\xa0\x80"])
+async def test_a_forms_fields_are_utf_8(client, service, text):
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    answer = await client.post("/v1/segment", content=form((b"text", text)), headers=headers)
+    assert "UTF-8" in checked(answer, 422, "invalid_request")
+    assert service.requests == []
+
+
 @pytest.mark.parametrize(
     "charset", ["", "; charset=utf-8", '; Charset="UTF-8"', "; charset=UTF8", "; charset=us-ascii"]
 )

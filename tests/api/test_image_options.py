@@ -7,12 +7,13 @@ import json
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from serve_app.capabilities import SegmentRequest
 from serve_app.client import HttpService
 from serve_app.core.errors import InvalidRequest
-from serve_app.core.request import EmbedRequest, ImageOptions, Reading
+from serve_app.core.request import EmbedRequest, ImageOptions, Reading, image_id
 from serve_app.core.types import ImageInfo, PixelSize, Prompt, adapter
 
 from ..fakes.service import FakeService
@@ -77,6 +78,24 @@ async def test_what_they_cannot_be(client: httpx.AsyncClient, fields: dict[str, 
         assert answer.json()["error"]["field"].startswith(name)
     with pytest.raises(InvalidRequest):
         ImageOptions(**fields)
+
+
+@pytest.mark.parametrize("fields", [{"page": 0}, {"channel": 0}, {"scaling": "image"}])
+async def test_there_is_none_without_a_file(
+    client: httpx.AsyncClient, service: FakeService, fields: dict[str, Any]
+) -> None:
+    name = next(iter(fields))
+    pixels = np.zeros((9, 9, 3), np.uint8)
+    known = image_id(pixels)
+    for path, more in (("segment", BOX), ("embed", {})):
+        answer = await client.post(f"/v1/{path}", json={"image_id": known, **more, **fields})
+        assert (answer.status_code, answer.json()["error"]["field"]) == (422, name), answer.text
+    for image in (pixels, known):
+        with pytest.raises(InvalidRequest, match="how a file is read"):
+            SegmentRequest(image=image, task=Prompt(**BOX), **fields)
+        with pytest.raises(InvalidRequest, match="how a file is read"):
+            EmbedRequest(image=image, **fields)
+    assert not service.requests
 
 
 def test_what_was_found_is_written_as_json() -> None:

@@ -430,6 +430,8 @@ def test_without_await(server: str) -> None:
         with pytest.raises(SamServeError):
             sam.segment(bad.model_copy(update={"variant": ""}))
     sam.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        sam.ready()
 
 
 async def test_without_await_where_a_loop_is_running(server: str) -> None:

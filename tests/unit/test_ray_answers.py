@@ -59,6 +59,14 @@ async def test_rays_errors_are_the_services(status, text, told, code, pieces):
     assert code in {kind.code for kind in vars(errors).values() if hasattr(kind, "code")}
 
 
+@pytest.mark.parametrize(("sent", "kept"), [("mine-1", True), ("not plain!", False), ("", False)])
+async def test_an_error_without_rays_id_has_the_callers_or_a_new_one(sent, kept):
+    answer, _ = await asked(PlainTextResponse("Internal", 500), **{"x-request-id": sent})
+    given = answer.json()["error"]["request_id"]
+    assert given == answer.headers["x-request-id"]
+    assert given == sent if kept else len(given) == 32
+
+
 async def test_a_full_service_is_told_as_the_front_expects():
     answer, _ = await asked(PlainTextResponse(RAYS[2][1], 503, {"retry-after": "7"}))
     assert proxy.BACKPRESSURE in answer.text

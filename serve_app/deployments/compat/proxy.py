@@ -21,6 +21,7 @@ from serve_app.core.errors import (
     SamServeError,
     WeightsUnavailable,
 )
+from serve_app.http.middleware import request_id_of
 from serve_app.http.request_info import KEPT_TIMEOUT_HEADER, TIMEOUT_HEADER
 
 _RAYS_OWN_ROUTES = "/-/"
@@ -64,7 +65,7 @@ class ServiceForm:
                 text = (text + message.get("body", b""))[:_LONGEST]
                 if not message.get("more_body", False):
                     error = _error(held["status"], text.decode("utf-8", "replace"))
-                    for part in _response(error, held):
+                    for part in _response(error, held, request_id_of(Headers(scope=scope))):
                         await send(part)
 
         await self._app({**scope, "headers": headers}, receive, send_in_form)
@@ -88,9 +89,9 @@ def _error(status: int, text: str) -> SamServeError:
     return Overloaded(f"the request was {BACKPRESSURE}; retry later")
 
 
-def _response(error: SamServeError, rays: Message) -> tuple[Message, Message]:
+def _response(error: SamServeError, rays: Message, own_id: str) -> tuple[Message, Message]:
     headers = MutableHeaders(raw=list(rays["headers"]))
-    request_id = headers.get("x-request-id", "")
+    request_id = headers.setdefault("x-request-id", own_id)
     body = json.dumps({"error": {**error.body(), "request_id": request_id}}).encode()
     headers["content-type"] = "application/json"
     headers["content-length"] = str(len(body))
