@@ -46,6 +46,7 @@ class Phrase:
 
 _APOSTROPHES = str.maketrans("’‘`´ʼ", "'''''")
 _DASHES = str.maketrans(dict.fromkeys("-‐‑‒–—_", " "))
+_CONTRACTED = re.compile(r"\b(who|that|which|where|what|there|here|it)'s\b")
 _OPERATOR = re.compile(r"(?:^[-–—!~^¬≠∖\\]+\s*|\s[-!~^¬≠∖\\]+)(?=\w)|!=")
 
 
@@ -55,13 +56,21 @@ def _words(text: str) -> frozenset[str]:
 
 _TOKEN = re.compile(r"[^\W_]+(?:'[^\W_]+)*'?|[,;&+/|]")
 
+_DETERMINED = r"(?= (?:the|an?|all|any|every|each|this|that|these|those|both|my|our)\b)"
 _NEGATIONS = re.compile(
-    r"\b(?:no|not|non|nor|none|never|neither|nothing|nobody|nowhere|zero|without|w/o|sans"
+    # Requests to leave something out; a "drop earring" and a "cancel button" are none.
+    r"^(?:(?:please|just|do|now|then) )*(?:(?:avoid|deselect|unselect|disregard|eliminate|forbid"
+    r"|forget|invert|negate|subtract|suppress)(?= \w)|(?:ban|cancel|discard|dismiss|drop|exempt"
+    rf"|hide|reject|take out|take away){_DETERMINED})"
+    r"|\b(?:no|not|non|nor|none|never|neither|nothing|nobody|nowhere|zero|without|w/o|sans"
     r"|except|excepting|exclude[sd]?|excluding|exclusive of|minus|lack(?:s|ing)?|absen(?:t|ce)"
     r"|missing|cannot|hardly|instead of|rather than|other than|different from|apart from"
     r"|aside from|besides|opposite of|inverse of|complement of|rest of|free of|void of|devoid"
-    r"|unlike|anti|omit(?:s|ting)?|ignor(?:e|es|ing)|remov(?:e|es|ed|ing)"
-    r"|skip(?:s|ping)?|delet(?:e|es|ing)|eras(?:e|es|ing)|leav(?:e|ing) out"
+    r"|unlike|anti|omit(?:s|ted|ting)?|ignor(?:e[sd]?|ing)|remov(?:e[sd]?|ing)"
+    r"|skip(?:s|ped|ping)?|delet(?:e[sd]?|ing)|eras(?:e[sd]?|ing)|subtract(?:ed|ing)|deselected"
+    r"|unselected|rid of|barring|save for|every(?:thing|body|one) (?:bar|save)"
+    r"|(?:leav(?:e|ing)|left|filter(?:ed|ing)?|crop(?:ped|ping)?|mask(?:ed|ing)?|edit(?:ed|ing)?"
+    r"|tak(?:en|ing)|block(?:ed|ing)?|rul(?:e|ed|ing)|cross(?:ed|ing)?) out"
     r"|(?:any|every|all|some)\w*(?: \w+){0,2} but|nothing but|(?:all|everything|anything) else"
     r"|\w+n't|(?:do|does|is|are|was|were|has|have|ca|wo|did)nt|\w+ free|\w+less)\b"
 )
@@ -77,6 +86,7 @@ _LEAD_IN = re.compile(
     r"|flock|crowd|pack|row|line|pile|stack|dozen|variety|swarm|team|family|example"
     r"|instance|outline|mask|silhouette)s? of"
     r"|the|an?|all|any|some|every|each|this|that|these|those|my|your|his|her|its|our|their|of|one"
+    rf"|(?:extract|isolate|count|crop|track|recogni[sz]e|choose|capture|annotate){_DETERMINED}"
     r"|both|many|several|few|more|most|much|another|other|same|such"
     r"|two|three|four|five|six|seven|eight|nine|ten|\d+)\s+)+(?=\S)"
 )
@@ -98,15 +108,29 @@ _LINKS = _words(
 
 _STATES = _words(
     "sleeping standing lying smiling grazing resting parked seated covered dressed made asleep"
-    " driven seen shown lit tied eaten located placed stacked"
+    " driven seen shown lit tied eaten located placed stacked running swimming flying galloping"
+    " barking floating hovering"
 )
 """Those that do at its end, too: "cat sleeping", "car made of wood", but not "man made lake"."""
 
 _ACTIVITIES = _words(
-    "riding walking watching racing running jumping flying swimming driving reading writing"
-    " crossing surfing skating sitting"
+    "riding walking watching racing driving reading writing crossing surfing skating sitting"
 )
-"""Actions of people: "man riding horse", "dog running in snow", but not "horse riding school"."""
+"""Those of people end it before a bare object: "man riding horse", not "horse riding school"."""
+
+_ACTIONS = (_ACTIVITIES - {"crossing", "racing"}) | _words(
+    "arriving bathing bending biting chewing climbing coming cooking crawling crouching crying"
+    " cycling dancing departing diving drying entering fishing gliding going grabbing hiding"
+    " hiking jogging jumping kneeling laughing leaping leaving licking listening making moving"
+    " passing perching posing relaxing rolling sailing shopping singing skiing sliding sniffing"
+    " snowboarding soaring speaking staring stepping stopping stretching studying swinging taking"
+    " talking trotting turning typing waiting working yawning"
+)
+"""Those of anything before a preposition: "jet taking off", but not "zebra crossing in a city"."""
+
+_SIDES = _words("far top bottom upper lower")
+_POSITIONS = _words("close closer closest nearest farthest furthest adjacent high low alone")
+"""Adjectives after a noun: "car nearest to the camera"."""
 
 _PEOPLE = _words(
     "man men woman women person people boy boys girl girls child children kid kids lady guy player"
@@ -126,6 +150,7 @@ def read(text: str) -> Phrase | UnknownText:
 def normalize(text: str) -> str:
     """A text in lower case and one spelling, without articles and requests before it."""
     plain = " ".join(_plain(text).translate(_DASHES).split()).strip(" .,;:!?\"'()[]{}")
+    plain = _CONTRACTED.sub(r"\1 is", plain)
     return _LEAD_IN.sub("", plain)
 
 
@@ -141,11 +166,19 @@ def unreadable(text: str, *, english: bool = True) -> UnknownText | None:
         return NO_WORDS
     if english and not all(_is_latin(c) for c in letters):
         return SCRIPT
+    if english and plain.split()[0] in _FOREIGN_ARTICLES:
+        return SCRIPT
     found = _NEGATIONS.findall(" ".join(plain.translate(_DASHES).split()))
     if _OPERATOR.search(plain) or not set(found) <= _NOT_NEGATIVE:
         return NEGATION
     return None
 
+
+_FOREIGN_ARTICLES = _words(
+    "der das ein eine einen einem einer le la les un une des el los las una unos unas il lo gli"
+    " uno uma um os het een de en ett"
+)
+"""Articles of other languages that begin no English phrase: their "car" and "mare" are others."""
 
 _ARTICLES = frozenset({"a", "an", "the"})
 _JOINTS = frozenset({"and", "or", "&", "+", "/", ",", ";", "|", "plus", "then", "vs", "versus"})
@@ -166,7 +199,7 @@ def _noun_phrase(tokens: list[str]) -> Phrase | UnknownText:
             joint = len(words)
         elif token in _ARTICLES and not all(word in ATTRIBUTES for word in words[joint:]):
             return NO_THING  # "resembling a cat": another part of speech, or a list
-        elif token not in _FILLERS:
+        elif token not in _FILLERS and not token.isdecimal():
             # "black and white cat" is one thing, "cat and dog" are two.
             if not all(word in ATTRIBUTES for word in words[:joint]):
                 return SEVERAL
@@ -174,10 +207,18 @@ def _noun_phrase(tokens: list[str]) -> Phrase | UnknownText:
                 owner, words, joint = (*words, token.removesuffix("'s").rstrip("'")), [], 0
             else:
                 words.append(token)
+    words = _without_side(words)
     colours = joint == len(words) - 1 and all(word in ATTRIBUTES for word in words)
     if not words or (joint and colours):  # "black and orange"
         return NO_THING
     return Phrase(tuple(words), owner, bool(related))
+
+
+def _without_side(words: list[str]) -> list[str]:
+    """The words without a side of the picture after the noun: "dog bottom left"."""
+    if len(words) < 2 or words[-1] not in {"left", "right"}:
+        return words
+    return words[:-2] if len(words) > 2 and words[-2] in _SIDES else words[:-1]
 
 
 def _ends(tokens: list[str], i: int) -> bool:
@@ -188,11 +229,19 @@ def _ends(tokens: list[str], i: int) -> bool:
     if token in ATTRIBUTES and all(t in _BEFORE_NOUN for t in tokens[:i]):
         return False  # "running dog"
     followed = bool(rest) and rest[0] in _FOLLOWERS
+    of_people = tokens[i - 1 : i] in _AFTER
     return (
         (token in _LINKS and bool(rest))
         or (token in _STATES and (not rest or followed))
-        or (token in _ACTIVITIES and bool(rest) and (followed or tokens[i - 1 : i] in _AFTER))
+        or (token in _ACTIONS and (followed or (of_people and not rest)))
+        or (token in _ACTIVITIES and of_people)
+        or (bool(i) and followed and (token in _POSITIONS or _is_participle(token)))
     )
+
+
+def _is_participle(word: str) -> bool:
+    """Whether a word is one like "perched", and no noun like "bed", "shed" or "seed"."""
+    return word.endswith("ed") and not word.endswith(("bed", "eed", "shed", "sled", "red", "moped"))
 
 
 def _plain(text: str) -> str:

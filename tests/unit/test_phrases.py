@@ -17,6 +17,7 @@ NEGATIONS = [
     "everything other than {}", "the absence of {}", "lack of {}", "exclude {}", "!{}",
     "neither {}",
     "{} is not there", "a street without {}", "a room with no {}", "apart from {}", "minus {}",
+    "please hide the {}", "deselect {}", "invert the {}", "{} filtered out", "everything bar {}",
 ]  # fmt: skip
 
 
@@ -43,6 +44,21 @@ NEGATIONS = [
         ("half a sandwich", ["half", "sandwich"]),
         ("cordless phone", ["cordless", "phone"]),
         ("notebook", ["notebook"]),
+        ("jet taking off", ["jet"]),
+        ("birds perched on a wire", ["birds"]),
+        ("dog bed on the floor", ["dog", "bed"]),
+        ("zebra crossing in a city", ["zebra", "crossing"]),
+        ("car nearest to the camera", ["car"]),
+        ("woman reading", ["woman"]),
+        ("men running shoes", ["men", "running", "shoes"]),
+        ("bird flying", ["bird"]),
+        ("man who's wearing a hat", ["man"]),
+        ("where's the dog?", ["dog"]),
+        ("zebra bottom left", ["zebra"]),
+        ("person #2", ["person"]),
+        ("extract the dog", ["dog"]),
+        ("track suit", ["track", "suit"]),
+        ("drop earring", ["drop", "earring"]),
     ],
 )
 def test_the_phrase_ends_with_its_head(text: str, words: list[str]) -> None:
@@ -84,6 +100,8 @@ def test_attributes_before_a_noun_leave_it_the_head(
         ("猫", "language"),
         ("кошка", "language"),
         ("c\u0430t", "language"),  # a Cyrillic letter that looks Latin
+        ("le car", "language"),
+        ("un mare", "language"),
         ("cat and dog", "several_things"),
         ("cats, dogs", "several_things"),
         ("cat/dog", "several_things"),
@@ -105,6 +123,7 @@ def test_why_there_is_no_phrase(text: str, reason: str) -> None:
 def test_other_scripts_are_for_models_that_know_them() -> None:
     assert unreadable("猫") == SCRIPT
     assert unreadable("猫", english=False) is None
+    assert unreadable("le chat", english=False) is None
 
 
 @given(st.text(max_size=256))
