@@ -60,6 +60,15 @@ def test_what_holds_a_name_is_not_the_thing(scorer: LabelsScorer, name: str) -> 
         assert name in scorer.labels_of(text), text
 
 
+@pytest.mark.weights
+def test_young_and_herds_are_the_animal_before_them(scorer: LabelsScorer) -> None:
+    assert scorer.labels_of("two bear cubs") == {"bear"}
+    assert scorer.labels_of("elephant herd") == {"elephant"}
+    assert scorer.labels_of("cute pup") == {"dog"}
+    for text in ("seal pup", "lion cub", "person calf"):
+        assert isinstance(scorer.labels_of(text), UnknownText), text
+
+
 def test_the_lexicon_is_of_the_80_labels_and_holds_no_other_thing() -> None:
     assert KINDS.keys() == COCO_NAMES.keys()
     kinds = {noun for nouns in KINDS.values() for noun in nouns.split(", ")}
