@@ -1,8 +1,8 @@
 """Phrases written without a look at the ``labels`` engine, its lexicon or its tests.
 
-The author knew the 80 names and the kinds of phrases only.  Two phrases were struck afterwards:
-"tv screen", which is as much the thing as a part of it, and "table without a cup", which may name
-the table.
+The author knew the 80 names and the kinds of phrases only.  Two phrases were struck: "table without
+a cup", which may name the table, before the first reading, and "tv screen", which is as much the
+thing as a part of it, after it had been read as a TV.
 """
 
 from __future__ import annotations
