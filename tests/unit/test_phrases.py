@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.core.types import UnknownText
-from serve_app.engines.phrases import ATTRIBUTES, NEGATION, SCRIPT, Phrase, read, unreadable
+from serve_app.engines.phrases import NEGATION, SCRIPT, Phrase, read, unreadable
+from serve_app.engines.words import ATTRIBUTES, THINGS, are_alike
 
 NOUNS = st.sampled_from(["cat", "dogs", "hot dog", "wine glasses", "person", "grain boundary"])
 ARTICLES = st.sampled_from(["", "a ", "the ", "any ", "my ", "two ", "all the "])
@@ -80,6 +81,64 @@ def test_a_negation_is_never_read(template: str, article: str, noun: str, upper:
     assert unreadable(text, english=False) == NEGATION
 
 
+SEVERAL = (
+    "cat and dog; baby and dog; orange and apple; orange, banana; orange or apple; mother and dog;"
+    " glass and bottle; adult and child; mother and father; male and female; apple and orange;"
+    " tabby and dog; calico or dog; baby/dog; mother + horse; the baby and the cat on the bed;"
+    " glass, fork and knife; stone and bird; square and car; top and handbag; manual and laptop;"
+    " ripe banana and orange; baby and dog's bowl; hairless baby and dog; baby left and dog right;"
+    " an orange and a red apple; orange and two red apples; 1 orange and 2 red apples;"
+    " baby and white cat; male, female and dog; cat. dog.; orange. apple. banana;"
+    " old mother and young father; mother and newborn baby"
+)
+ONE = (
+    "black and white cat; orange and white cat; orange, black and white cat; red or green apple;"
+    " a black and a white cat; male and female lions; mother and baby elephant; black & white dog;"
+    " glass and metal table; tabby and calico cat; small and furry dog; big and red car;"
+    " round and square table; front and rear bench; young and playful cat; silver and blue bus;"
+    " hairless and friendly cat; orange and white cat on the left; baby and; orange,; black. white."
+    " cat"
+)
+COLOURS = "black and orange; orange and black; black, white; big and small; orange and very red"
+
+
+@pytest.mark.parametrize("text", SEVERAL.split("; "))
+def test_nouns_beside_a_joint_are_several_things(text: str) -> None:
+    found = read(text)
+    assert isinstance(found, UnknownText)
+    assert found.reason == "several_things"
+
+
+@pytest.mark.parametrize("text", ONE.split("; "))
+def test_attributes_beside_a_joint_are_of_one_thing(text: str) -> None:
+    assert isinstance(read(text), Phrase)
+
+
+@pytest.mark.parametrize("text", COLOURS.split("; "))
+def test_attributes_alone_name_no_thing(text: str) -> None:
+    found = read(text)
+    assert isinstance(found, UnknownText)
+    assert found.reason == "no_thing"
+
+
+@given(
+    thing=st.sampled_from(sorted(THINGS)),
+    joint=st.sampled_from([" and ", ", ", " or ", "/"]),
+    noun=st.sampled_from(["cat", "the dogs", "wine glasses", "a person", "two cars"]),
+)
+def test_an_attribute_that_is_a_thing_is_one_before_a_joint(
+    thing: str, joint: str, noun: str
+) -> None:
+    found = read(thing + joint + noun)
+    assert isinstance(found, UnknownText)
+    assert found.reason == "several_things"
+
+
+def test_attributes_that_are_things_are_attributes() -> None:
+    assert THINGS <= ATTRIBUTES
+    assert all(are_alike(thing, thing) for thing in THINGS)
+
+
 @given(
     before=st.lists(st.sampled_from(sorted(ATTRIBUTES)), max_size=3), article=ARTICLES, noun=NOUNS
 )
@@ -95,7 +154,8 @@ def test_attributes_before_a_noun_leave_it_the_head(
     ("text", "reason"),
     [
         ("?", "no_words"),
-        ("123", "no_words"),
+        ("123", "no_thing"),
+        ("7", "no_thing"),
         ("\N{CAT FACE}", "no_words"),
         ("猫", "language"),
         ("кошка", "language"),

@@ -18,15 +18,7 @@ from serve_app.core.inference import Candidate, ScorerInfo, TextScores
 from serve_app.core.settings import LabelsSettings
 from serve_app.core.types import Float32Array, ProposalSource, RgbArray, UnknownText
 from serve_app.engines.devices import use_threads
-from serve_app.engines.phrases import (
-    ATTRIBUTES,
-    IMITATIONS,
-    Phrase,
-    normalize,
-    read,
-    singulars,
-    unreadable,
-)
+from serve_app.engines.phrases import Phrase, normalize, read, singulars, unreadable
 from serve_app.engines.sentence_transformer.lexicon import (
     ANIMAL_FORMS,
     CONTAINERS,
@@ -42,6 +34,7 @@ from serve_app.engines.sentence_transformer.vocabulary import (
     names_of,
 )
 from serve_app.engines.text_embeddings import EmbeddingLru
+from serve_app.engines.words import IMITATIONS, is_attribute
 
 VOCABULARY = UnknownText(
     reason="vocabulary",
@@ -170,7 +163,8 @@ class LabelsScorer:
             return None
         if whole is not None:
             return whole
-        if ANIMAL_FORMS & {*singulars(words[-1])} and not {*words[:-1]} <= ATTRIBUTES:
+        described = all(is_attribute(word) for word in words[:-1])
+        if ANIMAL_FORMS & {*singulars(words[-1])} and not described:
             animals = self._labels_of(Phrase(words[:-1]))
             return animals if animals and animals <= _ANIMALS else None
         for start in range(1, len(words)):
@@ -180,7 +174,7 @@ class LabelsScorer:
                 continue
             if IMITATIONS & {*before} or OTHER_COMPOUNDS & {*_spelled((before[-1], *head))}:
                 return None
-            if all(word in ATTRIBUTES for word in before):
+            if all(is_attribute(word) for word in before):
                 return labels
             if LOOSE.union(GROUPS) & {*_spelled(head)}:
                 return None
