@@ -69,6 +69,23 @@ def test_young_and_herds_are_the_animal_before_them(scorer: LabelsScorer) -> Non
         assert isinstance(scorer.labels_of(text), UnknownText), text
 
 
+@pytest.mark.weights
+def test_things_in_lists_are_not_dropped_and_lacks_are_attributes(scorer: LabelsScorer) -> None:
+    for text in ("baby and dog", "orange and apple", "orange, banana", "mother or cat"):
+        assert isinstance(found := scorer.labels_of(text), UnknownText), text
+        assert found.reason == "several_things", text
+    for text, label in {
+        "hairless cat": "cat", "driverless cars": "car", "a backless bench": "bench",
+        "a free bird": "bird", "restless dog on a bed": "dog", "homeless man": "person",
+        "orange and white cat": "cat", "mother and baby elephant": "elephant",
+        "non-fiction book": "book", "gluten free pizza": "pizza",
+    }.items():  # fmt: skip
+        assert scorer.labels_of(text) == {label}, text
+    for text in ("no parking sign", "do not enter sign", "missing cat poster", "fried chicken"):
+        assert isinstance(found := scorer.labels_of(text), UnknownText), text
+        assert found.reason == "vocabulary", text
+
+
 def test_the_lexicon_is_of_the_80_labels_and_holds_no_other_thing() -> None:
     assert KINDS.keys() == COCO_NAMES.keys()
     kinds = {noun for nouns in KINDS.values() for noun in nouns.split(", ")}
