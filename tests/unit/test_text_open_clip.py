@@ -134,6 +134,7 @@ def test_negation_and_no_words_are_unknown_and_the_vocabulary_is_open(
     reasons = [why and why.reason for why in scorer.unknown(texts)]
     assert reasons == ["negation"] * 3 + ["no_words", "language"]
     texts = ["cat ear", "ear of a cat", "helmet", "stainless steel", "cat food", "a red circle"]
+    texts += ["hairless cat", "no parking sign", "non-stick pan", "hands free headset", "123", "7"]
     assert scorer.unknown(texts) == (None,) * len(texts)
     assert scorer.info.vocabulary is None
 

@@ -18,24 +18,23 @@ from serve_app.core.inference import Candidate, ScorerInfo, TextScores
 from serve_app.core.settings import LabelsSettings
 from serve_app.core.types import Float32Array, ProposalSource, RgbArray, UnknownText
 from serve_app.engines.devices import use_threads
-from serve_app.engines.phrases import (
-    ATTRIBUTES,
-    IMITATIONS,
-    Phrase,
-    normalize,
-    read,
-    singulars,
-    unreadable,
-)
+from serve_app.engines.phrases import Phrase, normalize, read, singulars, unreadable
 from serve_app.engines.sentence_transformer.lexicon import (
+    ANIMAL_FORMS,
     CONTAINERS,
     GROUPS,
     LOOSE,
     OTHER_COMPOUNDS,
     labels_by_noun,
 )
-from serve_app.engines.sentence_transformer.vocabulary import COCO_NAMES, OTHER_THINGS, names_of
+from serve_app.engines.sentence_transformer.vocabulary import (
+    COCO_GROUPS,
+    COCO_NAMES,
+    OTHER_THINGS,
+    names_of,
+)
 from serve_app.engines.text_embeddings import EmbeddingLru
+from serve_app.engines.words import IMITATIONS, is_attribute
 
 VOCABULARY = UnknownText(
     reason="vocabulary",
@@ -65,13 +64,15 @@ class MatchCalibration:
         return sigmoid(self.own * own + self.other * other + self.bias)
 
 
-CALIBRATION = MatchCalibration(own=36.96, other=-30.87, bias=-4.07)
+CALIBRATION = MatchCalibration(own=36.94, other=-30.86, bias=-4.07)
 """Fitted by ``python -m serve_tools.workshop.calibrate_labels`` on 19,440 pairs of words and COCO
 labels.  At 0.5, cross-validated over words, 93 % of the pairs that match are accepted and 0.15 %
 of those that do not; 16 % of unrelated words are taken for at least one of the 80 labels."""
 
 _OWNERS = frozenset({frozenset({"person"}), frozenset({"dog"}), frozenset({"cat"})})
 """Whose things are things of their own: "the dog's bowl", but not "the car's seat"."""
+
+_ANIMALS = frozenset(COCO_GROUPS["animal"])
 
 OBJECTNESS_MIDPOINT = 0.3
 OBJECTNESS_SLOPE = 12.0
@@ -162,6 +163,10 @@ class LabelsScorer:
             return None
         if whole is not None:
             return whole
+        described = all(is_attribute(word) for word in words[:-1])
+        if ANIMAL_FORMS & {*singulars(words[-1])} and not described:
+            animals = self._labels_of(Phrase(words[:-1]))
+            return animals if animals and animals <= _ANIMALS else None
         for start in range(1, len(words)):
             before, head = words[:start], words[start:]
             labels = self._named(head)
@@ -169,7 +174,7 @@ class LabelsScorer:
                 continue
             if IMITATIONS & {*before} or OTHER_COMPOUNDS & {*_spelled((before[-1], *head))}:
                 return None
-            if all(word in ATTRIBUTES for word in before):
+            if all(is_attribute(word) for word in before):
                 return labels
             if LOOSE.union(GROUPS) & {*_spelled(head)}:
                 return None

@@ -70,7 +70,7 @@ COCO_GROUPS: Mapping[str, tuple[str, ...]] = {
 
 OTHER_THINGS: tuple[str, ...] = (
     "submarine", "rocket", "helicopter", "tank", "tractor", "crane", "balloon", "satellite",
-    "spaceship", "canoe", "sled", "wheelchair", "stroller", "wheel", "tire", "engine",
+    "spaceship", "paddle", "sled", "wheelchair", "stroller", "wheel", "tire", "engine",
     "building", "house", "tower", "bridge", "castle", "church", "tent", "road", "street",
     "fence", "wall", "window", "door", "floor", "ceiling", "stairs", "roof", "mountain",
     "sky", "cloud", "sun", "moon", "star", "sea", "river", "lake", "beach", "snow", "forest",
