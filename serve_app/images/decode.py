@@ -192,8 +192,7 @@ def _decoded(picture: _Picture, reading: Reading) -> Decoded:
     samples = picture.samples
     if samples.dtype != np.uint8:
         scaling = reading.scaling
-        visible = None if picture.alpha is None else picture.alpha > 0
-        samples = scaled_to_8_bits(samples, scaling, picture.nodata, visible)
+        samples = scaled_to_8_bits(samples, scaling, picture.nodata, picture.alpha)
     if (scaling != "none" or picture.format == "TIFF") and samples.min() == samples.max():
         warnings.append(_warning("blank_image", "the image has one value everywhere"))
     rgb: NDArray[np.uint8] = samples
