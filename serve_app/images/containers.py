@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import itertools
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 
 from serve_app.core.errors import ImageTooLarge, InvalidImage
@@ -120,18 +121,29 @@ def _jpeg(data: bytes, limits: Limits) -> bytes:
 
 def _png(data: bytes, limits: Limits) -> bytes:
     """Keep the chunks of the first picture: no text, profiles or animation."""
-    kept = [data[:8]]
+    # An unknown critical chunk (upper case) stays, for Pillow to reject.
+    kept = [data[begin:end] for kind, begin, end in _png_chunks(data)
+            if kind in _PNG_KEPT or kind[:1].isupper()]  # fmt: skip
+    return b"".join((data[:8], *kept))
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, begin and end of each chunk, to the last one of the picture or of the file."""
     at = 8
     for _ in range(MAX_PARTS):
         kind = data[at + 4 : at + 8]
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
-        # An unknown critical chunk (upper case) stays, for Pillow to reject.
-        if kind in _PNG_KEPT or kind[:1].isupper():
-            kept.append(data[at:end])
+        yield kind, at, end
         if kind == b"IEND" or end >= len(data):
-            return b"".join(kept)
+            return
         at = end
     raise _too_many("chunks")
+
+
+def is_animated_png(data: bytes) -> bool:
+    """Whether a PNG file has the chunk of animations, which stands before its pixels."""
+    kinds = (kind for kind, _, _ in _png_chunks(data))
+    return b"acTL" in itertools.takewhile(lambda kind: kind != b"IDAT", kinds)
 
 
 def _gif(data: bytes, limits: Limits) -> bytes:
@@ -195,7 +207,7 @@ _READERS: tuple[tuple[bytes, str, _Reader], ...] = (
     (b"\xff\xd8\xff", "JPEG", _jpeg),
     (b"\x89PNG\r\n\x1a\n", "PNG", _png),
     (b"RIFF", "WEBP", _as_sent),
-    (b"II*\0", "TIFF", _as_sent),  # see `serve_app.images.tiff`
+    (b"II*\0", "TIFF", _as_sent),  # see `serve_app.images.tiff_directory`
     (b"MM\0*", "TIFF", _as_sent),
     (b"II+\0", "TIFF", _as_sent),
     (b"MM\0+", "TIFF", _as_sent),

@@ -77,7 +77,7 @@ def blocks(samples: NDArray[Any]) -> Iterator[slice]:
     """The rows of ``(H, W, ...)`` samples, some at a time: conversions need little memory so."""
     step = max(1, _BLOCK // max(1, samples[:1].size))
     for top in range(0, len(samples), step):
-        yield slice(top, top + step)
+        yield slice(top, min(top + step, len(samples)))
 
 
 def _stretch(
@@ -113,9 +113,7 @@ def _spread(height: int, width: int, most: int) -> tuple[NDArray[np.intp], NDArr
     return np.divmod(places, width)
 
 
-def _valid(
-    values: NDArray[Any], alpha: NDArray[Any] | None, nodata: float | None
-) -> NDArray[Any]:
+def _valid(values: NDArray[Any], alpha: NDArray[Any] | None, nodata: float | None) -> NDArray[Any]:
     """The valid samples of ``(..., C)`` pixels, in one dimension."""
     kept = np.isfinite(values)
     if alpha is not None:

@@ -73,11 +73,9 @@ def with_invalid(dtype: str) -> tuple[NDArray[Any], NDArray[np.bool_], float | N
     """A ramp with invalid samples, where they are, and its nodata value."""
     samples = np.arange(400).reshape(20, 20, 1).astype(dtype) + 100
     invalid = np.zeros(samples.shape, np.bool_)
+    places: dict[tuple[int, int], float] = {(0, n): 31_000 for n in range(9)}
     if samples.dtype.kind == "f":
-        places = {(3, 3): np.nan, (4, 4): np.inf, (5, 5): -np.inf}
-    else:
-        places = {}
-    places |= {(0, n): 31_000 for n in range(9)}
+        places |= {(3, 3): np.nan, (4, 4): np.inf, (5, 5): -np.inf}
     for place, value in places.items():
         samples[place] = value
         invalid[place] = True
