@@ -36,6 +36,7 @@ _PNG_KEPT = {b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"}
 _JPEG_MARKER = re.compile(rb"\xff([\x02-\xcf\xd8-\xfe])")
 
 
+_CODESTREAM = b"\xff\x4f\xff\x51"
 _SOF = (0xC0, 0xC1, 0xC2)
 _OTHER_JPEG = {0xC3: "lossless JPEG", 0xC7: "lossless JPEG", 0xCB: "lossless JPEG"}
 
@@ -183,9 +184,10 @@ def _as_sent(data: bytes, limits: Limits) -> bytes:
 
 def _jpeg2000(data: bytes, limits: Limits) -> bytes:
     """Check what OpenJPEG would need, which holds 32 bits for each sample of a tile."""
-    at = data.find(b"\xff\x4f\xff\x51") + 8
-    if at < 8:
+    begin = _codestream(data)
+    if data[begin : begin + 4] != _CODESTREAM:
         raise InvalidImage("the JPEG 2000 file ends before its pixels")
+    at = begin + 8
     right, bottom, left, top = struct.unpack_from(">4I", data, at)
     components = struct.unpack_from(">H", data, at + 32)[0]
     depths = [(data[at + 34 + 3 * n] & 0x7F) + 1 for n in range(components)]
@@ -202,6 +204,26 @@ def _jpeg2000(data: bytes, limits: Limits) -> bytes:
     return data
 
 
+def _codestream(data: bytes) -> int:
+    """Where the picture of a JPEG 2000 file begins: its box `jp2c`, or the file itself."""
+    if data.startswith(_CODESTREAM):
+        return 0
+    at = 0
+    for _ in range(MAX_PARTS):
+        size, kind = struct.unpack_from(">I4s", data, at)
+        header = 8
+        if size == 1:
+            size, header = struct.unpack_from(">Q", data, at + 8)[0], 16
+        if kind == b"jp2c":
+            return at + header
+        if size < header:  # the last box, or no valid one
+            return len(data)
+        at += size
+        if at > len(data):
+            return len(data)
+    raise _too_many("boxes")
+
+
 _Reader = Callable[[bytes, Limits], bytes]
 _READERS: tuple[tuple[bytes, str, _Reader], ...] = (
     (b"\xff\xd8\xff", "JPEG", _jpeg),
@@ -214,7 +236,7 @@ _READERS: tuple[tuple[bytes, str, _Reader], ...] = (
     (b"BM", "BMP", _bmp),
     (b"GIF87a", "GIF", _gif),
     (b"GIF89a", "GIF", _gif),
-    (b"\xff\x4f\xff\x51", "JPEG2000", _jpeg2000),
+    (_CODESTREAM, "JPEG2000", _jpeg2000),
     (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000", _jpeg2000),
 )
 

@@ -128,9 +128,8 @@ def _check_pieces(page: Directory, limits: Limits) -> None:
             "the image file has too many strips or tiles: re-save the file and retry"
         )
     planes = min(page.planes, 4)  # no more are read
-    samples = page.channels // page.planes * planes
-    own = -(-page.width * page.height * samples * page.bits[-1] // 8)
-    whole = -(-columns * across * rows * down * samples * page.bits[-1] // 8)
+    each = page.channels // page.planes * planes * -(-page.bits[-1] // 8)
+    own, whole = page.width * page.height * each, columns * across * rows * down * each
     most = min(
         MAX_PADDING * own + FREE_PADDING_BYTES, 2 * limits.max_image_pixels * BYTES_PER_PIXEL
     )
@@ -267,7 +266,8 @@ class _Grid:
         image.load()
 
         def some(begin: int, end: int) -> NDArray[np.uint8]:
-            return np.asarray(image.crop((0, begin, image.width, end)))
+            whole = (begin, end) == (0, image.height)
+            return np.asarray(image if whole else image.crop((0, begin, image.width, end)))
 
         return some
 
