@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 _BLOCK = 2**18
 """Samples that are converted at once: they stay in a processor's cache."""
 
-_SAMPLE = 2**21
+_SAMPLE = 2**20
 """Percentiles of larger images are those of this number of samples, spread by `_spread`."""
 
 _FILLS = (
@@ -85,8 +85,12 @@ def _stretch(
 ) -> tuple[float, float, list[float]]:
     """The values that become 0 and 255, and those that hold no data."""
     height, width, channels = values.shape
-    spread = _spread(height, width, -(-_SAMPLE // channels))
-    found = _valid(values[spread], None if alpha is None else alpha[spread], nodata)
+    found = np.concatenate(
+        [
+            _valid(values[places], None if alpha is None else alpha[places], nodata)
+            for places in _spread(height, width, -(-_SAMPLE // channels))
+        ]
+    )
     fills = [] if nodata is None or not fits(nodata, values.dtype) else [_as(nodata, values.dtype)]
     if found.size == 0:
         return 0.0, 0.0, fills
@@ -100,17 +104,21 @@ def _stretch(
     return low, high, fills
 
 
-def _spread(height: int, width: int, most: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Rows and columns of at most ``most`` pixels: one of each run of equally many.
+def _spread(
+    height: int, width: int, most: int
+) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Rows and columns of at most ``most`` pixels, in blocks: one of each run of equally many.
 
     Its place in the run follows the golden ratio, so that of a pattern of any period, such as the
     columns of a mosaic, each part is seen as often as it occurs.
     """
     step = -(-height * width // most)
-    run = np.arange(height * width // step, dtype=np.uint64)
-    within = (run * np.uint64(0x9E3779B9) & np.uint64(0xFFFFFFFF)) * np.uint64(step)
-    places = (run * np.uint64(step) + (within >> np.uint64(32))).astype(np.intp)
-    return np.divmod(places, width)
+    count = height * width // step
+    for first in range(0, count, _BLOCK):
+        run = np.arange(first, min(first + _BLOCK, count), dtype=np.uint64)
+        within = (run * np.uint64(0x9E3779B9) & np.uint64(0xFFFFFFFF)) * np.uint64(step)
+        places = (run * np.uint64(step) + (within >> np.uint64(32))).astype(np.intp)
+        yield np.divmod(places, width)
 
 
 def _valid(values: NDArray[Any], alpha: NDArray[Any] | None, nodata: float | None) -> NDArray[Any]:

@@ -52,7 +52,8 @@ def tiff(pixels: NDArray[Any], photometric: str, alpha: bool = False, **options:
 
 
 def png16(pixels: NDArray[np.uint8], colour: int, key: bytes = b"") -> bytes:
-    header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, colour, 0, 0, 0)
+    height, width = pixels.shape[:2]
+    header = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
     rows = b"".join(b"\0" + (row.astype(">u2") * 257).tobytes() for row in pixels)
     transparent = chunk(b"tRNS", key) if key else b""
     return (
