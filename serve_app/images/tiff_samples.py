@@ -55,7 +55,7 @@ _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _NAMES = {3: "palette", 4: "transparency mask", 5: "CMYK", 6: "YCbCr", 8: "Lab", 9: "ICC Lab",
           10: "ITU Lab"}  # fmt: skip
 _RAW = {32803, 34892}
-_SAVE = "save it as gray or RGB with 8 or 16 bits, uncompressed or with LZW or deflate"
+_SAVE = "save it as gray or RGB with integers of 8 or 16 bits, uncompressed or with LZW or deflate"
 """`Directory.bytewise` is true of all such files."""
 
 

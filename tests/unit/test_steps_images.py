@@ -279,7 +279,13 @@ async def test_the_shared_tier_keeps_how_a_file_was_read() -> None:
     pixels = await (await reader.open(opened.id)).pixels()
     np.testing.assert_array_equal(pixels, await opened.pixels())
     key = f"img-{opened.id}"
-    for head in (b"read:[", b"read:[9, [0], 1]\n", b"read:{}\n", b"read:"):
+    heads = [
+        b"[", b"[9, [0], 1]\n", b"{}\n", b"", b"5\n", b"null\n", b'"abc"\n', b"[1, 2]\n",
+        b'{"a": 1, "b": 2, "c": 3}\n', b"[[[1]], {}, []]\n", b"[0, {}, {}]\n",
+        b"[" * 100_000 + b"\n", b"[" * 100 + b"]" * 100 + b"\n", b" " * 300 + b"[0, [], null]\n",
+        b"9" * 10_000 + b"\n", b"\xff\n", b"[NaN, [Infinity], null]\n",
+    ]  # fmt: skip
+    for head in (b"read:" + head for head in heads):
         shared.kept[key] = add_checksum(key, head + _stack())
         with pytest.raises(UnknownImage):
             await (await ImageStore(Limits(), MEGABYTE, shared).open(opened.id)).pixels()  # type: ignore[arg-type]
