@@ -62,9 +62,9 @@ def scaled_to_8_bits(
         if low == high and not negative:
             continue
         for rows in blocks(values):
-            part = values[rows].astype(np.float64)
-            invalid = ~np.isfinite(part) | np.isin(part, fills)
             with np.errstate(all="ignore"):
+                part = values[rows].astype(np.float64)
+                invalid = ~np.isfinite(part) | np.isin(part, fills)
                 unit = (part - low) / (high - low) if high > low else np.zeros_like(part)
             if negative:
                 unit = 1 - unit
