@@ -133,7 +133,9 @@ def _decoded(picture: Picture, reading: Reading) -> Decoded:
         np.subtract(255, picture.samples, out=picture.samples)
     rgb: NDArray[np.uint8] = picture.samples
     if rgb.shape[2] == 1:
-        rgb = np.repeat(rgb, 3, axis=2)
+        rgb = np.empty((*rgb.shape[:2], 3), np.uint8)
+        for channel in range(3):  # several times as fast as all at once
+            rgb[:, :, channel] = picture.samples[:, :, 0]
     rgb = np.ascontiguousarray(rgb)
     if picture.alpha is not None:
         lay_on_white(rgb, picture.alpha)

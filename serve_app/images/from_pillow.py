@@ -109,17 +109,20 @@ def _flat(image: Image.Image, reading: Reading) -> Picture:
     channels = colours + (alpha is not None)
     used, left = used_channels(channels, alpha, reading.channel)
     # Transparency that was chosen as a channel is not composited.
-    kind = "RGBA" if alpha in used else "RGB"
-    places = [3 if n == alpha else n for n in used]
+    kind = "RGBA" if alpha in used else "L" if channels == 1 else "RGB"
+    places: list[int] | slice = [3 if n == alpha else n for n in used]
+    if used == tuple(range(len(used))):
+        places = slice(len(used))
     samples = np.empty((image.height, image.width, len(used)), np.uint8)
     for rows in blocks(samples):
         part = image.crop((0, rows.start, image.width, rows.stop))
-        samples[rows] = np.asarray(_converted(part, kind))[:, :, places]
+        shown = np.asarray(_converted(part, kind))
+        samples[rows] = shown.reshape(*shown.shape[:2], -1)[:, :, places]
     return Picture(samples=samples, channels=channels, used=used, left=left)
 
 
 def _converted(image: Image.Image, kind: str) -> Image.Image:
-    """Any 8-bit mode → ``RGB`` or ``RGBA``; Lab through littleCMS, the others by formula."""
+    """Any 8-bit mode → ``L``, ``RGB``, ``RGBA``; Lab through littleCMS, the others by formula."""
     if kind == "RGB" and image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")

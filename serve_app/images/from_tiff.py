@@ -125,7 +125,7 @@ def _shown_samples(
     """
     if page.is_palette:
         return _by_palette(page, samples(page, [0], limits), wanted)
-    # A channel of the picture and its place in what is read: inks are read all.
+    # Each colour needs all four inks.
     inks = page.photometric == CMYK
     stored = [0, 1, 2, 3, *(n + 1 for n in wanted if n >= 3)] if inks else wanted
     found = samples(page, stored, limits)
