@@ -158,11 +158,11 @@ def _image(value: Any) -> bytes | RgbArray | str:
 
 
 class Reading(NamedTuple):
-    """How a file is read; see `ImageOptions`."""
+    """How a file is read; see `ImageOptions`.  What is None or empty was not given."""
 
-    page: int = 0
+    page: int | None = None
     channel: tuple[int, ...] = ()
-    scaling: Literal["image", "channel"] = "image"
+    scaling: Literal["image", "channel"] | None = None
 
 
 def _one_or_three(value: tuple[int, ...]) -> tuple[int, ...]:
@@ -202,8 +202,8 @@ class ImageOptions(Wire):
 
     @property
     def reading(self) -> Reading:
-        """The options with their defaults."""
-        return Reading(self.page or 0, self.channel or (), self.scaling or "image")
+        """The options as a key: equal for files that are read, and spoken of, alike."""
+        return Reading(self.page, self.channel or (), self.scaling)
 
     def check_for(self, image: bytes | RgbArray | str) -> None:
         """Raise `InvalidRequest` if one is given and the image is no file."""

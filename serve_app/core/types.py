@@ -411,7 +411,13 @@ class ImageInfo:
     format: Annotated[str, Field(description="of the file")]
     pages: Annotated[int, Field(description="in the file, without thumbnails and masks")]
     page: Annotated[int, Field(description="the one that was used, from 0")]
-    channels: Annotated[int, Field(description="of that page, alpha included")]
+    channels: Annotated[
+        int,
+        Field(
+            description="of that page as it is shown: one of gray or three of colours, then those "
+            "beside them; transparency is one"
+        ),
+    ]
     channel: Annotated[
         tuple[int, ...], Field(description="the channels that were used, from 0: gray, or RGB")
     ]
@@ -419,7 +425,9 @@ class ImageInfo:
     bit_depth: Annotated[int, Field(description="of its samples")]
     scaling: Annotated[
         Literal["none", "image", "channel"],
-        Field(description="how samples were scaled to 8 bits; `none`: they have 8 bits"),
+        Field(
+            description="how samples were scaled to 8 bits; `none`: they have 8 bits, or are inks"
+        ),
     ]
     pixel_size: Annotated[PixelSize | None, _if_given("as the file states it")] = None
 

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import itertools
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 
 from serve_app.core.errors import ImageTooLarge, InvalidImage
@@ -35,6 +36,7 @@ _PNG_KEPT = {b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"}
 _JPEG_MARKER = re.compile(rb"\xff([\x02-\xcf\xd8-\xfe])")
 
 
+_CODESTREAM = b"\xff\x4f\xff\x51"
 _SOF = (0xC0, 0xC1, 0xC2)
 _OTHER_JPEG = {0xC3: "lossless JPEG", 0xC7: "lossless JPEG", 0xCB: "lossless JPEG"}
 
@@ -120,18 +122,29 @@ def _jpeg(data: bytes, limits: Limits) -> bytes:
 
 def _png(data: bytes, limits: Limits) -> bytes:
     """Keep the chunks of the first picture: no text, profiles or animation."""
-    kept = [data[:8]]
+    # An unknown critical chunk (upper case) stays, for Pillow to reject.
+    kept = [data[begin:end] for kind, begin, end in _png_chunks(data)
+            if kind in _PNG_KEPT or kind[:1].isupper()]  # fmt: skip
+    return b"".join((data[:8], *kept))
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, begin and end of each chunk, to the last one of the picture or of the file."""
     at = 8
     for _ in range(MAX_PARTS):
         kind = data[at + 4 : at + 8]
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
-        # An unknown critical chunk (upper case) stays, for Pillow to reject.
-        if kind in _PNG_KEPT or kind[:1].isupper():
-            kept.append(data[at:end])
+        yield kind, at, end
         if kind == b"IEND" or end >= len(data):
-            return b"".join(kept)
+            return
         at = end
     raise _too_many("chunks")
+
+
+def is_animated_png(data: bytes) -> bool:
+    """Whether a PNG file has the chunk of animations, which stands before its pixels."""
+    kinds = (kind for kind, _, _ in _png_chunks(data))
+    return b"acTL" in itertools.takewhile(lambda kind: kind != b"IDAT", kinds)
 
 
 def _gif(data: bytes, limits: Limits) -> bytes:
@@ -171,9 +184,10 @@ def _as_sent(data: bytes, limits: Limits) -> bytes:
 
 def _jpeg2000(data: bytes, limits: Limits) -> bytes:
     """Check what OpenJPEG would need, which holds 32 bits for each sample of a tile."""
-    at = data.find(b"\xff\x4f\xff\x51") + 8
-    if at < 8:
+    begin = _codestream(data)
+    if data[begin : begin + 4] != _CODESTREAM:
         raise InvalidImage("the JPEG 2000 file ends before its pixels")
+    at = begin + 8
     right, bottom, left, top = struct.unpack_from(">4I", data, at)
     components = struct.unpack_from(">H", data, at + 32)[0]
     depths = [(data[at + 34 + 3 * n] & 0x7F) + 1 for n in range(components)]
@@ -190,19 +204,39 @@ def _jpeg2000(data: bytes, limits: Limits) -> bytes:
     return data
 
 
+def _codestream(data: bytes) -> int:
+    """Where the picture of a JPEG 2000 file begins: its box `jp2c`, or the file itself."""
+    if data.startswith(_CODESTREAM):
+        return 0
+    at = 0
+    for _ in range(MAX_PARTS):
+        size, kind = struct.unpack_from(">I4s", data, at)
+        header = 8
+        if size == 1:
+            size, header = struct.unpack_from(">Q", data, at + 8)[0], 16
+        if kind == b"jp2c":
+            return at + header
+        if size < header:  # the last box, or no valid one
+            return len(data)
+        at += size
+        if at > len(data):
+            return len(data)
+    raise _too_many("boxes")
+
+
 _Reader = Callable[[bytes, Limits], bytes]
 _READERS: tuple[tuple[bytes, str, _Reader], ...] = (
     (b"\xff\xd8\xff", "JPEG", _jpeg),
     (b"\x89PNG\r\n\x1a\n", "PNG", _png),
     (b"RIFF", "WEBP", _as_sent),
-    (b"II*\0", "TIFF", _as_sent),  # see `serve_app.images.tiff`
+    (b"II*\0", "TIFF", _as_sent),  # see `serve_app.images.tiff_directory`
     (b"MM\0*", "TIFF", _as_sent),
     (b"II+\0", "TIFF", _as_sent),
     (b"MM\0+", "TIFF", _as_sent),
     (b"BM", "BMP", _bmp),
     (b"GIF87a", "GIF", _gif),
     (b"GIF89a", "GIF", _gif),
-    (b"\xff\x4f\xff\x51", "JPEG2000", _jpeg2000),
+    (_CODESTREAM, "JPEG2000", _jpeg2000),
     (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000", _jpeg2000),
 )
 

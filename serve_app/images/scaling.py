@@ -7,14 +7,17 @@ values that nobody marked (`_without_extremes`).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-_BLOCK = 2**20
-_SAMPLE = 2**21
-"""Percentiles of larger images are those of this number of evenly spaced samples."""
+_BLOCK = 2**18
+"""Samples that are converted at once: they stay in a processor's cache."""
+
+_SAMPLE = 2**20
+"""Percentiles of larger images are those of this number of samples, spread by `_spread`."""
 
 _FILLS = (
     *(-9999.0, -99999.0, -999999.0, 9999.0, 99999.0, -999.0, -32768.0, -32767.0, -(2.0**31)),
@@ -36,43 +39,58 @@ def scaled_to_8_bits(
     samples: NDArray[Any],
     scaling: Literal["image", "channel"] = "image",
     nodata: float | None = None,
-    visible: NDArray[np.bool_] | None = None,
+    alpha: NDArray[Any] | None = None,
+    negative: bool = False,
 ) -> NDArray[np.uint8]:
-    """Scale ``(H, W, C)`` samples of any real dtype to uint8.
+    """Scale ``(H, W, C)`` samples of any real dtype to uint8 of the same shape.
 
-    NaN, nodata and fill values become 0.  A constant image becomes 0.
+    NaN, infinities, nodata and fill values become 0.  A constant image becomes 0.
 
     Args:
         nodata: the value of pixels without data, as the file gives it.
-        visible: ``(H, W)``, false where the image is transparent: left out of the percentiles.
+        alpha: ``(H, W)``, of any real dtype; pixels where it is not positive are left out of the
+            percentiles.
+        negative: high samples become dark: the valid ones are inverted.
     """
     result = np.zeros(samples.shape, np.uint8)
-    channels = samples.shape[-1]
+    channels = samples.shape[2]
     together = channels if scaling == "image" else 1
     for first in range(0, channels, together):
         group = slice(first, first + together)
         values = samples[:, :, group]
-        low, high, fills = _stretch(values, nodata, visible)
-        if low == high:
+        low, high, fills = _stretch(values, nodata, alpha)
+        if low == high and not negative:
             continue
-        # In blocks: the whole image in float64 would take eight times its memory.
-        rows = max(1, _BLOCK // (values.shape[1] * values.shape[2]))
-        for top in range(0, values.shape[0], rows):
-            part = values[top : top + rows].astype(np.float64)
+        for rows in blocks(values):
             with np.errstate(all="ignore"):
-                unit = (part - low) / (high - low)
-            unit[np.isnan(unit) | np.isin(part, fills)] = 0.0
-            result[top : top + rows, :, group] = np.rint(unit.clip(0, 1) * 255)
+                part = values[rows].astype(np.float64)
+                invalid = ~np.isfinite(part) | np.isin(part, fills)
+                unit = (part - low) / (high - low) if high > low else np.zeros_like(part)
+            if negative:
+                unit = 1 - unit
+            unit[invalid | np.isnan(unit)] = 0
+            result[rows, :, group] = np.rint(unit.clip(0, 1) * 255)
     return result
 
 
+def blocks(samples: NDArray[Any]) -> Iterator[slice]:
+    """The rows of ``(H, W, ...)`` samples, some at a time: conversions need little memory so."""
+    step = max(1, _BLOCK // max(1, samples[:1].size))
+    for top in range(0, len(samples), step):
+        yield slice(top, min(top + step, len(samples)))
+
+
 def _stretch(
-    values: NDArray[Any], nodata: float | None, visible: NDArray[np.bool_] | None
+    values: NDArray[Any], nodata: float | None, alpha: NDArray[Any] | None
 ) -> tuple[float, float, list[float]]:
     """The values that become 0 and 255, and those that hold no data."""
-    step = values.size // _SAMPLE + 1
-    seen = None if visible is None else np.broadcast_to(visible[:, :, None], values.shape)
-    found = _valid(values, seen, nodata, step)
+    height, width, channels = values.shape
+    found = np.concatenate(
+        [
+            _valid(values[places], None if alpha is None else alpha[places], nodata)
+            for places in _spread(height, width, -(-_SAMPLE // channels))
+        ]
+    )
     fills = [] if nodata is None or not fits(nodata, values.dtype) else [_as(nodata, values.dtype)]
     if found.size == 0:
         return 0.0, 0.0, fills
@@ -82,24 +100,49 @@ def _stretch(
     low, high = _percentiles(found)
     if low == high:
         # Few bright spots on a constant background, which the sample may have missed.
-        found = _valid(values, seen, nodata, 1)
-        found = found[~np.isin(found, fills)]
-        if found.size:
-            low, high = float(found.min()), float(found.max())
+        low, high = _extent(values, nodata, alpha, fills)
     return low, high, fills
 
 
-def _valid(
-    values: NDArray[Any], seen: NDArray[np.bool_] | None, nodata: float | None, step: int
-) -> NDArray[Any]:
-    flat = values.reshape(-1)[::step]
-    kept = np.isfinite(flat)
-    if seen is not None:
-        kept &= seen.reshape(-1)[::step]
-    if nodata is not None:
-        kept &= flat != flat.dtype.type(nodata) if fits(nodata, flat.dtype) else True
-    found: NDArray[Any] = flat[kept]
+def _spread(
+    height: int, width: int, most: int
+) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Rows and columns of at most ``most`` pixels, in blocks: one of each run of equally many.
+
+    Its place in the run follows the golden ratio, so that of a pattern of any period, such as the
+    columns of a mosaic, each part is seen as often as it occurs.
+    """
+    step = -(-height * width // most)
+    count = height * width // step
+    for first in range(0, count, _BLOCK):
+        run = np.arange(first, min(first + _BLOCK, count), dtype=np.uint64)
+        within = (run * np.uint64(0x9E3779B9) & np.uint64(0xFFFFFFFF)) * np.uint64(step)
+        places = (run * np.uint64(step) + (within >> np.uint64(32))).astype(np.intp)
+        yield np.divmod(places, width)
+
+
+def _valid(values: NDArray[Any], alpha: NDArray[Any] | None, nodata: float | None) -> NDArray[Any]:
+    """The valid samples of ``(..., C)`` pixels, in one dimension."""
+    kept = np.isfinite(values)
+    if alpha is not None:
+        kept &= (alpha > 0)[..., np.newaxis]
+    if nodata is not None and fits(nodata, values.dtype):
+        kept &= values != values.dtype.type(nodata)
+    found: NDArray[Any] = values[kept]
     return found
+
+
+def _extent(
+    values: NDArray[Any], nodata: float | None, alpha: NDArray[Any] | None, fills: list[float]
+) -> tuple[float, float]:
+    """The least and the greatest of all valid samples; 0 and 0 if there are none."""
+    ends = []
+    for rows in blocks(values):
+        found = _valid(values[rows], None if alpha is None else alpha[rows], nodata)
+        found = found[~np.isin(found, fills)]
+        if found.size:
+            ends += [float(found.min()), float(found.max())]
+    return (min(ends), max(ends)) if ends else (0.0, 0.0)
 
 
 def fits(value: float, dtype: np.dtype[Any]) -> bool:
@@ -118,9 +161,8 @@ def _as(value: float, dtype: np.dtype[Any]) -> float:
 
 def _percentiles(ordered: NDArray[Any]) -> tuple[float, float]:
     # No interpolation, which would overflow between integers.
-    last = ordered.size - 1
     low, high = (ordered[max(0, int(np.ceil(share * ordered.size)) - 1)] for share in (0.01, 0.99))
-    return float(low), float(min(high, ordered[last]))
+    return float(low), float(high)
 
 
 def _without_extremes(ordered: NDArray[Any]) -> tuple[NDArray[Any], list[float]]:

@@ -96,7 +96,8 @@ class ImageStore:
         self._shared = shared
         self._recently_shared: TTLCache[str, bool] = TTLCache(_MAX_IDS, _SHARE_AGAIN_S, clock)
         self._opening: SingleFlight[tuple[_Known, RgbArray]] = SingleFlight()
-        # A decoded image may have 200 MB, so decode few at once, even if their callers have left.
+        # Few at once, even if their callers have left; what they need together is bounded by
+        # `serve_app.images.decode.DECODING`.
         self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
 
     async def open(
@@ -233,6 +234,9 @@ _Stored = _File | RgbArray
 _PACKED = b"read:"
 """No image file begins so."""
 
+_MOST_PACKED = 256
+"""Bytes in which how a file is read has its end."""
+
 
 def _packed(file: _File) -> bytes:
     """A file for the shared tier; how it is read stands before it."""
@@ -245,11 +249,14 @@ def _unpacked(content: bytes) -> _File:
     """Raises `ValueError` or `SamServeError` for what `_packed` did not write."""
     if not content.startswith(_PACKED):
         return _File(content, Reading())
-    head, _, data = content.partition(b"\n")
-    page, channel, scaling = json.loads(head[len(_PACKED) :])
-    # Others may write to the tier.
+    # Others may write to the tier: what is parsed is short, so that it is neither slow nor deep.
+    end = content.find(b"\n", 0, _MOST_PACKED)
+    found = json.loads(content[len(_PACKED) : max(end, len(_PACKED))])
+    if not isinstance(found, list) or len(found) != len(Reading._fields):
+        raise ValueError("not a list of how a file is read")
+    page, channel, scaling = found
     options = ImageOptions(page=page, channel=channel or None, scaling=scaling)
-    return _File(data, options.reading)
+    return _File(content[end + 1 :], options.reading)
 
 
 def _nbytes(image: _Stored) -> int:

@@ -28,8 +28,8 @@ BOX = {"box": [1, 2, 8, 9]}
         ({}, Reading()),
         ({"page": 2}, Reading(page=2)),
         ({"channel": 1}, Reading(channel=(1,))),
-        ({"channel": [4, 0, 2], "scaling": "channel"}, Reading(0, (4, 0, 2), "channel")),
-        ({"page": 0, "scaling": "image"}, Reading()),
+        ({"channel": [4, 0, 2], "scaling": "channel"}, Reading(None, (4, 0, 2), "channel")),
+        ({"page": 0, "scaling": "image"}, Reading(page=0, scaling="image")),
     ],
 )
 async def test_form_json_batch_embed_client_and_handle(

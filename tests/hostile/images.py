@@ -327,6 +327,64 @@ def tiff_overlap(rng: random.Random) -> bytes:
     return tiff_of({**tags, 277: (1,), 278: (1,), 279: (size,) * n}, content)
 
 
+def tiff_shared_tiles(rng: random.Random) -> bytes:
+    """A picture one pixel wide in wide tiles, which all are the same few bytes."""
+    height, across = rng.choice([(100, 16_384), (4_000, 1_024)])
+    channels, bits = rng.choice([(2_000, 64), (500, 32), (4_000, 8)])
+    packed = zlib.compress(bytes(across * min(channels * bits // 8, 4_096)), 9)
+    tags = {256: (1,), 257: (height,), 258: (bits,), 259: (8,), 262: (1,), 277: (channels,)}
+    tags |= {322: (across,), 323: (1,), 324: (-1,) * height, 325: (len(packed),) * height}
+    return tiff_of(tags, packed)
+
+
+def tiff_pillow_work(rng: random.Random) -> bytes:
+    """Pages that Pillow reads, of 4-bit palettes: shared wide tiles, or overlapping strips."""
+    tags = {258: (4,), 259: (8,), 262: (3,), 277: (1,), 320: (0,) * 48}
+    if rng.random() < 0.5:
+        n, packed = 16_384, zlib.compress(bytes(8_192 * 64), 9)
+        tags |= {256: (1,), 257: (n,), 322: (16_384,), 323: (64,)}
+        return tiff_of({**tags, 324: (-1,) * (n // 64), 325: (len(packed),) * (n // 64)}, packed)
+    n, content = 16_000, zlib.compress(bytes(8)) + bytes(2**20)
+    tags |= {256: (16,), 257: (n,), 278: (1,), 273: (-1,) * n, 279: (len(content),) * n}
+    return tiff_of(dict(sorted(tags.items())), content)
+
+
+def tiff_negative_sizes(rng: random.Random) -> bytes:
+    """Sizes that overlap, and one so far below zero that their sum does not show it."""
+    n, content = 2_000, bytes(2**20)
+    tags = {256: (n,), 257: (1,), 258: (8,), 259: (1,), 262: (1,), 277: (1,), 322: (1,), 323: (1,)}
+    sizes = (len(content),) * (n - 1) + (2**31,)
+    data = bytearray(tiff_of({**tags, 324: (-1,) * n, 325: sizes}, content))
+    kind = 10 + 12 * 9 + 2
+    data[kind : kind + 2] = struct.pack("<H", rng.choice([9, 11]))  # SLONG, FLOAT
+    return bytes(data)
+
+
+def tiff_small_tiles(rng: random.Random) -> bytes:
+    """Each pixel in a tile of its own."""
+    side, packed = 500, zlib.compress(b"\5")
+    codec, piece = rng.choice([(8, packed), (1, b"\5")])
+    tags = {256: (side,), 257: (side,), 258: (8,), 259: (codec,), 262: (1,), 277: (1,)}
+    tags |= {322: (1,), 323: (1,), 324: (-1,) * side**2, 325: (len(piece),) * side**2}
+    return tiff_of(tags, piece)
+
+
+def hidden_codestream(rng: random.Random) -> bytes:
+    """JPEG 2000 with the header of a small picture in a box before that of a large one."""
+    small = saved(Image.new("L", (8, 8)), "JPEG2000", no_jp2=True)
+    data = bytearray(saved(picture(rng), "JPEG2000"))
+    at = data.index(b"\xff\x4f\xff\x51")
+    data[at + 8 : at + 16] = struct.pack(">II", 60_000, 60_000)
+    box = struct.pack(">I4s", 8 + 16 + len(small), b"uuid") + rng.randbytes(16) + small
+    begin = at - 8
+    return bytes(data[:begin] + box + data[begin:])
+
+
+def animation_in_a_text(rng: random.Random) -> bytes:
+    before = chunk(b"tEXt", b"Comment\0" + rng.randbytes(9) + b"acTL")
+    return png_of(4, 4, zlib.compress(bytes(20)), before)
+
+
 def tiff_channels(rng: random.Random) -> bytes:
     """More samples than the limits for pixels suggest, in the image or in a tile."""
     packed = zlib.compress(bytes(2**24), 9)
@@ -456,6 +514,12 @@ def hostile_images(count: int, seed: int, canary: Path) -> Iterator[HostileImage
         ("TIFF counts", tiff_counts, "either"),
         ("TIFF overlapping strips", tiff_overlap, "refused"),
         ("TIFF channels", tiff_channels, "refused"),
+        ("TIFF shared wide tiles", tiff_shared_tiles, "refused"),
+        ("TIFF work for Pillow", tiff_pillow_work, "refused"),
+        ("TIFF negative sizes", tiff_negative_sizes, "refused"),
+        ("TIFF tiles of a pixel", tiff_small_tiles, "refused"),
+        ("JPEG 2000 hidden codestream", hidden_codestream, "refused"),
+        ("PNG text acTL", animation_in_a_text, "decoded"),
         ("16-bit deflate bomb", deep_bomb, "either"),
         ("NaN and infinite TIFF", unreal_floats, "decoded"),
         ("flipped bits, 16-bit TIFF", flipped_deep, "either"),

@@ -21,7 +21,7 @@ from serve_app.images.decode import decode_image
 from ..clocks import repeat_if_slow
 from .images import Canary, hostile_images, saved
 
-CASES = int(os.environ.get("SAM_SERVE_HOSTILE_IMAGES", "114"))
+CASES = int(os.environ.get("SAM_SERVE_HOSTILE_IMAGES", "132"))
 MOST_WORK = 50
 """A case may take so many times the processor's time of a usual photo: a ratio, since processors
 differ, and one that others use beside takes longer for the same work."""

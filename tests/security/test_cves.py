@@ -339,8 +339,8 @@ def test_cve_2026_40192_only_usual_formats_and_only_after_their_size_was_read(
     usual = {"JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"}
     for kind in usual:
         buffer = io.BytesIO()
-        # RGB without JPEG compression would not come to Pillow in TIFF.
-        Image.new("P" if kind == "TIFF" else "RGB", (9, 9)).save(buffer, format=kind)
+        # Samples of whole bytes would not come to Pillow in TIFF.
+        Image.new("1" if kind == "TIFF" else "RGB", (9, 9)).save(buffer, format=kind)
         decode_image(buffer.getvalue(), Limits())
     assert sorted(opened) == sorted((kind,) for kind in usual)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ from serve_app.core.limits import Limits
 from serve_app.core.request import Reading
 from serve_app.images import containers
 from serve_app.images.decode import decode_image, read_image
+
+from ..hostile.images import chunk, png_of
 
 LIMITS = Limits()
 HEIC = (Path(__file__).parent.parent / "assets" / "disc.heic").read_bytes()
@@ -129,3 +133,70 @@ def test_jpegs_of_other_depths_are_named() -> None:
         other = data[:at] + bytes([0xFF, marker]) + data[at + 2 : at + 4] + bytes([depth])
         with pytest.raises(InvalidImage, match=words):
             decode_image(other + data[at + 5 :], LIMITS)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+def test_the_transparent_gray_of_any_depth(depth: int) -> None:
+    """The key is given as stored, while samples are scaled to 8 bits."""
+    most = 2**depth - 1
+    values = np.random.default_rng(0).integers(0, most + 1, (4, 16)).astype(np.uint8)
+    bits = np.unpackbits(values[:, :, np.newaxis], axis=2)[:, :, 8 - depth :]
+    rows = np.packbits(bits.reshape(4, -1), axis=1)
+    idat = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    for key in {0, 1, most}:
+        data = png_of(16, 4, idat, chunk(b"tRNS", struct.pack(">H", key)), depth)
+        expected = np.where(values == key, 255, values.astype(int) * 255 // most)
+        assert (decode_image(data, LIMITS)[:, :, 0] == expected).all()
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_boxes_before_the_picture_of_a_jpeg_2000_file_are_passed(large: bool) -> None:
+    """What stands in them is not its header."""
+    data = saved(Image.fromarray(scene()), "JPEG2000")
+    small = saved(Image.new("L", (8, 8)), "JPEG2000", no_jp2=True)
+    at = data.index(b"jp2c") - 4
+    content = bytes(16) + small
+    size = (
+        struct.pack(">I4sQ", 1, b"uuid", 16 + len(content))
+        if large
+        else (struct.pack(">I4s", 8 + len(content), b"uuid"))
+    )
+    data = data[:at] + size + content + data[at:]
+    assert np.abs(decode_image(data, LIMITS).astype(int) - scene()).mean() < 8
+    with pytest.raises(ImageTooLarge, match="two samples for each"):
+        decode_image(data, Limits(max_image_pixels=61_000))
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 2**31])
+def test_boxes_that_lead_nowhere(size: int) -> None:
+    data = saved(Image.fromarray(scene()), "JPEG2000")
+    at = data.index(b"jp2c") - 4
+    box = struct.pack(">I4s", size, b"uuid") + bytes(16)
+    with pytest.raises(InvalidImage):
+        decode_image(data[:at] + box + data[at:], LIMITS)
+
+
+def test_a_text_that_names_the_chunk_of_animations() -> None:
+    data = saved(Image.fromarray(scene()), "PNG")
+    for content in (b"Comment\0converted from acTL", b"acTL\0\0\0\0\1\0\0\0\0"):
+        text = chunk(b"tEXt", content)
+        assert read_image(data[:33] + text + data[33:], LIMITS).warnings == ()
+
+
+@pytest.mark.parametrize("given", [{"page": 0}, {"channel": (0, 1, 2)}, {"scaling": "image"}])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF"])
+def test_what_was_found_is_described_whenever_an_option_was_given(
+    given: dict[str, Any], kind: str
+) -> None:
+    data = saved(Image.fromarray(scene()), kind)
+    assert read_image(data, LIMITS).info is None
+    found = read_image(data, LIMITS, Reading(**given))
+    assert found.info is not None
+    assert (found.info.format, found.info.page, found.info.scaling) == (kind, 0, "none")
+    assert (found.pixels == decode_image(data, LIMITS)).all()
+
+
+def test_an_animation_of_which_the_first_picture_was_chosen() -> None:
+    frames = [Image.new("RGB", (8, 6), c) for c in ("red", "lime")]
+    data = saved(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=10)
+    assert read_image(data, LIMITS, Reading(page=0)).warnings == ()

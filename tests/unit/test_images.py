@@ -214,7 +214,7 @@ def test_constant_sparse_and_unreal_values() -> None:
     sparse[5, 5] = 900
     assert pixels_of(file_of(sparse))[5, 5].tolist() == [255, 255, 255]
     unreal = np.array([[0, 1, 2, np.nan, np.inf, -np.inf]], np.float32)
-    assert scaled(unreal).tolist() == [[0, 128, 255, 0, 255, 0]]
+    assert scaled(unreal).tolist() == [[0, 128, 255, 0, 0, 0]]
     assert (scaled(np.full((2, 2), np.nan)) == 0).all()
     big = np.array([[-(2**31), 0, 2**31 - 1]], np.int32)
     assert scaled(big).tolist() == [[0, 128, 255]]

@@ -244,8 +244,16 @@ async def test_a_file_read_differently_is_another_image(decodings: list[bytes]) 
     third = await store.open(file, ImageOptions(channel=1))
     assert len({first.id, second.id, third.id}) == len(decodings) == 3
     assert (await store.open(file, ImageOptions(page=1))).id == second.id
-    assert (await store.open(file, ImageOptions(page=0, scaling="image"))).id == first.id
-    assert len(decodings) == 3
+    # The defaults, when given, change what is said of the file, and not its pixels.
+    given = await store.open(file, ImageOptions(page=0, scaling="image"))
+    assert (given.id, len(decodings)) == (first.id, 4)
+    assert [{w.code for w in image.warnings} for image in (first, given)] == [
+        {"more_pages", "more_channels"},
+        {"more_channels"},
+    ]
+    decodings.clear()
+    await store.open(file, ImageOptions(page=0, scaling="image"))
+    assert not decodings
     # Their pixels are read again as they were read first.
     for name in (first.id, second.id, third.id):
         assert image_id(await (await store.open(name)).pixels()) == name
@@ -271,7 +279,13 @@ async def test_the_shared_tier_keeps_how_a_file_was_read() -> None:
     pixels = await (await reader.open(opened.id)).pixels()
     np.testing.assert_array_equal(pixels, await opened.pixels())
     key = f"img-{opened.id}"
-    for head in (b"read:[", b"read:[9, [0], 1]\n", b"read:{}\n", b"read:"):
+    heads = [
+        b"[", b"[9, [0], 1]\n", b"{}\n", b"", b"5\n", b"null\n", b'"abc"\n', b"[1, 2]\n",
+        b'{"a": 1, "b": 2, "c": 3}\n', b"[[[1]], {}, []]\n", b"[0, {}, {}]\n",
+        b"[" * 100_000 + b"\n", b"[" * 100 + b"]" * 100 + b"\n", b" " * 300 + b"[0, [], null]\n",
+        b"9" * 10_000 + b"\n", b"\xff\n", b"[NaN, [Infinity], null]\n",
+    ]  # fmt: skip
+    for head in (b"read:" + head for head in heads):
         shared.kept[key] = add_checksum(key, head + _stack())
         with pytest.raises(UnknownImage):
             await (await ImageStore(Limits(), MEGABYTE, shared).open(opened.id)).pixels()  # type: ignore[arg-type]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 from typing import Any
 
@@ -18,8 +20,11 @@ from PIL import Image
 from serve_app.core.errors import ImageTooLarge, InvalidImage, InvalidRequest
 from serve_app.core.limits import Limits
 from serve_app.core.request import Reading
-from serve_app.images import tiff
+from serve_app.images import tiff_samples as tiff
 from serve_app.images.decode import Decoded, decode_image, read_image
+from serve_app.images.tiff_directory import pages_of
+
+from ..hostile.images import tiff_of
 
 LIMITS = Limits()
 DTYPES = ["u1", "u2", "u4", "i1", "i2", "i4", "f2", "f4", "f8"]
@@ -159,7 +164,7 @@ def test_each_file_becomes_its_picture(
     data = buffer.getvalue()
     if codec in ("lzw", "packbits"):
         data = recoded(data, 5 if codec == "lzw" else 32773)
-    found = read(data, page=page, scaling="image" if together else "channel")
+    found = read(data, page=page or None, scaling="image" if together else "channel")
     used = samples[page][:, :, :3] if channels >= 3 else samples[page][:, :, :1]
     expected = as_rgb(stretched(used, together))
     assert np.abs(found.pixels.astype(int) - expected).max() <= 1
@@ -478,3 +483,190 @@ def test_a_transparent_colour_of_a_deep_png() -> None:
     found = read(data[:33] + key + data[33:])
     assert (found.pixels[:5] == 255).all()
     assert np.abs(found.pixels[5:].astype(int) - stretched(values[5:])).max() <= 1
+
+
+COLOUR_MAP = np.random.default_rng(3).integers(0, 65_536, (3, 256), np.uint16)
+
+
+def imagej_palettes(planes: NDArray[np.uint8], order: str = "<") -> bytes:
+    """An ImageJ stack with a look-up table: one directory, of the first plane."""
+    buffer = io.BytesIO()
+    count = len(planes)
+    description = f"ImageJ=1.53t\nimages={count}\nslices={count}\nloop=false\n"
+    tifffile.imwrite(
+        buffer,
+        planes[0],
+        photometric="palette",
+        colormap=COLOUR_MAP,
+        description=description,
+        metadata=None,
+        byteorder=order,
+    )
+    with tifffile.TiffFile(io.BytesIO(buffer.getvalue())) as file:
+        page = file.pages[0]
+        assert len(page.dataoffsets) == 1
+        at, offset = page.dataoffsets[0], page.tags[273].valueoffset
+    data = bytearray(buffer.getvalue() + planes.tobytes())
+    assert at + planes[0].size == len(buffer.getvalue())
+    struct.pack_into(order + "I", data, offset, len(buffer.getvalue()))
+    return bytes(data)
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_each_plane_of_a_palette_stack(order: str) -> None:
+    planes = np.random.default_rng(4).integers(0, 256, (3, 20, 30), np.uint8)
+    data = imagej_palettes(planes, order)
+    for page in range(3):
+        found = read(data, page=page)
+        assert found.info is not None
+        assert found.info.pages == 3
+        assert (found.pixels == (COLOUR_MAP.T >> 8).astype(np.uint8)[planes[page]]).all()
+    assert [w.code for w in read(data).warnings] == ["more_pages"]
+
+
+@pytest.mark.parametrize(("tag", "value"), [(262, 4), (258, 4), (259, 2)])
+def test_a_stack_that_pillow_would_read_is_one_page(tag: int, value: int) -> None:
+    """Pillow knows the first plane alone."""
+    data = imagej_palettes(np.zeros((3, 20, 30), np.uint8))
+    assert len(pages_of(data)) == 3
+    assert len(pages_of(with_tag(data, tag, value))) == 1
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("codec", [None, "zlib"])
+@pytest.mark.parametrize("predictor", [False, True])
+def test_palettes(big: bool, order: str, codec: str | None, predictor: bool) -> None:
+    indexes = np.random.default_rng(5).integers(0, 256, (20, 30), np.uint8)
+    buffer = io.BytesIO()
+    options = {"predictor": True} if predictor and codec else {}
+    with tifffile.TiffWriter(buffer, byteorder=order, bigtiff=big) as file:
+        file.write(
+            indexes, photometric="palette", colormap=COLOUR_MAP, compression=codec, **options
+        )
+    found = read(buffer.getvalue())
+    assert (found.pixels == (COLOUR_MAP.T >> 8).astype(np.uint8)[indexes]).all()
+    data = bytearray(buffer.getvalue())
+    at = data.index(struct.pack(order + "HH", 320, 3))
+    data[at : at + 2] = struct.pack(order + "H", 321)
+    with pytest.raises(InvalidImage, match="palette of the TIFF file"):
+        read(bytes(data))
+
+
+@pytest.mark.parametrize("bits", [1, 4])
+def test_a_file_that_pillow_takes_for_damaged_is_named(bits: int) -> None:
+    values = np.zeros((20, 32), np.uint8)
+    data = bytearray(written(values, bigtiff=True, byteorder=">"))
+    with tifffile.TiffFile(io.BytesIO(bytes(data))) as file:
+        at = file.pages[0].tags[258].valueoffset
+    data[at : at + 2] = struct.pack(">H", bits)
+    with pytest.raises(InvalidImage, match=r"big-endian BigTIFF.*is not read"):
+        read(bytes(data))
+
+
+@pytest.mark.parametrize("predictor", [2, 3, 7])
+@pytest.mark.parametrize("codec", [1, 32773])
+@pytest.mark.parametrize("dtype", ["u1", "u2", "f4"])
+def test_data_without_a_predictor_stay_as_they_are(predictor: int, codec: int, dtype: str) -> None:
+    """Of these codecs libtiff and others ignore the tag."""
+    values = scene(20, 30, 1, dtype)
+    data = written(values[:, :, 0], extratags=[(317, 3, 1, predictor, True)])
+    data = data if codec == 1 else recoded(data, codec)
+    assert (read(data).pixels == as_rgb(stretched(values))).all()
+
+
+@pytest.mark.parametrize("fill", [np.nan, np.inf, -np.inf, -9_999])
+def test_what_is_not_valid_is_black_in_negatives_too(fill: float) -> None:
+    values = scene(20, 30, 1, "f4")[:, :, 0] + 1
+    values[4:6] = fill
+    tags = [(42113, "s", 0, "-9999", True)]
+    usual, negative = (
+        read(written(values, photometric=kind, extratags=tags)).pixels.astype(int)
+        for kind in ("minisblack", "miniswhite")
+    )
+    assert (usual[4:6] == 0).all()
+    assert (negative[4:6] == 0).all()
+    valid = np.r_[0:4, 6:20]
+    assert np.abs(usual[valid] + negative[valid] - 255).max() <= 1
+    eight = scene(20, 30, 1, "u1")[:, :, 0]
+    assert (read(written(eight, photometric="miniswhite")).pixels[..., 0] == 255 - eight).all()
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", "f4"])
+@pytest.mark.parametrize("codec", [1, 8])
+def test_bits_from_low_to_high(dtype: str, codec: int) -> None:
+    values = scene(20, 30, 3, dtype)
+    raw = values.tobytes() if codec == 1 else zlib.compress(values.tobytes())
+    piece = bytes(int(f"{byte:08b}"[::-1], 2) for byte in raw)
+    tags = {256: (30,), 257: (20,), 258: (8 * values.dtype.itemsize,), 259: (codec,), 262: (2,)}
+    tags |= {266: (2,), 273: (-1,), 277: (3,), 278: (20,), 279: (len(piece),)}
+    data = tiff_of({**tags, 339: (3 if dtype == "f4" else 1,)}, piece)
+    assert (read(data).pixels == stretched(values)).all()
+
+
+KINDS = [
+    {256: (16,), 257: (16,), 258: (bits,), 259: (codec,), 262: (photometric,), 266: (fill,),
+     273: (8,), 277: (channels,), 278: (16,), 279: (9,), 284: (planar,), 339: (kind,)}
+    for photometric in (0, 1, 2, 3, 4, 5, 6, 8, 9)
+    for bits in (1, 2, 4, 8, 12, 16, 24, 32)
+    for channels in (1, 2, 3, 4, 5, 8)
+    for codec in (1, 2, 5, 7, 8)
+    for kind, planar, fill in ((1, 1, 1), (1, 2, 2), (2, 1, 1), (3, 2, 1))
+]  # fmt: skip
+
+
+def test_a_refusal_advises_what_the_file_is_not() -> None:
+    """Every file of the kind that messages advise is read here."""
+    refused = 0
+    for tags in KINDS:
+        (page,) = pages_of(tiff_of(tags))
+        advised = page.photometric in (0, 1, 2) and page.bits[0] in (8, 16)
+        advised &= page.sample_format in (1, 2) and page.codec in (1, 5, 8)
+        if page.channels < page.colours:
+            continue
+        try:
+            tiff.check(page, LIMITS)
+        except InvalidImage:
+            refused += 1
+            assert not advised, tags
+        else:
+            assert not advised or page.bytewise
+    assert refused > 1_000
+
+
+def test_a_picture_that_is_all_transparent_is_blank() -> None:
+    for dtype in ("u1", "u2"):
+        values = scene(20, 30, 4, dtype)
+        values[..., 3] = 0
+        data = written(values, photometric="rgb", extrasamples=["unassalpha"])
+        found = read(data)
+        assert (found.pixels == 255).all()
+        assert [w.code for w in found.warnings] == ["blank_image"]
+
+
+@pytest.mark.parametrize("colour", [(9, 9, 9), (255, 0, 7)])
+def test_a_picture_of_one_colour_is_blank(colour: tuple[int, int, int]) -> None:
+    data = written(np.full((5, 6, 3), colour, np.uint8), photometric="rgb")
+    assert [w.code for w in read(data).warnings] == ["blank_image"]
+
+
+def test_the_first_page_when_named_is_no_guess() -> None:
+    planes = np.random.default_rng(4).integers(0, 256, (3, 20, 30), np.uint8)
+    assert [w.code for w in read(written(planes)).warnings] == ["more_pages"]
+    assert read(written(planes), page=0).warnings == ()
+
+
+def test_libraries_log_nothing_in_the_service() -> None:
+    code = (
+        "import logging, sys; logging.basicConfig(); data = sys.stdin.buffer.read()\n"
+        "from serve_app.images.decode import *; silence_decoders()\n"
+        "try: read_image(data, Limits())\n"
+        "except InvalidImage: print('refused')"
+    )
+    # More samples than bits: Pillow logs an error.
+    data = tiff_of({256: (4,), 257: (4,), 258: (8,), 259: (7,), 262: (6,), 273: (8,), 277: (99,),
+                    278: (4,), 279: (16,)})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=data, capture_output=True, check=True, timeout=120
+    )
+    assert (done.stdout, done.stderr) == (b"refused\n", b"")
