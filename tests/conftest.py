@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import os
+import sys
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from pathlib import Path
 
@@ -28,6 +30,8 @@ hypothesis.settings.load_profile("untimed")
 # What was measured on this machine must not decide what tests see; replicas inherit this too.
 os.environ["SAM_SERVE_LEDGER"] = str(Path(__file__).with_name("no-ledger.json"))
 
+_EXIT_STATUS = pytest.StashKey[int]()
+
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(
@@ -37,6 +41,27 @@ def pytest_runtest_makereport(
     if report.failed:
         shorten(item, report)
     return report
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    session.config.stash[_EXIT_STATUS] = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End a process that has been a driver of Ray without destroying its C++ objects.
+
+    Threads of Ray and gRPC outlive ``ray.shutdown()`` and use these objects: presumably why a run
+    of which all tests had passed ended with a segmentation fault.
+    """
+    drivers = sys.modules.get("tests.cluster.ray_cluster")
+    status = config.stash.get(_EXIT_STATUS, None)
+    if drivers is not None and drivers.RayCluster.drivers and status is not None:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 @pytest.fixture

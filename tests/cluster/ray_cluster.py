@@ -88,7 +88,12 @@ class RayCluster:
 
     Args:
         num_gpus, num_cpus: what the node claims to have, whatever is there behind the claim.
+
+    Attributes:
+        drivers: how often this process has been a driver, of any cluster.
     """
+
+    drivers = 0
 
     def __init__(self, num_gpus: int, num_cpus: int = 2) -> None:
         # Below /tmp, not in pytest's folder: a Unix socket's path has at most 107 bytes.
@@ -191,6 +196,7 @@ class RayCluster:
         import ray
         from ray.serve.context import _disconnect
 
+        RayCluster.drivers += 1
         with pytest.MonkeyPatch.context() as patch:
             for name, value in self.environment.items():
                 if name.startswith("RAY_"):
