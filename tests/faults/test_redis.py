@@ -78,9 +78,10 @@ class Load:
         self._turn = 0
         self.callers = callers
         self.tiers: Counter[CacheTier] = Counter()
-        self._tasks = [asyncio.create_task(self._call()) for _ in range(callers)]
+        self._ended = [0] * callers
+        self._tasks = [asyncio.create_task(self._call(caller)) for caller in range(callers)]
 
-    async def _call(self) -> None:
+    async def _call(self, caller: int) -> None:
         while True:
             self._turn += 1
             number = self._turn % KEYS
@@ -92,6 +93,7 @@ class Load:
             assert found is not None
             np.testing.assert_array_equal(found[0].tensors["e"], embedding(number).tensors["e"])
             self.tiers[found[1]] += 1
+            self._ended[caller] += 1
 
     async def until(self, true: Callable[[], bool]) -> None:
         """Go on until it is so.  A wrong answer or an exception of any caller ends the test."""
@@ -105,6 +107,13 @@ class Load:
         """Until so many more answers have come from there."""
         self.tiers.clear()
         await self.until(lambda: self.tiers[tier] >= answers)
+
+    async def lookups_in_flight_end(self) -> None:
+        """Until no lookup is left that had begun before."""
+        before = [*self._ended]
+        await self.until(
+            lambda: all(now > then for now, then in zip(self._ended, before, strict=True))
+        )
 
     async def end(self) -> None:
         for task in self._tasks:
@@ -135,6 +144,7 @@ async def test_it_may_die_and_return_under_load(server: RedisServer, counted: An
             server.kill()
             await load.until(lambda: tier.circuit_open)
             assert counted.of(REDIS_BREAKER_OPEN) == 1
+            await load.lookups_in_flight_end()
             await load.phase(CacheTier.MISS)
             assert load.tiers[CacheTier.REDIS] == 0
             await asyncio.to_thread(server.start)
@@ -151,6 +161,7 @@ async def test_it_may_freeze_and_thaw_under_load(server: RedisServer, counted: A
             await load.phase(CacheTier.REDIS)
             server.stop()
             await load.until(lambda: tier.circuit_open)
+            await load.lookups_in_flight_end()
             await load.phase(CacheTier.MISS)
             assert load.tiers[CacheTier.REDIS] == 0
             # Left alone, it costs nothing: nobody waits for a time limit, but who waited already.
