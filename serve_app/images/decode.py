@@ -38,6 +38,7 @@ from serve_app.images.containers import plain_file
 from serve_app.images.scaling import scaled_to_8_bits
 
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+_OPAQUE = [2.0**bits - 1 for bits in (8, 10, 12, 14, 16)]
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -194,14 +195,14 @@ def _decoded(picture: _Picture, reading: Reading) -> Decoded:
         scaling = reading.scaling
         visible = None if picture.alpha is None else picture.alpha > 0
         samples = scaled_to_8_bits(samples, scaling, picture.nodata, visible)
-    if (scaling != "none" or picture.format == "TIFF") and samples.min() == samples.max():
-        warnings.append(_warning("blank_image", "the image has one value everywhere"))
     rgb: NDArray[np.uint8] = samples
     if samples.shape[2] == 1 or picture.negative or picture.alpha is not None:
         rgb = np.empty((*samples.shape[:2], 3), np.uint8)
         rgb[:] = 255 - samples if picture.negative else samples
     if picture.alpha is not None:
         _lay_on_white(rgb, picture.alpha)
+    if _is_blank(rgb):
+        warnings.append(_warning("blank_image", "all pixels of the image are alike"))
     if picture.pages > 1:
         text = f"the file has {picture.pages} pages, of which page {picture.page} was used"
         if not reading.page:
@@ -226,6 +227,11 @@ def _decoded(picture: _Picture, reading: Reading) -> Decoded:
             pixel_size=picture.pixel_size,
         )
     return Decoded(_read_only(np.ascontiguousarray(rgb)), info, tuple(warnings))
+
+
+def _is_blank(rgb: NDArray[np.uint8]) -> bool:
+    rows = max(1, _BLOCK // rgb.shape[1])
+    return all((rgb[top : top + rows] == rgb[0, 0]).all() for top in range(0, len(rgb), rows))
 
 
 def _warning(code: str, message: str, field: str | None = None) -> ResponseWarning:
@@ -314,10 +320,19 @@ def _tiff(data: bytes, limits: Limits, reading: Reading) -> _Picture:
 
 
 def _cover(alpha: NDArray[Any]) -> NDArray[np.float32]:
-    most = 1.0 if alpha.dtype.kind == "f" else float(np.iinfo(alpha.dtype).max)
+    """Alpha as 0 to 1."""
     with np.errstate(all="ignore"):
-        cover: NDArray[np.float32] = np.nan_to_num(alpha.astype(np.float32) / np.float32(most))
+        values = np.nan_to_num(alpha.astype(np.float32))
+    cover: NDArray[np.float32] = values / np.float32(_opaque(float(values.max()), alpha.dtype))
     return cover.clip(0, 1)
+
+
+def _opaque(highest: float, dtype: np.dtype[Any]) -> float:
+    """The alpha of an opaque pixel where ``highest`` occurs: samples may have fewer bits than their
+    type, as a camera's 12 in 16, and those of floats may be 0 to 1 or those of integers."""
+    of_type = 1.0 if dtype.kind == "f" else float(np.iinfo(dtype).max)
+    usual = [1.0, *_OPAQUE] if dtype.kind == "f" else [n for n in _OPAQUE if n < of_type]
+    return next((alpha for alpha in usual if highest <= alpha), of_type)
 
 
 def _without_alpha(samples: NDArray[Any], cover: NDArray[np.float32]) -> NDArray[Any]:
