@@ -85,6 +85,8 @@ class Task(Wire):
         if cls.flat:
             return cls.parse(dict(members), limits)
         value = members[cls.name]
+        if value is not True and not isinstance(value, dict):
+            raise InvalidRequest(f"{cls.name} must be true, false or a JSON object", cls.name)
         return cls.parse({} if value is True else value, limits)
 
     def to_members(self) -> dict[str, Any]:
@@ -124,7 +126,7 @@ def _task(value: Any) -> Task:
     hint = ""
     if isinstance(value, str):
         hint = "; a text to look for is TextQuery(text=...)"
-    elif isinstance(value, type) and issubclass(value, Task):
+    elif isinstance(value, type) and issubclass(value, Wire):
         hint = f"; this is the class: {value.__name__}(...)"
     raise fault(
         InvalidRequest,
@@ -191,7 +193,7 @@ class ImageOptions(Wire):
         | None
     ) = Field(
         None,
-        description="channel to read as gray, from 0, or three such as `[2, 1, 0]` to read as red, "
+        description="channel to read as gray, from 0, or three such as `[3, 2, 1]` to read as red, "
         "green and blue; by default RGB, or the first three channels, or the first",
     )
     scaling: Literal["image", "channel"] | None = Field(
@@ -285,12 +287,13 @@ class SegmentRequest(Options):
 
 
 class EmbedRequest(ImageOptions):
-    """An image to be made known; it is copied as in `SegmentRequest`."""
+    """An image to be made known; it is copied as in `SegmentRequest`, and has a timeout as it."""
 
     unconverted = frozenset({"image"})
 
     image: Annotated[bytes | RgbArray | str, PlainValidator(_image)]
     variant: Annotated[str, Field(min_length=1, max_length=32)] = AUTO
+    timeout_s: Annotated[float, Field(gt=0)] | None = None
 
     @model_validator(mode="after")
     def _check_options(self) -> Self:

@@ -263,6 +263,14 @@ _NAMED: tuple[tuple[bytes, str], ...] = (
     (b"\0\0\x01\0", "ICO"),
     (b"PK\x03\x04", "a zip archive"),
     (b"\x1f\x8b", "a gzip archive"),
+    (b"gimp xcf", "a GIMP document"),
+    (b"ZISRAWFILE", "a Zeiss CZI file"),
+    (b"\x1aE\xdf\xa3", "a Matroska or WebM video"),
+    (b"FUJIFILMCCD-RAW", "raw camera data"),
+    (b"IIU\0", "raw camera data"),
+    (b"IIRO", "raw camera data"),
+    (b"IIRS", "raw camera data"),
+    (b"MMOR", "raw camera data"),
 )
 """What is not read, but can be named."""
 
@@ -283,8 +291,14 @@ def _foreign(data: bytes) -> InvalidImage:
     """The refusal of a file that none of the readers knows, by name where it has one."""
     start = data[:64].lstrip(b"\xef\xbb\xbf \t\r\n")
     name = next((name for mark, name in _NAMED if start.startswith(mark)), "")
-    if _isobmff(data) == "video":
+    if data[8:12] == b"crx ":
+        name = "raw camera data"
+    elif _isobmff(data) == "video":
         name = "a video or another ISO media file"
+    elif data[128:132] == b"DICM":
+        name = "DICOM"
+    elif data.startswith(b"RIFF") and data[8:12] == b"AVI ":
+        name = "an AVI video"
     elif re.match(rb"P[1-7]\s", start):
         name = "a Netpbm image"
     if not name:

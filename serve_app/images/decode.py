@@ -157,8 +157,8 @@ def _decoded(picture: Picture, reading: Reading) -> Decoded:
 
 
 def _warnings(picture: Picture, rgb: RgbArray, reading: Reading) -> Iterator[ResponseWarning]:
-    if (picture.format == "TIFF" or picture.bits > 8) and _is_blank(rgb):
-        yield _warning("blank_image", "the image has one value everywhere")
+    if _is_blank(rgb):
+        yield _warning("blank_image", "all pixels of the image are alike")
     if reading.page is None and picture.pages > 1:
         text = f"the file has {picture.pages} pages, of which page {picture.page} was used"
         yield _warning("more_pages", text + ": choose another by `page`", "page")

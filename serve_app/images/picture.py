@@ -18,6 +18,9 @@ from serve_app.core.limits import Limits
 from serve_app.core.types import PixelSize
 from serve_app.images.scaling import blocks
 
+_DEPTHS = tuple(2.0**bits - 1 for bits in (8, 10, 12, 14, 16))
+"""Greatest values of samples of these depths."""
+
 
 @dataclass(kw_only=True, slots=True)
 class Picture:
@@ -25,7 +28,7 @@ class Picture:
 
     Attributes:
         samples: ``(H, W, 1 or 3)``, upright, of any real dtype; writable.
-        alpha: ``(H, W)``, of any real dtype; bool, or 0 to the dtype's greatest value (floats: 1).
+        alpha: ``(H, W)``, of any real dtype; bool, or 0 to `_opaque`.
         negative: zero is white.
         nodata: the value of samples without data, as the file gives it.
         channels: of the picture, transparency included.
@@ -110,9 +113,10 @@ def upright(samples: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 def divide_by_alpha(samples: NDArray[Any], alpha: NDArray[Any]) -> None:
     """Undo, in place, the multiplication of ``(H, W, C)`` samples with their alpha."""
+    opaque = _opaque(alpha)
     for rows in blocks(samples):
         with np.errstate(all="ignore"):
-            part = samples[rows] / _cover(alpha[rows])
+            part = samples[rows] / _cover(alpha[rows], opaque)
         part = np.nan_to_num(part, posinf=0.0, neginf=0.0)
         if samples.dtype.kind != "f":
             limits = np.iinfo(samples.dtype)
@@ -122,14 +126,27 @@ def divide_by_alpha(samples: NDArray[Any], alpha: NDArray[Any]) -> None:
 
 def lay_on_white(rgb: NDArray[np.uint8], alpha: NDArray[Any]) -> None:
     """Composite ``(H, W, 3)`` pixels over white, in place."""
+    opaque = _opaque(alpha)
     for rows in blocks(rgb):
-        cover = _cover(alpha[rows])
+        cover = _cover(alpha[rows], opaque)
         rgb[rows] = np.rint(rgb[rows] * cover + 255 * (1 - cover))
 
 
-def _cover(alpha: NDArray[Any]) -> NDArray[np.float32]:
+def _opaque(alpha: NDArray[Any]) -> float:
+    """The value of an opaque pixel.
+
+    Samples may have fewer bits than their type, as a camera's 12 in 16, and floats may be 0 to 1
+    or have the values of integers.
+    """
+    kind = alpha.dtype.kind
+    of_type = float(np.iinfo(alpha.dtype).max) if kind in "ui" else 1.0
+    usual = (1.0, *_DEPTHS) if kind == "f" else [d for d in _DEPTHS if d < of_type]
+    highest = np.fmax.reduce(alpha, axis=None, initial=0)  # NaN does not count
+    return next((depth for depth in usual if highest <= depth), of_type)
+
+
+def _cover(alpha: NDArray[Any], opaque: float) -> NDArray[np.float32]:
     """``(h, w, 1)`` float32, 0 to 1, of an alpha channel."""
-    most = float(np.iinfo(alpha.dtype).max) if alpha.dtype.kind in "ui" else 1.0
     with np.errstate(all="ignore"):
-        cover: NDArray[np.float32] = np.nan_to_num(alpha.astype(np.float32) / np.float32(most))
+        cover: NDArray[np.float32] = np.nan_to_num(alpha.astype(np.float32) / np.float32(opaque))
     return cover.clip(0, 1)[..., np.newaxis]

@@ -107,7 +107,7 @@ class ImageStore:
 
         Args:
             source: a file's bytes, an upright ``(H, W, 3) uint8`` RGB array, or an ``image_id``.
-            options: how a file is read.
+            options: how a file is read; nothing for arrays and ids.
 
         Raises:
             InvalidImage, ImageTooLarge: see `serve_app.images.decode`.

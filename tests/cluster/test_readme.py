@@ -67,11 +67,7 @@ def test_python_example(served: Served, folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", block],
         cwd=folder,
-        env={
-            **served.cluster.environment,
-            "RAY_ADDRESS": served.cluster.address,
-            "RAY_SERVE_LOG_TO_STDERR": "0",  # as README says
-        },
+        env={**served.cluster.environment, "RAY_ADDRESS": served.cluster.address},
         capture_output=True,
         text=True,
         timeout=300,
@@ -79,4 +75,3 @@ def test_python_example(served: Served, folder: Path) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
     assert re.fullmatch(r"\(300, 451\) bool .*\n", done.stdout), "its own output only"
     assert "INFO" not in done.stderr
-    assert "RAY_SERVE_LOG_TO_STDERR=0" in README

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from serve_app.core.errors import ImageTooLarge, InvalidImage, InvalidRequest
@@ -17,6 +18,7 @@ from serve_app.core.limits import Limits
 from serve_app.core.request import Reading
 from serve_app.images import containers
 from serve_app.images.decode import decode_image, read_image
+from serve_app.images.picture import _cover, _opaque
 
 from ..hostile.images import chunk, png_of
 
@@ -35,6 +37,19 @@ def saved(image: Image.Image, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def png_of_16_bits(samples: np.ndarray) -> bytes:
+    """Pillow writes none with alpha or colours."""
+    height, width, channels = samples.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
+    colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    header = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
 
 
 @pytest.mark.parametrize("kind", ["AVIF", "JPEG2000", "J2K", "HEIC"])
@@ -95,6 +110,11 @@ def test_deep_jpeg_2000_is_scaled_if_gray_and_refused_if_coloured() -> None:
         (b"\x93NUMPY\1\0", "NumPy"),
         (struct.pack(">I", 24) + b"ftypisom\0\0\2\0isomiso2", "video"),
         (b"PK\3\4", "zip"),
+        (bytes(128) + b"DICM", "DICOM"),
+        (b"ZISRAWFILE", "CZI"),
+        (b"RIFF\0\1\0\0AVI LIST", "AVI video"),
+        (struct.pack(">I", 24) + b"ftypcrx \0\0\0\1crx isom", "raw camera data"),
+        (b"FUJIFILMCCD-RAW 0201", "raw camera data"),
     ],
 )
 def test_what_is_not_read_is_named(data: bytes, name: str) -> None:
@@ -104,7 +124,9 @@ def test_what_is_not_read_is_named(data: bytes, name: str) -> None:
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "AVIF"])
 def test_animations_are_told(kind: str) -> None:
-    frames = [Image.new("RGB", (8, 6), c) for c in ("red", "lime")]
+    colours = np.zeros((6, 8, 3), np.uint8)
+    colours[:3] = 255, 0, 0
+    frames = [Image.fromarray(colours), Image.fromarray(colours[::-1].copy())]
     data = saved(frames[0], kind, save_all=True, append_images=frames[1:], duration=10)
     assert [w.code for w in read_image(data, LIMITS).warnings] == ["more_pages"]
     assert read_image(saved(frames[0], kind), LIMITS).warnings == ()
@@ -199,4 +221,78 @@ def test_what_was_found_is_described_whenever_an_option_was_given(
 def test_an_animation_of_which_the_first_picture_was_chosen() -> None:
     frames = [Image.new("RGB", (8, 6), c) for c in ("red", "lime")]
     data = saved(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=10)
-    assert read_image(data, LIMITS, Reading(page=0)).warnings == ()
+    codes = {w.code for w in read_image(data, LIMITS, Reading(page=0)).warnings}
+    assert "more_pages" not in codes
+
+
+BLANK = np.full((6, 8, 3), (60, 90, 70), np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF", "TIFF", "JPEG", "JPEG2000"])
+@pytest.mark.parametrize("gray", [False, True])
+def test_a_picture_of_one_colour_is_told(kind: str, gray: bool) -> None:
+    image = Image.fromarray(BLANK[..., 0] if gray else BLANK)
+    (warning,) = read_image(saved(image, kind), LIMITS).warnings
+    assert warning.code == "blank_image"
+
+
+def test_a_picture_that_is_wholly_transparent_is_told() -> None:
+    rgba = np.dstack([scene(), np.zeros((200, 300), np.uint8)])
+    for kind in ("PNG", "TIFF"):
+        pixels, _, (warning,) = read_image(saved(Image.fromarray(rgba), kind), LIMITS)
+        assert warning.code == "blank_image"
+        assert pixels.min() == 255
+
+
+@pytest.mark.parametrize("row", [0, 4_000, 8_191])
+def test_a_picture_with_one_other_pixel_is_not_blank(row: int) -> None:
+    pixels = np.full((8_192, 300, 3), 7, np.uint8)
+    pixels[row, 299, 1] = 8
+    assert read_image(saved(Image.fromarray(pixels), "BMP"), LIMITS).warnings == ()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_alpha_of_fewer_bits_than_its_type(kind: str, bits: int, channels: int) -> None:
+    """Opaque is the greatest value of a camera's depth, or of 8 bits in 16."""
+    most = 2**bits - 1
+    own = np.rint(scene() / 255 * most).astype(np.uint16)[..., :channels]
+    alpha = np.full((200, 300, 1), most, np.uint16)
+    alpha[:100] = 0
+    samples = np.concatenate([own, alpha], -1)
+    if kind == "PNG":
+        data = png_of_16_bits(samples)
+    else:
+        buffer = io.BytesIO()
+        photometric = "rgb" if channels == 3 else "minisblack"
+        tifffile.imwrite(
+            *(buffer, samples), photometric=photometric, planarconfig="contig",
+            extrasamples=["unassalpha"],
+        )  # fmt: skip
+        data = buffer.getvalue()
+    pixels, info, warnings = read_image(data, LIMITS)
+    assert (pixels[:100] == 255).all()
+    visible, wanted = pixels[100:, :, 0].astype(float), scene()[100:, :, 0].astype(float)
+    assert np.corrcoef(visible.ravel(), wanted.ravel())[0, 1] > 0.999
+    assert info is not None
+    assert (info.channels, warnings) == (channels + 1, ())
+
+
+@pytest.mark.parametrize(
+    ("alpha", "cover"),
+    [
+        (np.array([[0, 200, 255]], np.uint16), [0, 200 / 255, 1]),
+        (np.array([[0, 256, 1023]], np.uint16), [0, 256 / 1023, 1]),
+        (np.array([[0, 40_000]], np.uint16), [0, 40_000 / 65_535]),
+        (np.array([[0, 2**32 - 1]], np.uint32), [0, 1]),
+        (np.array([[-5, 127]], np.int8), [0, 1]),
+        (np.array([[0, 128]], np.uint8), [0, 128 / 255]),
+        (np.array([[0, 0.25, np.nan, 1]], np.float32), [0, 0.25, 0, 1]),
+        (np.array([[0, 51, 255]], np.float32), [0, 0.2, 1]),
+        (np.array([[0, 0.5]], np.float64), [0, 0.5]),
+        (np.zeros((1, 2), np.uint16), [0, 0]),
+    ],
+)
+def test_alpha_as_a_share(alpha: np.ndarray, cover: list[float]) -> None:
+    np.testing.assert_allclose(_cover(alpha, _opaque(alpha))[0, :, 0], cover, atol=1e-6)
