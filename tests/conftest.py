@@ -15,6 +15,7 @@ import pytest
 
 from serve_app.models.registry import load_registry
 from serve_app.models.weights import WeightStore
+from serve_app.telemetry import context, metrics
 from serve_app.telemetry.metrics import Counter, Gauge, Histogram, set_collector
 
 from .brevity import shorten
@@ -62,6 +63,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+@pytest.fixture(autouse=True)
+def _telemetry_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a replica that a test makes in this process sets for the process ends with the test."""
+    for module, name in ((context, "_requests"), (context, "_tracer"), (metrics, "_collector")):
+        monkeypatch.setattr(module, name, getattr(module, name))
 
 
 @pytest.fixture
