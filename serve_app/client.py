@@ -36,7 +36,7 @@ from PIL import Image
 
 from serve_app.capabilities import CAPABILITIES, SegmentRequest
 from serve_app.core.capability import Capabilities
-from serve_app.core.errors import InternalError, SamServeError
+from serve_app.core.errors import InternalError, InvalidRequest, SamServeError
 from serve_app.core.request import AUTO, EmbedRequest, ImageOptions, Options
 from serve_app.core.types import EmbedResult, RgbArray, SegmentResult, adapter
 
@@ -155,6 +155,8 @@ class HttpService:
 
     async def segment(self, request: SegmentRequest) -> SegmentResult:
         """Send one request; arrays are sent as PNG (lossless)."""
+        if not isinstance(request, SegmentRequest):
+            raise InvalidRequest("segment takes a SegmentRequest(image=..., task=...)")
         capability = self._capabilities[type(request.task)]
         options = request.model_dump(include=set(Options.model_fields), exclude_unset=True)
         fields = {**request.task.to_members(), **options}
@@ -170,7 +172,7 @@ class HttpService:
         request = EmbedRequest.of(image, variant)
         options = {"variant", *ImageOptions.model_fields}
         fields = request.model_dump(include=options, exclude_unset=True)
-        body = await self._send("/v1/embed", request.image, fields)
+        body = await self._send("/v1/embed", request.image, fields, request.timeout_s)
         with _reading():
             return cast(EmbedResult, adapter(EmbedResult).validate_python(body))
 

@@ -122,6 +122,11 @@ class Prompts(Task):
         if isinstance(value, Prompt):
             return cls(prompts=(value,))
         if isinstance(value, list | tuple):
+            if not all(isinstance(prompt, Prompt | dict) for prompt in value):
+                raise fault(
+                    InvalidRequest,
+                    "task as a list must hold Prompts alone: [Prompt(box=[x0, y0, x1, y1])]",
+                )
             return cls(prompts=tuple(value))
         return super().coerce(value)
 

@@ -51,7 +51,11 @@ class TextQuery(Task):
         AtMost("max_text_chars", "characters in a text", each=True),
         BeforeValidator(_several),
         WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "minItems": 1}]}),
-    ] = Field(description="what to look for; each text has its own result", examples=["dog"])
+    ] = Field(
+        description='what to look for, or several, such as `["dog", "red car"]`; each text has its '
+        "own result",
+        examples=["dog"],
+    )
     text_threshold: Share | None = Field(
         None, description="minimum calibrated score of a mask; default: the engine's"
     )

@@ -9,7 +9,9 @@ box the prompt is the image's centre; missing labels are 1.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Literal
 
@@ -31,9 +33,9 @@ from serve_app.core.errors import (
 )
 from serve_app.core.limits import Limits
 from serve_app.core.ports import SegmentationService
-from serve_app.core.request import SegmentRequest
+from serve_app.core.request import EmbedRequest, SegmentRequest
 from serve_app.core.types import SegmentResult, dumped
-from serve_app.http.body import Form, load_json, read_form, the_only
+from serve_app.http.body import Form, load_json, read_form, the_only, time_left_s
 from serve_app.http.docs import WORK, error_responses, plain_form
 from serve_app.http.errors import error_response, to_api_error
 from serve_app.http.formats import JSON_TYPE, png_base64, to_json
@@ -107,25 +109,26 @@ def article_router(service: SegmentationService, limits: Limits, version: str) -
             *(InvalidImage, ImageTooLarge, *WORK),
             status=_STATUS,
         ),
-        openapi_extra=plain_form("file", {**_VARIANT_FIELD, **_PROMPT_FIELDS}),
+        openapi_extra=plain_form("file", {**_VARIANT_FIELD, **_PROMPT_FIELDS}, _PROMPT_FIELDS),
     )
     async def segment(request: Request) -> Response:
         """Prompts are JSON text in form or query fields; form fields take precedence.  Returns
         three masks for points or a box; with neither, for the image's centre.
         """
-        form = await read_form(request, limits)
+        left = partial(time_left_s, request.headers, time.perf_counter())
+        form = await read_form(request, limits, _PROMPT_FIELDS)
         fields = _fields(form, request)
         variant = _model_type(fields)
         file = image_file(the_only(form.files.get("file", []), "file"))
         members = {
-            name: load_json(the_only(fields[name], name), limits, name)
-            for name in _PROMPT_FIELDS
+            name: load_json(the_only(fields[name], name), limits, name, f"{name} must be {form}")
+            for name, form in _PROMPT_FIELDS.items()
             if name in fields
         }
         prompt = Prompts.complete_form(members, {})
         info = request_info(request)
         info.record_size(images=1, prompts=1)
-        result = await _segment(service, limits, file, variant, prompt)
+        result = await _segment(service, limits, file, variant, prompt, left)
         info.variant = result.variant
         return Response(to_json(await asyncio.to_thread(_response, result)), media_type=JSON_TYPE)
 
@@ -138,6 +141,7 @@ def article_router(service: SegmentationService, limits: Limits, version: str) -
     )
     async def segment_batch(request: Request) -> Response:
         """One result for each of `files`, in their order; an error concerns its own image only."""
+        left = partial(time_left_s, request.headers, time.perf_counter())
         form = await read_form(request, limits)
         variant = _model_type(_fields(form, request))
         files = form.files.get("files", [])
@@ -150,7 +154,7 @@ def article_router(service: SegmentationService, limits: Limits, version: str) -
         async def one(file: bytes) -> dict[str, Any]:
             async with slots:
                 try:
-                    result = await _segment(service, limits, image_file(file), variant, {})
+                    result = await _segment(service, limits, image_file(file), variant, {}, left)
                     return await asyncio.to_thread(_response, result)
                 except Exception as exc:
                     return {"error": to_api_error(exc, info.id).message}
@@ -183,16 +187,25 @@ def _model_type(fields: Mapping[str, list[str]]) -> str:
 
 
 async def _segment(
-    service: SegmentationService, limits: Limits, file: bytes, variant: str, prompt: dict[str, Any]
+    service: SegmentationService,
+    limits: Limits,
+    file: bytes,
+    variant: str,
+    prompt: dict[str, Any],
+    left: Callable[[], float | None],
 ) -> SegmentResult:
-    """Segment one image with one prompt; without one, at its centre."""
+    """Segment one image with one prompt; without one, at its centre.
+
+    Args:
+        left: what is left of the caller's timeout, in seconds.
+    """
     try:
         if not prompt:
-            known = await service.embed(file, variant)
+            known = await service.embed(EmbedRequest(image=file, variant=variant, timeout_s=left()))
             center = [known.width / 2, known.height / 2]
             prompt = {"point_coords": [center], "point_labels": [1]}
         task = Prompts.from_members(prompt, limits)
-        request = SegmentRequest(image=file, task=task, variant=variant)
+        request = SegmentRequest(image=file, task=task, variant=variant, timeout_s=left())
         return await service.segment(request.within(limits))
     except UnknownVariant:
         raise UnknownVariant(f"{variant} is not deployed here", "model_type") from None

@@ -61,6 +61,7 @@ def own_pixels(array: NDArray[Any]) -> RgbArray:
     Raises:
         InvalidImage: another shape or dtype, or no pixels.
     """
+    array = np.asarray(array)  # of a matrix every part is a matrix
     shape = " x ".join(str(n) for n in array.shape[:5]) or "a scalar"
     channels = 1 if array.ndim == 2 else array.shape[-1] if array.ndim == 3 else 0
     if channels not in _CHANNELS:
@@ -106,7 +107,7 @@ def _hint(value: Any) -> str:
     if callable(getattr(value, "read", None)):
         return "; of an open file image.read()"
     if hasattr(value, "__array__") or isinstance(value, list | tuple):
-        return "; convert it with np.asarray(image, dtype=np.uint8)"
+        return "; make it an array with np.asarray(image)"
     return f", not {type(value).__name__[:40]}"
 
 
@@ -114,8 +115,9 @@ def _conversion(dtype: np.dtype[Any]) -> str:
     """How values of a dtype become bytes, as an expression."""
     if dtype.kind == "b":
         return "image.astype(np.uint8) * 255"
+    plain = "image.astype(np.uint8) if its values are 0 to 255"
     if dtype.kind == "f":
-        return "(image * 255).round().astype(np.uint8) if its values are 0 to 1"
-    if dtype == np.uint16:
-        return "(image / 257).round().astype(np.uint8) if its values are 0 to 65535"
-    return "image.astype(np.uint8) if its values are 0 to 255"
+        return f"(image * 255).round().astype(np.uint8) if its values are 0 to 1, or {plain}"
+    if dtype.kind == "u" and dtype.itemsize == 2:
+        return f"(image / 257).round().astype(np.uint8) if its values are 0 to 65535, or {plain}"
+    return plain

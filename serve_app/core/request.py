@@ -6,11 +6,11 @@ import hashlib
 import re
 import struct
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, model_validator
 from pydantic.fields import FieldInfo
 
 from serve_app.core.errors import InvalidRequest, SamServeError, UnknownImage
@@ -23,6 +23,7 @@ AUTO = "auto"
 _MODE = b"RGB"
 _PATTERN = re.compile(r"([1-9][0-9]{0,6})x([1-9][0-9]{0,6})-[0-9a-f]{64}")
 _TASKS: list[type[Task]] = []
+_R = TypeVar("_R", "SegmentRequest", "EmbedRequest")
 
 Members = Mapping[str, Any]
 """The members of a request's JSON object, parsed and not yet checked."""
@@ -85,6 +86,8 @@ class Task(Wire):
         if cls.flat:
             return cls.parse(dict(members), limits)
         value = members[cls.name]
+        if value is not True and not isinstance(value, dict):
+            raise InvalidRequest(f"{cls.name} must be true, false or a JSON object", cls.name)
         return cls.parse({} if value is True else value, limits)
 
     def to_members(self) -> dict[str, Any]:
@@ -124,7 +127,7 @@ def _task(value: Any) -> Task:
     hint = ""
     if isinstance(value, str):
         hint = "; a text to look for is TextQuery(text=...)"
-    elif isinstance(value, type) and issubclass(value, Task):
+    elif isinstance(value, type) and issubclass(value, Wire):
         hint = f"; this is the class: {value.__name__}(...)"
     raise fault(
         InvalidRequest,
@@ -185,8 +188,8 @@ class ImageOptions(Wire):
         | None
     ) = Field(
         None,
-        description="channel to read as gray, from 0, or a list of three to read as red, green and "
-        "blue; by default RGB, or the first three channels, or the first",
+        description="channel to read as gray, from 0, or three, such as `[3, 2, 1]`, to read as "
+        "red, green and blue; by default RGB, or the first three channels, or the first",
     )
     scaling: Literal["image", "channel"] | None = Field(
         None,
@@ -198,6 +201,23 @@ class ImageOptions(Wire):
     def reading(self) -> Reading:
         """The options with their defaults."""
         return Reading(self.page or 0, self.channel or (), self.scaling or "image")
+
+    def check_is_of_file(self, image: bytes | RgbArray | str) -> None:
+        """Raise `InvalidRequest` if they are given for an image that is no file."""
+        for name in () if isinstance(image, bytes) else ImageOptions.model_fields:
+            if getattr(self, name) is not None:
+                raise InvalidRequest(
+                    f"{name} says how a file is read: send the file, not pixels or an image_id",
+                    name,
+                )
+
+
+def _of_file(request: _R) -> _R:
+    try:
+        request.check_is_of_file(request.image)
+    except InvalidRequest as exc:
+        raise fault(InvalidRequest, exc.message, exc.field or "") from None
+    return request
 
 
 class Options(ImageOptions):
@@ -244,6 +264,8 @@ class SegmentRequest(Options):
     task: Annotated[Task, PlainValidator(_task)]
     timeout_s: Annotated[float, Field(gt=0)] | None = None
 
+    _reads_file = model_validator(mode="after")(_of_file)
+
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
@@ -262,12 +284,15 @@ class SegmentRequest(Options):
 
 
 class EmbedRequest(ImageOptions):
-    """An image to be made known; it is copied as in `SegmentRequest`."""
+    """An image to be made known; it is copied as in `SegmentRequest`, and has a timeout as it."""
 
     unconverted = frozenset({"image"})
 
     image: Annotated[bytes | RgbArray | str, PlainValidator(_image)]
     variant: Annotated[str, Field(min_length=1, max_length=32)] = AUTO
+    timeout_s: Annotated[float, Field(gt=0)] | None = None
+
+    _reads_file = model_validator(mode="after")(_of_file)
 
     __eq__ = object.__eq__
     __hash__ = object.__hash__

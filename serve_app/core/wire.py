@@ -11,6 +11,8 @@ from __future__ import annotations
 import base64
 import binascii
 import difflib
+import json
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -27,7 +29,8 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
 )
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_schema
 
 from serve_app.core.errors import InvalidPrompt, InvalidRequest, SamServeError, TooManyPrompts
 from serve_app.core.limits import Limits
@@ -45,6 +48,27 @@ _MOST_GUESSES, _LONGEST_GUESS = 4, 32
 """How many unknown names, and characters of each, are compared with the known ones."""
 
 _FIELD_NAMES: set[str] = set()
+
+_ELSEWHERE = {
+    "model": "variant", "model_type": "variant", "model_name": "variant", "query": "text",
+    "prompt": "text", "phrase": "text", "caption": "text", "label": "text", "class": "text",
+    "point": "point_coords", "points": "point_coords", "coords": "point_coords",
+    "labels": "point_labels", "mask": "mask_input", "output": "format",
+}  # fmt: skip
+"""Fields of ours by their names in comparable interfaces."""
+
+_PLAIN = {
+    "missing": "is required",
+    "list_type": "must be a list",
+    "tuple_type": "must be a list",
+    "string_type": "must be a text",
+    "bool_type": "must be true or false",
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "too_short": "must have {min_length} or more items, not {actual_length}",
+    "too_long": "must have {max_length} or fewer items, not {actual_length}",
+}
+"""What is said instead of pydantic's messages, by the type of its error."""
 
 
 def fault(kind: type[SamServeError], message: str, field: str = "") -> PydanticCustomError:
@@ -130,8 +154,7 @@ class Wire(BaseModel):
     def typed_error(cls, exc: ValidationError) -> SamServeError:
         """The first fault as an error of ours; it holds nothing of the input."""
         faults = exc.errors(include_url=False, include_input=False)
-        # A union has faults of each branch: the best is of the right type and deepest.
-        found = max(faults, key=lambda f: (not f["type"].endswith("_type"), len(_known(f["loc"]))))
+        found = max(faults, key=_telling)
         loc = _known(found["loc"])
         about = found.get("ctx", {})
         kind: type[SamServeError] | None = about.get("kind")
@@ -148,7 +171,7 @@ class Wire(BaseModel):
         elif found["type"] in ("model_type", "model_attributes_type", "dict_type"):
             text = f"{where} must be a JSON object"
         else:
-            text = f"{where}: {found['msg'][:1].lower()}{found['msg'][1:]}"
+            text = f"{where} {_in_words(found)}{_its_form(cls, found['loc'])}"
         return cls.error(text, field or None)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -177,10 +200,47 @@ def unknown_field(given: Iterable[str], known: Iterable[str]) -> str:
     hint = ""
     for name in sorted(given, key=len)[:_MOST_GUESSES]:
         plain = name[:_LONGEST_GUESS].lower().replace("-", "_")
-        if near := difflib.get_close_matches(plain, known, 2):
-            hint = f": did you mean {' or '.join(near)}?"
+        elsewhere = _ELSEWHERE.get(plain, "")
+        near = [elsewhere] if elsewhere in known else []
+        near += difflib.get_close_matches(plain, known, 2)
+        if near := near or [other for other in known if plain and other.startswith(plain)]:
+            hint = f": did you mean {' or '.join(dict.fromkeys(near[:2]))}?"
             break
     return f"the request has an unknown field{hint or '; see /docs for the known ones'}"
+
+
+def _telling(fault: ErrorDetails) -> tuple[bool, int, bool]:
+    """How much a fault says: a union has those of each branch, and the best is of the right type
+    and deepest; a misspelt field is missing under its own name, too."""
+    kind, depth = fault["type"], len(_known(fault["loc"]))
+    return not kind.endswith("_type"), depth - (kind == "missing"), kind == "extra_forbidden"
+
+
+def _in_words(fault: ErrorDetails) -> str:
+    """What a value must be, for people who send JSON."""
+    if fault["type"] in _PLAIN:
+        return _PLAIN[fault["type"]].format(**fault.get("ctx", {}))
+    message = fault["msg"]
+    _, separator, rest = message.partition(" should ")
+    return f"must {rest}" if separator else f"is wrong: {message[:1].lower()}{message[1:]}"
+
+
+def _its_form(cls: type[Wire], loc: tuple[int | str, ...]) -> str:
+    """How the field at a place of a request looks, if its description says so."""
+    names = [part for part in loc if isinstance(part, str)]
+    for length in range(len(names), 0, -1):
+        owner, name = _type_at(cls, tuple(names[: length - 1])), names[length - 1]
+        if name in owner.model_fields:
+            looks = form_of(owner.model_fields[name])
+            return f"; {name} is {looks}" if looks else ""
+    return ""
+
+
+def form_of(field: FieldInfo) -> str:
+    """How a field's JSON looks, from its description or example; empty: they do not say."""
+    if shape := re.search(r"`([\[{][^`]*)`", field.description or ""):
+        return shape[1]
+    return json.dumps(field.examples[0]) if field.examples else ""
 
 
 def _type_at(cls: type[Wire], loc: tuple[int | str, ...]) -> type[Wire]:
@@ -212,8 +272,9 @@ def as_json(value: Any) -> Any:
         except Exception:
             # It cannot be converted, such as a tensor on a GPU: the field's type refuses it.
             return value
-        array = array.astype(np.uint8) if array.dtype.kind == "b" else array
-        return array.tolist() if array.size <= _SMALL_ARRAY else array
+        if array.size > _SMALL_ARRAY:
+            return array
+        return (array.astype(np.uint8) if array.dtype.kind == "b" else array).tolist()
     if isinstance(value, list | tuple):
         return [as_json(item) for item in value]
     if isinstance(value, dict):
@@ -301,10 +362,11 @@ class Array:
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
         def validate(value: Any, inner: Callable[[Any], Any], info: ValidationInfo) -> Any:
-            value = self.read(value)
+            name = info.field_name or "the array"
+            value = self.read(value, name)
             if not isinstance(value, np.ndarray):
                 value = inner(value)
-            return self._array(value, info.field_name or "the array")
+            return self._array(value, name)
 
         return core_schema.with_info_wrap_validator_function(
             validate,
@@ -312,8 +374,8 @@ class Array:
             serialization=core_schema.plain_serializer_function_ser_schema(self.write),
         )
 
-    def read(self, value: Any) -> Any:
-        """``value`` before it is validated."""
+    def read(self, value: Any, name: str) -> Any:
+        """``value`` of the field ``name`` before it is validated."""
         return value
 
     def write(self, array: NDArray[Any]) -> Any:
@@ -322,7 +384,7 @@ class Array:
 
     def _array(self, value: Any, name: str) -> NDArray[Any]:
         if isinstance(value, np.ndarray) and value.dtype.kind not in "iuf":
-            raise fault(InvalidPrompt, f"{name} must hold numbers only")
+            raise fault(InvalidPrompt, f"{name} must hold numbers only, not {value.dtype.name}")
         array = np.array(value, dtype=np.float64)
         if array.ndim != len(self.shape) or any(
             n is not None and n != m for n, m in zip(self.shape, array.shape, strict=True)
@@ -344,7 +406,7 @@ class Array:
 class Base64Array(Array):
     """An `Array` with base64 as a further JSON form: of little-endian float16 or float32."""
 
-    def read(self, value: Any) -> Any:
+    def read(self, value: Any, name: str) -> Any:
         if not isinstance(value, str):
             return value
         sides = [n or 0 for n in self.shape]
@@ -353,7 +415,9 @@ class Base64Array(Array):
         dtype = {cells * 2: "<f2", cells * 4: "<f4"}.get(len(raw))
         if dtype is None:
             shape = " x ".join(map(str, sides))
-            raise fault(InvalidPrompt, f"must be {shape} float16 or float32 numbers")
+            raise fault(
+                InvalidPrompt, f"{name} as base64 must be {shape} float16 or float32 numbers"
+            )
         return np.frombuffer(raw, dtype=dtype).reshape(sides)
 
     def write(self, array: NDArray[Any]) -> Any:

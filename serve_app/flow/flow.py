@@ -165,7 +165,7 @@ class SegmentationFlow:
         """Embed an image, so that later prompts on its id need no encoder."""
         request = EmbedRequest.of(image, variant)
         timings = Timings()
-        async with self._deadline(None):
+        async with self._deadline(request.timeout_s):
             with timings.stage("open_image"):
                 opened = await self._images.open(request.image, request)
             choice = self._dispatcher.choose(
@@ -216,14 +216,17 @@ class SegmentationFlow:
     @asynccontextmanager
     async def _deadline(self, caller_timeout_s: float | None) -> AsyncIterator[None]:
         """Ends a request, and what it waits for, at the service's timeout or the caller's."""
-        timeout_s = _min_timeout(self._timeout_s, _minus_network_margin(caller_timeout_s))
+        caller_s = _minus_network_margin(caller_timeout_s)
+        timeout_s = _min_timeout(self._timeout_s, caller_s)
         try:
             async with time_limit(timeout_s) as deadline:
                 yield
         except TimeoutError:
             if not deadline.expired():
                 raise
-            raise DeadlineExceeded(f"the request was not done within {timeout_s:.3g} s") from None
+            own = f"the service's timeout of {timeout_s:g} s"
+            which = "the caller's timeout" if timeout_s == caller_s else own
+            raise DeadlineExceeded(f"the request was not done within {which}") from None
 
     def _session(
         self, variant: str, timings: Timings, return_logits: bool = False

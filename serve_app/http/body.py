@@ -7,9 +7,9 @@ fields contain single members, so ``curl -F file=@dog.jpg -F text=dog`` is a req
 from __future__ import annotations
 
 import math
-import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
@@ -25,12 +25,16 @@ from starlette.requests import Request
 from serve_app.core.capability import Capability
 from serve_app.core.errors import InvalidRequest, TooManyPrompts
 from serve_app.core.limits import Limits
-from serve_app.core.wire import unknown_field
+from serve_app.core.wire import form_of, unknown_field
 from serve_app.http.request_info import KEPT_TIMEOUT_HEADER, TIMEOUT_HEADER
 
 _CHARSETS = (b"utf-8", b"utf8", b"us-ascii")
 _JSON_FILES = ("request", "requests")
 """Fields with JSON text; clients may also send them as files."""
+
+
+_NO_TIME_S = 1e-6
+"""The time left of a timeout that has passed: whatever waits for something then ends."""
 
 
 class _InMemory(MultiPartParser):
@@ -80,8 +84,11 @@ def _check_charset(request: Request) -> None:
         raise InvalidRequest("a form must be UTF-8; its content-type names another charset")
 
 
-async def read_form(request: Request, limits: Limits) -> Form:
+async def read_form(request: Request, limits: Limits, texts: Collection[str] = ()) -> Form:
     """Read a multipart form, bounded in files, fields and their sizes.
+
+    Args:
+        texts: fields that programs may send as files, as a browser's form does with a JSON Blob.
 
     Raises:
         InvalidRequest: not a multipart form in UTF-8, malformed, or its JSON texts have too many
@@ -94,11 +101,11 @@ async def read_form(request: Request, limits: Limits) -> Form:
     fields: dict[str, list[str]] = {}
     files: dict[str, list[bytes]] = {}
     try:
-        # One more file than allowed: the field "request" may be sent as a file.
+        # More files than allowed: the field "request" and texts may be sent as files.
         form = await _InMemory(
             request.headers,
             request.stream(),
-            max_files=limits.max_batch_images + 1,
+            max_files=limits.max_batch_images + 1 + len(texts),
             max_fields=limits.max_form_fields,
             max_part_size=limits.max_field_bytes,
         ).parse()
@@ -114,15 +121,28 @@ async def read_form(request: Request, limits: Limits) -> Form:
             # Browsers send an empty field, and a file without a name, for what is left out.
             if isinstance(value, UploadFile):
                 content = await value.read()
-                if content or value.filename:
+                if name in texts:
+                    if text := _text(content, name, limits):
+                        fields.setdefault(name, []).append(text)
+                elif content or value.filename:
                     files.setdefault(name, []).append(content)
             elif value.strip():
                 fields.setdefault(name, []).append(value)
     finally:
         await form.close()
-    texts = [files.get(name, []) for name in _JSON_FILES]
-    check_values(chain(*fields.values(), *texts), limits)
+    json_files = [files.get(name, []) for name in _JSON_FILES]
+    check_values(chain(*fields.values(), *json_files), limits)
     return Form(fields, files)
+
+
+def _text(content: bytes, field: str, limits: Limits) -> str:
+    """A field's text that was sent as a file; it has the limits of a field."""
+    if len(content) > limits.max_field_bytes:
+        raise InvalidRequest(f"{field} has more than {limits.max_field_bytes} bytes", field)
+    try:
+        return content.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        raise InvalidRequest(f"{field} must be a UTF-8 text, not a file", field) from None
 
 
 def the_only(values: list[Any], field: str) -> Any:
@@ -182,18 +202,6 @@ def _right_form(field: str, types: frozenset[str], form: str) -> str:
     return f"{field} must be JSON" + (f", such as {field}={form}" if form else "")
 
 
-@cache
-def _forms(body: type[BaseModel]) -> Mapping[str, str]:
-    """How the members of a JSON body look, from the descriptions of their fields."""
-    found: dict[str, str] = {}
-    for name, field in body.model_fields.items():
-        if shape := re.search(r"`([\[{][^`]*)`", field.description or ""):
-            found[name] = shape[1]
-        elif field.examples:
-            found[name] = orjson.dumps(field.examples[0]).decode()
-    return found
-
-
 async def receive(
     request: Request,
     limits: Limits,
@@ -222,8 +230,8 @@ async def receive(
         return Received(members, [])
     if kind != "multipart/form-data":
         raise InvalidRequest("send application/json or multipart/form-data as content-type")
-    form = await read_form(request, limits)
     types = form_fields(body)
+    form = await read_form(request, limits, types.keys())
     known = {file_field, *_JSON_FILES}
     unknown = form.fields.keys() - types.keys() - known
     if unknown or not form.files.keys() <= known:
@@ -248,7 +256,7 @@ async def receive(
         if name in form.fields:
             if name in members:
                 raise InvalidRequest(f"{name} is given both inside and outside `request`", name)
-            looks = _forms(body).get(name, "")
+            looks = form_of(body.model_fields[name])
             plain[name] = _member(form.fields[name], name, kinds, looks, limits)
     for capability in capabilities:
         plain = capability.task.complete_form(plain, members)
@@ -268,12 +276,12 @@ def load_json(
     text: bytes | bytearray | str,
     limits: Limits,
     field: str | None = None,
-    otherwise: str = "malformed JSON (NaN, Infinity and text that is not UTF-8 are not JSON)",
+    otherwise: str = "",
 ) -> Any:
     """Parse strict JSON: no NaN, no infinity, no number beyond a double, bounded in depth.
 
     Args:
-        otherwise: the message if it is not JSON.
+        otherwise: the message if it is not JSON, instead of one that says where.
 
     Raises:
         InvalidRequest: the text is not such JSON; the error has ``field``.
@@ -282,10 +290,8 @@ def load_json(
     check_values([raw], limits, field)
     try:
         value = orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        if b"'" in raw and b'"' not in raw:
-            otherwise = "malformed JSON: names and texts need double quotes, not single ones"
-        raise InvalidRequest(otherwise, field) from None
+    except orjson.JSONDecodeError as exc:
+        raise InvalidRequest(_malformed(raw, exc.pos, otherwise), field) from None
     level = list(_containers([value]))
     for _ in range(limits.max_json_depth):
         if not level:
@@ -296,6 +302,21 @@ def load_json(
             )
         level = [child for node in level for child in _containers(node)]
     raise InvalidRequest(f"the JSON is nested deeper than {limits.max_json_depth} levels", field)
+
+
+def _malformed(raw: bytes | bytearray, place: int, otherwise: str) -> str:
+    """The message about a text that is no JSON from its character ``place`` on."""
+    text = raw.decode("utf-8", "replace")
+    if text[place : place + 1] == "'":
+        return "malformed JSON: names and texts need double quotes, not single ones"
+    if otherwise:
+        return otherwise
+    if not text[place:].strip():
+        return "malformed JSON: it ends too early"
+    return (
+        f"malformed JSON at its character {place + 1} "
+        "(NaN, Infinity and text that is not UTF-8 are not JSON)"
+    )
 
 
 def check_values(
@@ -324,6 +345,18 @@ def _containers(node: Any) -> Iterable[Any]:
     """The lists and objects directly inside a list or object."""
     children = node.values() if isinstance(node, dict) else node
     return (child for child in children if isinstance(child, dict | list))
+
+
+def time_left_s(headers: Mapping[str, str], arrived: float) -> float | None:
+    """What is left of the caller's timeout, in seconds; None: the caller sets none.
+
+    Args:
+        arrived: the instant of ``time.perf_counter`` at which the request began.
+    """
+    timeout_s = timeout_of(headers)
+    if timeout_s is None:
+        return None
+    return max(timeout_s - (time.perf_counter() - arrived), _NO_TIME_S)
 
 
 def timeout_of(headers: Mapping[str, str]) -> float | None:

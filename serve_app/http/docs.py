@@ -6,7 +6,7 @@ the models of the capabilities.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NotRequired
 
 from fastapi import APIRouter, FastAPI
@@ -29,6 +29,9 @@ from serve_app.http.stream import NdjsonResponse
 
 _REF = "#/components/schemas/{model}"
 _FILE = {"type": "string", "format": "binary", "description": "an image file"}
+_BLANK = {"examples": [""]}
+"""Of a form field: Swagger UI leaves it empty, which counts as absent, instead of `string`."""
+
 _FILES: dict[str, Any] = {"type": "array", "items": _FILE, "minItems": 1}
 
 _EXAMPLES: dict[str, dict[str, Any]] = {
@@ -134,10 +137,24 @@ def _form(properties: dict[str, Any], required: Sequence[str], *, more: bool = F
 def _members(body: type[BaseModel], without: Sequence[str] = ()) -> dict[str, Any]:
     """Form fields that hold single members of the JSON body."""
     return {
-        name: {"type": "string", "description": f"`{name}` as JSON text, see the JSON body"}
-        for name in form_fields(body)
+        name: {
+            "type": "string",
+            "description": (body.model_fields[name].description or "")
+            + (" (as JSON)" if types & {"array", "object"} and "string" not in types else ""),
+            **_BLANK,
+        }
+        for name, types in form_fields(body).items()
         if name not in without
     }
+
+
+def _encoding(body: type[BaseModel]) -> dict[str, Any]:
+    return _as_json(name for name, types in form_fields(body).items() if "array" in types)
+
+
+def _as_json(lists: Iterable[str]) -> dict[str, Any]:
+    """How form fields that may hold lists are written: as JSON, not separated by commas."""
+    return {"encoding": {name: {"contentType": "application/json"} for name in lists}}
 
 
 def _route(
@@ -155,8 +172,8 @@ def _route(
 
 def call_route(body: type[BaseModel]) -> dict[str, Any]:
     """FastAPI's arguments for a capability's route."""
-    request = {"type": "string", "description": "a request without image, as JSON text"}
-    form = _form({"file": _FILE, "request": request, **_members(body)}, [])
+    request = {"type": "string", "description": "a request without image, as JSON text", **_BLANK}
+    form = _form({"file": _FILE, "request": request, **_members(body)}, []) | _encoding(body)
     json_part: dict[str, Any] = {"schema": ref(body.__name__)}
     known = body.model_fields.keys()
     if examples := {name: {"value": e} for name, e in _EXAMPLES.items() if e.keys() <= known}:
@@ -175,10 +192,13 @@ def call_route(body: type[BaseModel]) -> dict[str, Any]:
 def embed_route() -> dict[str, Any]:
     """FastAPI's arguments for ``/v1/embed``."""
     form = _form({"file": _FILE, **_members(EmbedFields, ["image_id"])}, ["file"])
+    form |= _encoding(EmbedFields)
     content = {JSON_TYPE: {"schema": ref(EmbedResult.__name__)}}
     response = {"content": content, "description": "the image is known"}
     kinds = (errors.InvalidRequest, errors.UnknownVariant, *_IMAGE, *WORK)
-    return _route({"schema": ref(EmbedFields.__name__)}, form, response, *kinds)
+    route = _route({"schema": ref(EmbedFields.__name__)}, form, response, *kinds)
+    route["openapi_extra"]["parameters"] = [_TIMEOUT]
+    return route
 
 
 def batch_route(body: type[BaseModel]) -> dict[str, Any]:
@@ -186,12 +206,17 @@ def batch_route(body: type[BaseModel]) -> dict[str, Any]:
     form = _form(
         {
             "files": _FILES,
-            "request": {"type": "string", "description": "a request for all files"},
-            "requests": {"type": "string", "description": "a JSON list, a request for each file"},
+            "request": {"type": "string", "description": "a request for all files", **_BLANK},
+            "requests": {
+                "type": "string",
+                "description": "a JSON list, a request for each file",
+                **_BLANK,
+            },
             **_members(body, ["image_id"]),
         },
         ["files"],
     )
+    form |= _encoding(body)
     # Items are checked one by one, so that a faulty one fails alone.
     batch = BatchBody.model_json_schema()
     batch["properties"]["items"]["items"] = ref(body.__name__)
@@ -203,11 +228,19 @@ def batch_route(body: type[BaseModel]) -> dict[str, Any]:
     return route
 
 
-def plain_form(file_field: str, fields: Mapping[str, str]) -> dict[str, Any]:
-    """A form of one image file, or of several ``files``, and of texts, also as query fields."""
-    texts = {name: {"type": "string", "description": text} for name, text in fields.items()}
+def plain_form(
+    file_field: str, fields: Mapping[str, str], lists: Iterable[str] = ()
+) -> dict[str, Any]:
+    """A form of one image file, or of several ``files``, and of texts, also as query fields.
+
+    Args:
+        lists: those fields that hold lists as JSON.
+    """
+    texts = {
+        name: {"type": "string", "description": text, **_BLANK} for name, text in fields.items()
+    }
     file = _FILES if file_field == "files" else _FILE
-    form = _form({file_field: file, **texts}, [file_field], more=True)
+    form = _form({file_field: file, **texts}, [file_field], more=True) | _as_json(lists)
     return {
         "requestBody": {"required": True, "content": {"multipart/form-data": form}},
         "parameters": [

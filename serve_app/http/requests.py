@@ -131,6 +131,8 @@ def parse_call(
         timeout_s=timeout_s,
         **{name: getattr(common, name) for name in Options.model_fields},
     )
+    if common.model_fields_set & ImageOptions.model_fields.keys():
+        request.check_is_of_file(request.image)
     return Call(request, common.format)
 
 
@@ -145,7 +147,7 @@ def _requested(capabilities: Sequence[Capability], members: Members) -> Capabili
     names = {name for name in members if members[name] is not False or name not in switches}
     found = [c for c in capabilities if names & c.task.requested_by]
     if len(found) != 1:
-        raise InvalidRequest(f"give exactly one of {' | '.join(c.task.name for c in capabilities)}")
+        raise InvalidRequest(_exactly_one(capabilities, found, names))
     if foreign := names - found[0].task.member_names:
         owners = {name: c.task.name for c in capabilities for name in c.task.members()}
         name = next(name for name in owners if name in foreign)
@@ -153,11 +155,26 @@ def _requested(capabilities: Sequence[Capability], members: Members) -> Capabili
     return found[0]
 
 
-def parse_embed(members: dict[str, Any], file: bytes | None) -> EmbedRequest:
+def _exactly_one(
+    capabilities: Sequence[Capability], found: Sequence[Capability], names: set[str]
+) -> str:
+    """The message about members that request no task, or several."""
+    which = []
+    for task in (capability.task for capability in capabilities):
+        other = ", ".join(sorted(task.requested_by - {task.name}))
+        which.append(f"{task.name} ({other})" if other else task.name)
+    several = names & frozenset().union(*(c.task.requested_by for c in found))
+    instead = f", not {' and '.join(sorted(several))} together" if several else ""
+    return f"give exactly one of {' | '.join(which)}{instead}"
+
+
+def parse_embed(
+    members: dict[str, Any], file: bytes | None, timeout_s: float | None = None
+) -> EmbedRequest:
     """Read an embed request; raises as `parse_call` does."""
     fields = EmbedFields.parse(_given(members))
     options = fields.model_dump(include={"variant", *ImageOptions.model_fields}, exclude_unset=True)
-    return EmbedRequest(image=image_of(fields, file), **options)
+    return EmbedRequest(image=image_of(fields, file), timeout_s=timeout_s, **options)
 
 
 def check_totals(capabilities: Sequence[Capability], items: Iterable[Any], limits: Limits) -> int:
@@ -217,7 +234,9 @@ def _decoded_image(text: str) -> bytes:
     try:
         return decoded_base64(text)
     except ValueError:
-        raise InvalidRequest("image is not valid base64", "image") from None
+        raise InvalidRequest(
+            "image is not valid base64; paths and URLs are not opened", "image"
+        ) from None
 
 
 def _given(members: Members) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from serve_app.core.capability import Capabilities, Capability
 from serve_app.core.errors import DeadlineExceeded, InvalidRequest, Overloaded, TooManyPrompts
 from serve_app.core.limits import Limits
 from serve_app.core.ports import SegmentationService
-from serve_app.http.body import Received, receive, timeout_of
+from serve_app.http.body import Received, receive, time_left_s
 from serve_app.http.docs import (
     Models,
     Readiness,
@@ -81,7 +81,8 @@ def v1_router(
     async def embed(request: Request) -> Response:
         started = time.perf_counter()
         received = await receive(request, limits, "file", EmbedFields)
-        embedded = parse_embed(received.members, _one_file(received))
+        timeout_s = time_left_s(request.headers, started)
+        embedded = parse_embed(received.members, _one_file(received), timeout_s)
         info = request_info(request)
         info.record_size(images=1, prompts=0)
         clock = Clock(started, time.perf_counter())
@@ -169,7 +170,7 @@ class _Calls:
             received.members,
             _one_file(received),
             self.limits,
-            timeout_of(request.headers),
+            time_left_s(request.headers, started),
         )
         size = call.request.task.size
         info = request_info(request)
@@ -192,26 +193,36 @@ class _Calls:
         `{"index": 0, "result": {…}}` or `{"index": 0, "error": {…}}`.  A faulty image fails
         alone.  Closing the connection cancels the rest.
         """
+        started = time.perf_counter()
         received = await receive(request, self.limits, "files", self.body, self.capabilities)
         items = _batch_items(received, self.limits)
         prompts = check_totals(self.capabilities, (m for m, _ in items), self.limits)
         info = request_info(request)
         info.record_size(images=len(items), prompts=prompts)
         request_id = info.id
-        timeout_s = timeout_of(request.headers)
+        left = partial(time_left_s, request.headers, started)
         jobs = (
-            partial(self._line, timeout_s, request_id, index, members, file)
+            partial(self._line, left, request_id, index, members, file)
             for index, (members, file) in enumerate(items)
         )
         return NdjsonResponse(jobs, self.limits.batch_concurrency)
 
     async def _line(
-        self, timeout_s: float | None, request_id: str, index: int, members: Any, file: bytes | None
+        self,
+        left: Callable[[], float | None],
+        request_id: str,
+        index: int,
+        members: Any,
+        file: bytes | None,
     ) -> bytes:
-        """An item's line; an error of the item is reported in it."""
+        """An item's line; an error of the item is reported in it.
+
+        Args:
+            left: what is left of the caller's timeout, in seconds.
+        """
         started = time.perf_counter()
         try:
-            call = parse_call(self.capabilities, members, file, self.limits, timeout_s)
+            call = parse_call(self.capabilities, members, file, self.limits, left())
             clock = Clock(started, time.perf_counter())
             result = await self.service.segment(call.request)
             body = await asyncio.to_thread(segment_response, result, call.format, clock)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from cachetools import LRUCache, TTLCache
 
 from serve_app.cache.shared import SharedTier, add_checksum, strip_checksum
-from serve_app.core.errors import InvalidRequest, SamServeError, UnknownImage
+from serve_app.core.errors import SamServeError, UnknownImage
 from serve_app.core.limits import Limits
 from serve_app.core.request import ImageOptions, Reading, image_id, parse_image_id
 from serve_app.core.single_flight import SingleFlight
@@ -106,20 +106,13 @@ class ImageStore:
 
         Args:
             source: a file's bytes, an upright ``(H, W, 3) uint8`` RGB array, or an ``image_id``.
-            options: how a file is read.
+            options: how a file is read; nothing for arrays and ids.
 
         Raises:
             InvalidImage, ImageTooLarge: see `serve_app.images.decode`.
-            InvalidRequest: the file has no such page or channel, or ``options`` lack a file.
+            InvalidRequest: the file has no such page or channel.
             UnknownImage: the id is malformed.
         """
-        if options is not None and not isinstance(source, bytes):
-            for name in ("page", "channel", "scaling"):
-                if getattr(options, name) is not None:
-                    raise InvalidRequest(
-                        f"{name} says how a file is read: send the file, not pixels or an image_id",
-                        name,
-                    )
         if isinstance(source, str):
             return ImageRef(self, source, None)
         if not isinstance(source, bytes):

@@ -76,6 +76,15 @@ async def test_fields_may_be_in_the_query(client, service):
     assert both.json()["model_used"] == "fast"
 
 
+async def test_prompts_may_be_sent_as_files_and_are_shown_their_form(client, service):
+    """As Swagger UI does with fields that hold lists."""
+    files = {"file": ("x.jpg", JPEG), "box": ("blob", "[1,2,3,4]", "application/json")}
+    assert (await client.post("/segment", files=files)).status_code == 200
+    assert service.requests[0].task.prompts[0].box.tolist() == [1, 2, 3, 4]
+    answer = await client.post("/segment", files={"file": JPEG}, data={"box": "1,2,3,4"})
+    assert answer.json()["detail"] == "box must be JSON text: [x0, y0, x1, y1]"
+
+
 async def test_without_a_prompt_the_centre_is_segmented(client, service):
     answer = await client.post("/segment", files={"file": ("x.jpg", JPEG)})
     assert answer.status_code == 200, answer.text

@@ -29,7 +29,11 @@ BOX = "[1, 2, 3, 4]"
 
 
 async def said(client: Any, fields: dict[str, Any]) -> tuple[str, str | None]:
-    answer = await client.post("/v1/segment", files=FILE, data=fields)
+    return await said_of(client, FILE, fields)
+
+
+async def said_of(client: Any, files: Any, fields: Any = None) -> tuple[str, str | None]:
+    answer = await client.post("/v1/segment", files=files, data=fields)
     assert answer.status_code == 422, answer.text
     error = answer.json()["error"]
     return error["message"], error.get("field")
@@ -71,13 +75,31 @@ async def test_a_box_that_is_not_json_is_shown_its_form(client, text):
     ("fields", "told", "about"),
     [
         ({"point_coords": "120,80"}, "point_coords=[[x, y], …]", "point_coords"),
-        ({"point_coords": "[[1,2]]", "point_labels": "1,0"}, "point_labels=[1,0]", "point_labels"),
+        ({"point_coords": "[[1,2]]", "point_labels": "1,0"}, "point_labels=[1, 0]", "point_labels"),
         ({"prompts": "box"}, 'prompts=[{"box":', "prompts"),
         ({"everything": "yes"}, "true, false or a JSON object", "everything"),
         ({"text": "a", "max_latency_ms": "fast"}, "must be a number", "max_latency_ms"),
         ({"text": "a", "max_masks": "few"}, "must be a number", "max_masks"),
         ({"request": "{'box': [1, 2, 3, 4]}"}, "double quotes", "request"),
         ({"box": "[[75,75,400,290],[1,1,50,50]]"}, "use prompts", "box"),
+        ({"box": "[75,75,400]"}, "must have 4 or more items, not 3; box is [x0, y0", "box"),
+        ({"box": '{"x0": 75}'}, "box must be a list; box is [x0, y0, x1, y1]", "box"),
+        ({"box": '["75",75,400,290]'}, "box[0] must be a number; box is [x0, y0", "box[0]"),
+        ({"point_coords": "[1,2,3]"}, "; point_coords is [[x, y], …]", "point_coords[0]"),
+        ({"point_coords": "[[1,2]]", "point_labels": "[2]"}, "[1, 0]", "point_labels[0]"),
+        ({"prompts": '{"box": [1,2,3,4]}'}, "prompts must be a list; prompts is [{", "prompts"),
+        ({"mask_input": "AAAA"}, "mask_input as base64 must be 256 x 256", "mask_input"),
+        ({"text": "a", "max_masks": "1.5"}, "max_masks must be a whole number", "max_masks"),
+        ({"text": "a", "max_latency_ms": "0"}, "must be greater than 0", "max_latency_ms"),
+        ({"text": '["cat"'}, 'text=["dog", "red car"]', "text"),
+        ({"box": BOX, "channel": "red"}, "channel=[3, 2, 1]", "channel"),
+        ({"everything": "1"}, "everything must be true, false or a JSON object", "everything"),
+        ({"everything": '{"points": 8}'}, "points_per_batch or points_per_side?", "everything"),
+        ({"text": "cat", "box": BOX}, "not box and text together", None),
+        ({"variant": "fast"}, "prompts (box, mask_input, point_coords", None),
+        ({"request": '{"text": "cat"'}, "it ends too early", "request"),
+        ({"request": '{"text": cat}'}, "malformed JSON at its character 10", "request"),
+        ({"request": "{\"text\": 'cat'}"}, "double quotes", "request"),
     ],
 )
 async def test_wrong_fields_are_shown_the_right_form(client, fields, told, about):
@@ -92,6 +114,20 @@ async def test_json_with_single_quotes_is_told_so(client):
     assert "double quotes" in answer.json()["error"]["message"]
 
 
+async def test_texts_of_a_form_may_be_sent_as_files(client, service):
+    """As pages do with a Blob, and Swagger UI with fields that hold lists."""
+    parts = {name: ("blob", text, "application/json") for name, text in
+             {"box": BOX, "variant": "fast", "format": "", "page": " "}.items()}  # fmt: skip
+    answer = await client.post("/v1/segment", files={**FILE, **parts})
+    assert answer.status_code == 200, answer.text
+    assert service.requests[-1].task.prompts[0].box.tolist() == [1, 2, 3, 4]
+    files = [("files", ("x.png", b"1"))] * 4  # as many as the limit allows
+    answer = await client.post("/v1/segment/batch", files=[*files, *parts.items()])
+    assert answer.status_code == 200, answer.text
+    message, field = await said_of(client, {**FILE, "box": ("b.png", b"\xff\xd8\xff")})
+    assert (message, field) == ("box must be a UTF-8 text, not a file", "box")
+
+
 @pytest.mark.parametrize("boxes", [[[1, 2, 3, 4]], [[1, 2, 3, 4], [5, 6, 7, 8]]])
 async def test_two_boxes_in_one_are_told_of_prompts(client, boxes):
     answer = await client.post("/v1/segment", json={"image_id": "a", "box": boxes})
@@ -103,7 +139,11 @@ async def test_two_boxes_in_one_are_told_of_prompts(client, boxes):
 
 NEAR = {
     "bbox": "box",
-    "points": "point_labels or point_coords",
+    "points": "point_coords or point_labels",
+    "model": "variant",
+    "query": "text",
+    "mask": "mask_input or max_masks",
+    "multi": "multimask_output",
     "texts": "text",
     "Format": "format",
     "max-latency-ms": "max_latency_ms",
@@ -137,6 +177,7 @@ async def test_unknown_fields_inside_are_told_names_of_their_own_type(client):
     [
         (lambda: Prompt(bbox=[1, 2, 3, 4]), "box"),
         (lambda: TextQuery(text="a", threshold=0.5), "text_threshold"),
+        (lambda: TextQuery(texts="a"), "text"),
         (lambda: Everything(mod=4), "mode"),
         (lambda: SegmentRequest(image="a", task=TextQuery(text="a"), varaint="x"), "variant"),
     ],

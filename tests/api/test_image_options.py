@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from serve_app.capabilities import SegmentRequest
@@ -77,6 +78,26 @@ async def test_what_they_cannot_be(client: httpx.AsyncClient, fields: dict[str, 
         assert answer.json()["error"]["field"].startswith(name)
     with pytest.raises(InvalidRequest):
         ImageOptions(**fields)
+
+
+@pytest.mark.parametrize("options", [{"page": 0}, {"channel": 0}, {"scaling": "image"}])
+async def test_without_a_file_they_are_refused(
+    client: httpx.AsyncClient, options: dict[str, Any]
+) -> None:
+    """At once in Python, also by the client, which sends an array as a file."""
+    name = next(iter(options))
+    for image in (np.zeros((9, 9, 3), np.uint8), "9x9-abc"):
+        for build in (
+            lambda image: SegmentRequest(image=image, task=[Prompt(**BOX)], **options),
+            lambda image: EmbedRequest(image=image, **options),
+        ):
+            with pytest.raises(InvalidRequest, match="how a file is read") as caught:
+                build(image)
+            assert caught.value.field == name
+    for path, more in (("segment", {"prompts": [BOX]}), ("embed", {})):
+        answer = await client.post(f"/v1/{path}", json={"image_id": "9x9-a", **more, **options})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["field"]) == (422, name), error
 
 
 def test_what_was_found_is_written_as_json() -> None:

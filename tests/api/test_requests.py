@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import tempfile
@@ -207,7 +208,8 @@ async def test_hints_and_deadline(client, service, form_fields):
     assert (await client.post("/v1/segment", **{**sent, "headers": {}})).status_code == 200
     with_header, without = service.requests
     assert (with_header.max_latency_ms, with_header.min_quality) == (150, 0.75)
-    assert (with_header.timeout_s, without.timeout_s) == (2.5, None)
+    assert without.timeout_s is None
+    assert 0 < with_header.timeout_s < 2.5, "what is left of it"
 
 
 async def test_without_hints_there_are_none(client, service):
@@ -232,8 +234,39 @@ async def test_a_batchs_deadline_and_hints_are_those_of_its_items(client, servic
     headers = {"x-request-timeout-seconds": "7"}
     answer = await client.post("/v1/segment/batch", json={"items": items}, headers=headers)
     assert answer.status_code == 200, answer.text
-    found = {r.task.text[0]: (r.timeout_s, r.min_quality) for r in service.requests}
-    assert found == {"dog": (7, 0.5), "cat": (7, None)}
+    found = {r.task.text[0]: r.min_quality for r in service.requests}
+    assert found == {"dog": 0.5, "cat": None}
+    assert all(0 < r.timeout_s < 7 for r in service.requests)
+
+
+async def test_a_batchs_later_items_have_what_is_left_of_its_deadline(client, service, limits):
+    async def slow(request):
+        await asyncio.sleep(0.05)
+
+    service.hook = slow
+    items = [{"image_id": "a", "text": str(i)} for i in range(limits.max_batch_images)]
+    headers = {"x-request-timeout-seconds": "0.02"}
+    limited = create_app(
+        service, limits.model_copy(update={"batch_concurrency": 1}), metrics=None, version="1"
+    )
+    transport = httpx.ASGITransport(limited)
+    async with httpx.AsyncClient(transport=transport, base_url="http://sam") as client:
+        await client.post("/v1/segment/batch", json={"items": items}, headers=headers)
+    first, *others = (request.timeout_s for request in service.requests)
+    assert first > 0
+    assert max(others) <= 1e-3, "passed"
+
+
+async def test_every_route_with_work_obeys_the_deadline(client, service):
+    headers = {"x-request-timeout-seconds": "7"}
+    for path in ("/v1/embed", "/segment", "/segment_batch"):
+        files = {"files" if "batch" in path else "file": ("x.jpg", FILE)}
+        answer = await client.post(path, files=files, headers=headers)
+        assert answer.status_code == 200, answer.text
+    assert len(service.embed_timeouts) == 3
+    assert len(service.requests) == 2
+    for timeout_s in (*service.embed_timeouts, *(r.timeout_s for r in service.requests)):
+        assert 0 < timeout_s < 7
 
 
 async def test_embed(client, service):

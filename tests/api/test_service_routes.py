@@ -98,7 +98,7 @@ async def test_the_openapi_document(client):
     told = segment["responses"]["422"]["description"]
     assert "`hints_unmet`" in told
     assert "`overloaded`" in segment["responses"]["503"]["description"]
-    for path in ("/v1/segment", "/v1/segment/batch"):
+    for path in ("/v1/segment", "/v1/segment/batch", "/v1/embed"):
         (header,) = document["paths"][path]["post"]["parameters"]
         assert (header["name"], header["in"]) == ("x-request-timeout-seconds", "header")
     for hint in ("max_latency_ms", "min_quality"):
@@ -115,6 +115,20 @@ async def test_the_openapi_document(client):
 
 async def test_docs(client):
     assert (await client.get("/docs")).status_code == 200
+
+
+async def test_the_documented_forms_can_be_filled_in_a_page(client):
+    """Swagger UI writes `string` into a field without example, and joins a list by commas."""
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    for path in ("/v1/segment", "/v1/segment/batch", "/v1/embed", "/segment", "/segment_batch"):
+        form = paths[path]["post"]["requestBody"]["content"]["multipart/form-data"]
+        fields = form["schema"]["properties"]
+        files = {name for name in fields if name in ("file", "files")}
+        assert all(fields[name]["examples"] == [""] for name in fields.keys() - files)
+        assert all(fields[name]["description"] for name in fields.keys() - files)
+        lists = fields.keys() & {"box", "point_coords", "point_labels", "text", "channel"}
+        assert lists <= form["encoding"].keys() <= fields.keys()
+        assert {one["contentType"] for one in form["encoding"].values()} <= {"application/json"}
 
 
 def test_the_interface_imports_neither_torch_nor_ray():

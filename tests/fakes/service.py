@@ -41,6 +41,7 @@ class FakeService:
     Attributes:
         requests: segment requests, in order.
         embedded: images and variants of embed requests.
+        embed_timeouts: their callers' timeouts.
         failure: raised instead of a response.
         hook: awaited with each segment request before its response.
         more: further members of each response.
@@ -50,6 +51,7 @@ class FakeService:
     def __init__(self) -> None:
         self.requests: list[SegmentRequest] = []
         self.embed_options: ImageOptions | None = None
+        self.embed_timeouts: list[float | None] = []
         self.embedded: list[tuple[bytes | RgbArray | str, str]] = []
         self.failure: BaseException | None = None
         self.hook: Callable[[SegmentRequest], Any] | None = None
@@ -123,6 +125,7 @@ class FakeService:
         request = EmbedRequest.of(image, variant)
         variant = request.variant
         self.embed_options = request
+        self.embed_timeouts.append(request.timeout_s)
         self.embedded.append((request.image, variant))
         if self.failure is not None:
             raise self.failure

@@ -25,7 +25,13 @@ from serve_app.client import (
     UnexpectedResponse,
     Unreachable,
 )
-from serve_app.core.errors import InternalError, Overloaded, SamServeError, UnknownImage
+from serve_app.core.errors import (
+    InternalError,
+    InvalidRequest,
+    Overloaded,
+    SamServeError,
+    UnknownImage,
+)
 from serve_app.core.limits import Limits
 from serve_app.core.request import EmbedRequest
 from serve_app.core.rle import encode_rle
@@ -426,6 +432,8 @@ def test_without_await(server: str) -> None:
         assert sam.embed(b"1", "auto").image_id
         assert sam.embed(EmbedRequest(image=b"1")).image_id
         assert "variants" in sam.models()
+        with pytest.raises(InvalidRequest, match=r"takes a SegmentRequest\(image"):
+            sam.segment(b"1")  # type: ignore[arg-type]
         bad = SegmentRequest(image="a", task=TextQuery(text="dog"), variant="nothing-such")
         with pytest.raises(SamServeError):
             sam.segment(bad.model_copy(update={"variant": ""}))

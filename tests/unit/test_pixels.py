@@ -16,7 +16,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from serve_app.capabilities import EmbedRequest, Everything, Prompt, SegmentRequest, TextQuery
-from serve_app.core.errors import InvalidImage, InvalidRequest, SamServeError, UnknownImage
+from serve_app.core.errors import (
+    InvalidImage,
+    InvalidPrompt,
+    InvalidRequest,
+    SamServeError,
+    UnknownImage,
+)
 from serve_app.core.limits import Limits
 from serve_app.core.pixels import own_image
 from serve_app.images.decode import decode_image
@@ -50,6 +56,10 @@ def test_every_transparent_colour_is_composited_as_pillow_does() -> None:
     np.testing.assert_array_equal(own_image(array), decode_image(png(array), Limits()))
 
 
+def test_a_matrix_is_a_gray_picture() -> None:
+    np.testing.assert_array_equal(own_image(np.asmatrix(GRAY)), own_image(GRAY))
+
+
 @pytest.mark.parametrize("form", [bytes, bytearray, memoryview])
 def test_the_bytes_of_a_file_in_any_form(form: Callable[[bytes], Any]) -> None:
     found = own_image(form(b"a file"))
@@ -63,7 +73,9 @@ REFUSED = [
     (Path("x.png"), r"read_bytes\(\)"),
     (Image.fromarray(RGB), "PIL"),
     (io.BytesIO(b"x"), r"read\(\)"),
-    (RGB.tolist(), "np.asarray"),
+    (RGB.tolist(), r"np.asarray\(image\)$"),
+    (RGB * 1.0, r"image.astype\(np.uint8\) if its values are 0 to 255"),
+    (RGB.astype(">u2"), "257"),
     (7, "int"),
     (RGB / 255, r"image \* 255"),
     (RGB.astype(np.float16), "float16"),
@@ -213,7 +225,7 @@ def test_other_tasks_as_their_members() -> None:
     [
         ("cat", "TextQuery"),
         (Everything, r"Everything\(\.\.\.\)"),
-        (Prompt, "task must be"),
+        (Prompt, r"Prompt\(\.\.\.\)"),
         (None, "task must be"),
         (7, "task must be"),
         (np.zeros(4), "task must be"),
@@ -222,14 +234,21 @@ def test_other_tasks_as_their_members() -> None:
         ({"box": [1, 2, 3, 4], "text": "cat"}, "one task"),
         ({"text": "cat", "variant": "fast"}, "one task"),
         ({7: 8}, "one task"),
-        ({"box": [1, 2, 3]}, "at least 4"),
-        (["cat"], "JSON object"),
+        ({"box": [1, 2, 3]}, "4 or more items"),
+        (["cat"], "Prompts alone"),
+        ([1, 2, 30, 40], "Prompts alone"),
+        ([*BOX, TextQuery(text="cat")], "Prompts alone"),
         ([], "at least one"),
     ],
 )
 def test_what_is_no_task_is_refused_at_once(task: Any, hint: str) -> None:
     with pytest.raises(InvalidRequest, match=hint):
         SegmentRequest(image="a", task=task)
+
+
+def test_a_mask_is_not_taken_for_logits() -> None:
+    with pytest.raises(InvalidPrompt, match="mask_input must hold numbers only, not bool"):
+        Prompt(mask_input=np.ones((256, 256), np.bool_))
 
 
 def test_one_text_is_one_text_or_an_error() -> None:

@@ -12,7 +12,7 @@ import tifffile
 from PIL import Image
 
 from serve_app.cache.shared import add_checksum
-from serve_app.core.errors import ImageTooLarge, InvalidImage, InvalidRequest, UnknownImage
+from serve_app.core.errors import ImageTooLarge, InvalidImage, UnknownImage
 from serve_app.core.limits import Limits
 from serve_app.core.request import ImageOptions, Reading, image_id
 from serve_app.core.types import RgbArray
@@ -275,12 +275,3 @@ async def test_the_shared_tier_keeps_how_a_file_was_read() -> None:
         shared.kept[key] = add_checksum(key, head + _stack())
         with pytest.raises(UnknownImage):
             await (await ImageStore(Limits(), MEGABYTE, shared).open(opened.id)).pixels()  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("options", [{"page": 0}, {"channel": 0}, {"scaling": "image"}])
-async def test_options_without_a_file_are_refused(options: dict[str, Any]) -> None:
-    store = ImageStore(Limits(), MEGABYTE)
-    for source in (PIXELS, image_id(PIXELS)):
-        with pytest.raises(InvalidRequest) as caught:
-            await store.open(source, ImageOptions(**options))
-        assert caught.value.field == next(iter(options))
