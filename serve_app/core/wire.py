@@ -65,8 +65,8 @@ _PLAIN = {
     "bool_type": "must be true or false",
     "int_type": "must be a whole number",
     "float_type": "must be a number",
-    "too_short": "must have at least {min_length} items, not {actual_length}",
-    "too_long": "must have at most {max_length} items, not {actual_length}",
+    "too_short": "must have {min_length} or more items, not {actual_length}",
+    "too_long": "must have {max_length} or fewer items, not {actual_length}",
 }
 """What is said instead of pydantic's messages, by the type of its error."""
 

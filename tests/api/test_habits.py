@@ -82,7 +82,7 @@ async def test_a_box_that_is_not_json_is_shown_its_form(client, text):
         ({"text": "a", "max_masks": "few"}, "must be a number", "max_masks"),
         ({"request": "{'box': [1, 2, 3, 4]}"}, "double quotes", "request"),
         ({"box": "[[75,75,400,290],[1,1,50,50]]"}, "use prompts", "box"),
-        ({"box": "[75,75,400]"}, "must have at least 4 items, not 3; box is [x0, y0", "box"),
+        ({"box": "[75,75,400]"}, "must have 4 or more items, not 3; box is [x0, y0", "box"),
         ({"box": '{"x0": 75}'}, "box must be a list; box is [x0, y0, x1, y1]", "box"),
         ({"box": '["75",75,400,290]'}, "box[0] must be a number; box is [x0, y0", "box[0]"),
         ({"point_coords": "[1,2,3]"}, "; point_coords is [[x, y], …]", "point_coords[0]"),

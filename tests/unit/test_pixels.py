@@ -234,7 +234,7 @@ def test_other_tasks_as_their_members() -> None:
         ({"box": [1, 2, 3, 4], "text": "cat"}, "one task"),
         ({"text": "cat", "variant": "fast"}, "one task"),
         ({7: 8}, "one task"),
-        ({"box": [1, 2, 3]}, "at least 4"),
+        ({"box": [1, 2, 3]}, "4 or more items"),
         (["cat"], "Prompts alone"),
         ([1, 2, 30, 40], "Prompts alone"),
         ([*BOX, TextQuery(text="cat")], "Prompts alone"),
