@@ -133,16 +133,16 @@ def lay_on_white(rgb: NDArray[np.uint8], alpha: NDArray[Any]) -> None:
 
 
 def _opaque(alpha: NDArray[Any]) -> float:
-    """The value of an opaque pixel.
+    """The value of an opaque pixel: the greatest of the type (floats: 1), or of fewer bits.
 
-    Samples may have fewer bits than their type, as a camera's 12 in 16, and floats may be 0 to 1
-    or have the values of integers.
+    Samples may have fewer bits than their type, as a camera's 12 in 16, and floats the values of
+    integers.  Only where the greatest value of such a depth occurs, and none above it, is that
+    known: other values, as of one half everywhere, are shares of the type's.
     """
-    kind = alpha.dtype.kind
-    of_type = float(np.iinfo(alpha.dtype).max) if kind in "ui" else 1.0
-    usual = (1.0, *_DEPTHS) if kind == "f" else [d for d in _DEPTHS if d < of_type]
-    highest = np.fmax.reduce(alpha, axis=None, initial=0)  # NaN does not count
-    return next((depth for depth in usual if highest <= depth), of_type)
+    highest = float(np.fmax.reduce(alpha, axis=None, initial=0))  # NaN does not count
+    if highest in _DEPTHS:
+        return highest
+    return float(np.iinfo(alpha.dtype).max) if alpha.dtype.kind in "ui" else 1.0
 
 
 def _cover(alpha: NDArray[Any], opaque: float) -> NDArray[np.float32]:
