@@ -8,11 +8,12 @@ from contextlib import contextmanager
 
 
 class MemoryBound:
-    """Lets as much work begin as fits ``total`` bytes; the rest waits."""
+    """Lets as much work begin as fits ``total`` bytes; the rest waits, one after another."""
 
     def __init__(self, total: int) -> None:
         self._total = total
         self._free = total
+        self._next = threading.Lock()  # of the work that waits next: small work passes none by
         self._changed = threading.Condition()
 
     @contextmanager
@@ -26,7 +27,7 @@ class MemoryBound:
         def take(nbytes: int) -> None:
             nonlocal taken
             nbytes = min(nbytes, self._total)
-            with self._changed:
+            with self._next, self._changed:
                 self._changed.wait_for(lambda: self._free >= nbytes)
                 self._free -= nbytes
             taken = nbytes

@@ -161,3 +161,31 @@ def raise_in_share() -> None:
 def contained(work: Callable[..., None], *args: Any) -> None:
     with pytest.raises(InvalidImage) if args[0] % 3 == 0 else threading.Lock():
         work(*args)
+
+
+def test_small_work_does_not_pass_by_large_work_that_waits() -> None:
+    """Else a large image could wait for as long as smaller ones arrive."""
+    bound, begun = MemoryBound(10), []
+    waiting = threading.Event()
+
+    def work(name: str, nbytes: int) -> None:
+        with bound.share() as need:
+            waiting.set()
+            need(nbytes)
+            begun.append(name)
+
+    threads = [threading.Thread(target=work, args=one) for one in (("large", 9), ("small", 2))]
+    with bound.share() as need:
+        need(5)
+        threads[0].start()
+        waiting.wait()
+        for _ in range(5_000):  # until it waits; without an end a fault would hang the test
+            if bound._next.locked():
+                break
+            threads[0].join(0.001)
+        threads[1].start()
+        threads[1].join(0.2)
+        assert begun == []
+    for thread in threads:
+        thread.join()
+    assert begun == ["large", "small"]
