@@ -121,8 +121,8 @@ def article_router(service: SegmentationService, limits: Limits, version: str) -
         variant = _model_type(fields)
         file = image_file(the_only(form.files.get("file", []), "file"))
         members = {
-            name: load_json(the_only(fields[name], name), limits, name, f"{name} must be {form}")
-            for name, form in _PROMPT_FIELDS.items()
+            name: load_json(the_only(fields[name], name), limits, name, f"{name} must be {shape}")
+            for name, shape in _PROMPT_FIELDS.items()
             if name in fields
         }
         prompt = Prompts.complete_form(members, {})

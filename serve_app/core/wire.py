@@ -29,7 +29,6 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
 )
-from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_schema
 
 from serve_app.core.errors import InvalidPrompt, InvalidRequest, SamServeError, TooManyPrompts
@@ -231,13 +230,15 @@ def _its_form(cls: type[Wire], loc: tuple[int | str, ...]) -> str:
     for length in range(len(names), 0, -1):
         owner, name = _type_at(cls, tuple(names[: length - 1])), names[length - 1]
         if name in owner.model_fields:
-            looks = form_of(owner.model_fields[name])
+            looks = form_of(owner, name)
             return f"; {name} is {looks}" if looks else ""
     return ""
 
 
-def form_of(field: FieldInfo) -> str:
+@cache
+def form_of(owner: type[BaseModel], name: str) -> str:
     """How a field's JSON looks, from its description or example; empty: they do not say."""
+    field = owner.model_fields[name]
     if shape := re.search(r"`([\[{][^`]*)`", field.description or ""):
         return shape[1]
     return json.dumps(field.examples[0]) if field.examples else ""

@@ -264,7 +264,7 @@ async def receive(
         if name in form.fields:
             if name in members:
                 raise InvalidRequest(f"{name} is given both inside and outside `request`", name)
-            looks = form_of(body.model_fields[name])
+            looks = form_of(body, name)
             plain[name] = _member(form.fields[name], name, kinds, looks, limits)
     for capability in capabilities:
         plain = capability.task.complete_form(plain, members)

@@ -40,11 +40,11 @@ MAX_PADDING = 4
 """Tiles cover the picture and extend beyond it, to up to four times its samples."""
 
 FREE_PADDING_BYTES = 2**26
-"""Pictures smaller than a tile may have more padding, up to so many bytes."""
+"""Pictures smaller than a tile may have more padding, up to this number of bytes."""
 
 SMALL_TILE, MAX_SMALL_TILES = 256, 16_384
-"""TIFF's tiles have 16 x 16 pixels at least; of smaller ones a page may have so many: each costs
-as much as some thousand samples."""
+"""TIFF's tiles have 16 x 16 pixels at least; of smaller ones a page may have this number: each
+costs as much as some thousand samples."""
 
 _BATCH_BYTES = 2**23
 _PILLOW_CODECS = {1, 2, 3, 4, 5, 6, 7, 8, 32771, 32773, 32809, 32946, 34925, 50000}

@@ -64,7 +64,7 @@ async def overlaps(
 
 
 def _iou(logits: NDArray[np.float16], truth: NDArray[np.bool_], down: float, right: float) -> float:
-    """IoU of ``truth`` with the mask of logits that are sampled so many cells further."""
+    """IoU of ``truth`` with the mask of logits sampled ``down`` and ``right`` cells further."""
     height, width = truth.shape
     cells = LOW_RES / max(height, width)
     rows, columns = _weights(height, cells, down), _weights(width, cells, right)

@@ -2,8 +2,8 @@
 
 Run with ``python -m serve_tools.workshop.measure_phrases --model DIR``.  There are two sets:
 `serve_tools.workshop.phrase_set` by the engine's author, `serve_tools.workshop.blind_phrase_set`
-by one who did not know the engine.  Each is of two halves: by the errors of one the reading was
-developed, those of the other were not looked at.
+by one who did not know the engine, but who mended it afterwards.  Each is of two halves: by the
+errors of one the reading was developed, those of the other were not looked at.
 """
 
 from __future__ import annotations
