@@ -7,7 +7,7 @@ UV_VERSION := 0.13.9
 PYTEST := $(BIN)/python -m pytest
 PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile
 
-.PHONY: help install serve test test-quick check-minimal test-ray lint format lock models measure quantise bench chaos soak bench-reaction bench-prediction \
+.PHONY: help install serve test tests-without-ray tests-with-ray test-quick check-minimal test-ray lint format lock models measure quantise bench chaos soak bench-reaction bench-prediction \
 	bench-simulation clean
 
 help:  ## print this list
@@ -30,9 +30,16 @@ serve: $(INSTALLED)  ## fetch weights, start Ray, demonstrate, serve; PORT=8001,
 	@$(BIN)/python -m serve_app serve --demo $(if $(ONCE),--once) $(if $(PORT),--port $(PORT)) $(if $(CONFIG),--config $(CONFIG))
 
 test: $(INSTALLED)  ## run all tests, with real weights and real Ray processes
-	@# Those that start Ray last, in one process: one cluster at a time, which has all processors.
-	$(PYTEST) $(PARALLEL) --ignore=tests/contract --ignore=tests/cluster; others=$$?; \
-		$(PYTEST) tests/contract tests/cluster && exit $$others
+	@# Both at once: the tests that start Ray mostly wait, for replicas to start.
+	@$(MAKE) --no-print-directory --jobs 2 --keep-going tests-without-ray tests-with-ray
+
+tests-without-ray: $(INSTALLED)
+	$(PYTEST) $(PARALLEL) --ignore=tests/contract --ignore=tests/cluster
+
+tests-with-ray: $(INSTALLED)
+	@# In one process, as there is one cluster at a time; printed at the end, not between the others.
+	@mkdir -p out; $(PYTEST) tests/contract tests/cluster >out/tests-with-ray.txt 2>&1; \
+		status=$$?; cat out/tests-with-ray.txt; exit $$status
 
 test-quick: $(INSTALLED)  ## in a minute: the tests that need neither weights nor Ray, without slow ones
 	$(PYTEST) $(PARALLEL) -m "not weights and not cluster and not slow" \

@@ -28,6 +28,10 @@ os.environ.pop("CI", None)
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
+# Several processes share the processors here: a thread that waits must not keep one busy.
+# Read when OpenMP is loaded, by replicas too.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 # What was measured on this machine must not decide what tests see; replicas inherit this too.
 os.environ["SAM_SERVE_LEDGER"] = str(Path(__file__).with_name("no-ledger.json"))
 
