@@ -224,8 +224,9 @@ class BodyLimitMiddleware:
     """Rejects bodies that turn out to be too large, and those that arrive too slowly.
 
     Nothing is buffered: bytes are counted as the route reads them, and the read raises
-    `PayloadTooLarge` or `BodyTimeout`.  A body may take ``body_grace_seconds`` plus the time that
-    its bytes need at ``min_body_bytes_per_second``, but at most ``max_body_seconds``.
+    `PayloadTooLarge` or `BodyTimeout`.  From the first read on, a body may take
+    ``body_grace_seconds`` plus the time that its bytes need at ``min_body_bytes_per_second``, but
+    at most ``max_body_seconds``.
     """
 
     def __init__(
@@ -253,7 +254,7 @@ class _Body:
         self._receive = receive
         self._limits = limits
         self._clock = clock
-        self._started = clock()
+        self._started: float | None = None
         self._arrived = 0
         self._complete = self._timed_out = False
         self._waiting: asyncio.Task[object] | None = None
@@ -264,6 +265,9 @@ class _Body:
         if self._complete:
             # All that can follow is the disconnect, at any time.
             return await self._receive()
+        if self._started is None:
+            # Time before it is not the client's: a busy process must not refuse a body for it.
+            self._started = self._clock()
         # After the deadline nothing more is read, even if it is already there.
         if self._seconds_left() <= 0:
             raise self._timeout()
@@ -314,7 +318,8 @@ class _Body:
     def _seconds_left(self) -> float:
         limits = self._limits
         at_rate = limits.body_grace_seconds + self._arrived / limits.min_body_bytes_per_second
-        return self._started + min(limits.max_body_seconds, at_rate) - self._clock()
+        started = self._clock() if self._started is None else self._started
+        return started + min(limits.max_body_seconds, at_rate) - self._clock()
 
     def _timeout(self) -> SamServeError:
         return count_rejection(

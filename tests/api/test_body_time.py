@@ -50,6 +50,20 @@ async def drip(pieces: int, size: int, seconds: float, limits: Limits = LIMITS) 
     return exchange
 
 
+async def test_a_busy_process_is_not_the_clients_fault() -> None:
+    """The time before the first read does not count."""
+    clock = Clock()
+    incoming = [{"type": "http.request", "body": b"a"}, {"type": "http.disconnect"}]
+    exchange = Exchange(incoming=incoming, info=RequestInfo())
+
+    async def late(scope, receive, send):
+        clock.now += LIMITS.max_body_seconds + 1
+        await read_all(scope, receive, send)
+
+    await exchange.run(BodyLimitMiddleware(late, limits=LIMITS, clock=clock))
+    assert exchange.status == 200
+
+
 @pytest.mark.parametrize(
     ("pieces", "size", "seconds"),
     [

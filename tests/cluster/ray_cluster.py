@@ -110,6 +110,8 @@ class RayCluster:
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_raylet_start_wait_time_s": "120",  # on a busy machine
+            # Else Ray kills replicas where others use the machine's memory.
+            "RAY_memory_monitor_refresh_ms": "0",
             "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
             "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": (
                 "serve_app.deployments.compat.proxy:middlewares"
