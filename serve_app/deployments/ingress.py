@@ -33,6 +33,7 @@ from serve_app.deployments.telemetry import join_serve_log, start_telemetry
 from serve_app.deployments.watch import ReplicaCounts
 from serve_app.flow.flow import SegmentationFlow
 from serve_app.flow.readiness import ReadinessCheck
+from serve_app.http import formats
 from serve_app.http.app import create_app
 from serve_app.http.gate import InFlightTracker
 from serve_app.images.decode import silence_decoders
@@ -58,6 +59,7 @@ class IngressReplica:
         settings = plan.settings
         join_serve_log()
         silence_decoders()
+        formats.warm_up()
         start_telemetry(ingress=True)
         exposed = settings.security.exposure_warning(settings.ingress.http_host)
         for warning in filter(None, (*changes, *plan.warnings, exposed)):

@@ -16,14 +16,17 @@ import numpy as np
 import orjson
 
 from serve_app.core.types import EmbedResult, Mask, PromptResult, SegmentResult, dumped
-from serve_app.masks.operations import geojson_coordinates, mask_png, masks_npz, rle_polygons
+from serve_app.masks.operations import masks_npz
+from serve_app.masks.outlines import Polygon, geojson_coordinates, rle_polygons
+from serve_app.masks.png import mask_png
+from serve_app.masks.runs import rle_of
 
 JSON_TYPE = "application/json"
 GEOJSON_TYPE = "application/geo+json"
 NPZ_TYPE = "application/x-npz"
 
-_QUICK = 2**18
-"""Bytes of run lengths that are written as JSON in a millisecond."""
+_QUICK = {"rle": 2**18, "png": 2**14, "polygon": 2**14}
+"""Bytes of run lengths that are written in a format in about a millisecond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +62,17 @@ def to_json(value: Any) -> bytes:
 
 
 def is_quick(result: SegmentResult, fmt: str) -> bool:
-    """Whether formatting takes less than handing it to a thread: run lengths stay as they are."""
+    """Whether formatting takes less than handing it to a thread on a busy machine."""
     masks = _masks(result)
     size = sum(len(mask.rle.counts) for mask in masks)
-    return fmt == "rle" and size <= _QUICK and all(m.low_res_logits is None for m in masks)
+    return size <= _QUICK.get(fmt, -1) and all(m.low_res_logits is None for m in masks)
+
+
+def warm_up() -> None:
+    """Compile what writes masks, or load it: seconds that no request should take."""
+    empty = rle_of(np.empty(0, np.int64), (1, 1))
+    mask_png(empty)
+    rle_polygons(empty)
 
 
 def segment_file(result: SegmentResult, fmt: str, clock: Clock) -> tuple[bytes, str]:
@@ -119,8 +129,8 @@ def _masks(result: SegmentResult) -> list[Mask]:
     return [mask for one in result.results if isinstance(one, PromptResult) for mask in one.masks]
 
 
-def _polygons(mask: Mask) -> list[list[list[list[float]]]]:
-    return [[ring.tolist() for ring in polygon] for polygon in rle_polygons(mask.rle)]
+def _polygons(mask: Mask) -> list[Polygon]:
+    return rle_polygons(mask.rle)
 
 
 def _geojson(result: SegmentResult, clock: Clock) -> dict[str, Any]:

@@ -11,15 +11,11 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 from torch.nn import functional as F
 
-from serve_app.core.geometry import ResizeMode
 from serve_app.core.inference import DecodeOptions
+from serve_app.core.rle import decode_rle, encode_rle, rle_bbox
+from serve_app.engines.sam.cut import cut_mask
 from serve_app.engines.sam.frame import IMAGE_SIZE, Frame, model_input
-from serve_app.engines.sam.postprocess import (
-    _PRODUCT,
-    _axes,
-    postprocess_masks,
-    threshold_mask,
-)
+from serve_app.engines.sam.postprocess import postprocess_masks
 
 SIDES = st.integers(1, 400)
 
@@ -39,16 +35,15 @@ def _whole_square(logits: Tensor, frame: Frame) -> Tensor:
 
 def _check_cut(logits: Tensor, frame: Frame, full: Tensor, offset: float = 1.0) -> None:
     """A cut against the whole full-size logits; one pixel may round to the other side."""
-    found = threshold_mask(logits.numpy(), frame, offset)
-    mask = np.zeros((frame.width, frame.height), np.bool_)
-    w, h = found.columns.shape
-    mask[found.x : found.x + w, found.y : found.y + h] = found.columns
-    wanted = (full > 0).numpy().T
+    found = cut_mask(logits.numpy(), frame, offset)
+    mask = decode_rle(found.rle)
+    wanted = (full > 0).numpy()
     assert (mask ^ wanted).sum() <= 1
+    assert found.rle == encode_rle(mask)
+    assert found.area == mask.sum()
     assert abs(found.inner - int((full > offset).sum())) <= 1
     assert abs(found.outer - int((full > -offset).sum())) <= 1
-    x, y = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    assert found.box == ((x[0], y[0], x[-1] + 1, y[-1] + 1) if x.size else (0, 0, 0, 0))
+    assert found.bbox == rle_bbox(found.rle)
 
 
 def _blob(seed: int) -> Tensor:
@@ -174,23 +169,3 @@ def test_scores_stay_with_their_masks_when_some_are_dropped() -> None:
     assert mask.score == pytest.approx(0.3)
     assert (mask.bbox, mask.area) == ((30, 10, 20, 10), 200)
     assert np.array_equal(mask.array, (logits[2] > 0).numpy())
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 5000), st.integers(1, 5000), st.sampled_from(["pad", "stretch"]), st.data())
-def test_products_are_too_small_for_threads_of_blas(
-    h: int, w: int, mode: ResizeMode, data: st.DataObject
-) -> None:
-    for axis in _axes(Frame.of(h, w, mode)):
-        total = len(axis.weights)
-        start = data.draw(st.integers(0, total - 1))
-        pixels = slice(start, data.draw(st.integers(start + 1, total)))
-        values = data.draw(st.integers(1, 5000))
-        parts = list(axis.blocks(pixels, values))
-        assert [i for part in parts for i in range(part.start, part.stop)] == list(
-            range(pixels.start, pixels.stop)
-        )
-        for part in parts:
-            cells = axis.cells(part)
-            size = (part.stop - part.start) * (cells.stop - cells.start) * values
-            assert part.stop - part.start == 1 or size <= 1.5 * _PRODUCT

@@ -91,7 +91,7 @@ ALLOWED = {
     "cache": {"core", "telemetry"},
     "images": {"core", "cache", "telemetry"},
     "embeddings": {"core", "cache", "telemetry"},
-    "engines": {"core"},
+    "engines": {"core", "masks"},
     "models": {"core", "engines"},
     "batching": {"core", "telemetry"},
     "routing": {"core"},

@@ -14,9 +14,11 @@ from torch.nn import functional as F
 
 from serve_app.core.geometry import mask_iou
 from serve_app.core.inference import DecodeOptions
+from serve_app.core.rle import decode_rle
 from serve_app.core.types import BoolArray, Float32Array
+from serve_app.engines.sam.cut import cut_mask
 from serve_app.engines.sam.frame import PADDING_LOGIT, Frame
-from serve_app.engines.sam.postprocess import postprocess_masks, threshold_mask
+from serve_app.engines.sam.postprocess import postprocess_masks
 
 SHORT, LONG = st.integers(1, 400), st.integers(1, 8)
 SIDES = st.tuples(SHORT, LONG, st.booleans()).map(
@@ -33,11 +35,7 @@ def _ellipse(x: float, y: float, rx: float, ry: float) -> Float32Array:
 
 
 def _mask(logits: Float32Array, frame: Frame) -> BoolArray:
-    part = threshold_mask(logits, frame)
-    mask = np.zeros((frame.height, frame.width), np.bool_)
-    width, height = part.columns.shape
-    mask[part.y : part.y + height, part.x : part.x + width] = part.columns.T
-    return mask
+    return decode_rle(cut_mask(logits, frame).rle)
 
 
 ELLIPSES = st.builds(

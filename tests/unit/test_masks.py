@@ -20,22 +20,19 @@ from torchvision.ops import nms
 from serve_app.core.geometry import box_nms
 from serve_app.core.rle import decode_part, decode_rle, encode_part, encode_rle, parse_rle, rle_bbox
 from serve_app.core.types import BoolArray, Mask
-from serve_app.masks.operations import (
-    Polygon,
-    geojson_coordinates,
-    mask_png,
-    mask_polygons,
-    masks_npz,
-    remove_small_regions,
-    ring_area,
-    rle_in_canvas,
-    rle_polygons,
-)
+from serve_app.masks.operations import masks_npz, remove_small_regions, rle_in_canvas
+from serve_app.masks.outlines import Polygon, Ring, geojson_coordinates, ring_area, rle_polygons
+from serve_app.masks.png import mask_png
+from serve_app.masks.runs import changes_of, rle_of, row_changes
 
 Placed = tuple[int, int, int, int]
 placed = st.tuples(*[st.integers(0, 4)] * 4)
 sides = st.tuples(st.integers(1, 14), st.integers(1, 14))
 masks = sides.flatmap(lambda shape: arrays(np.bool_, shape))
+
+
+def mask_polygons(mask: BoolArray) -> list[Polygon]:
+    return rle_polygons(encode_rle(mask))
 
 
 def rasterised(polygons: list[Polygon], height: int, width: int) -> BoolArray:
@@ -75,6 +72,28 @@ def test_rle_gives_back_the_mask(mask: BoolArray) -> None:
     assert (decode_rle(encode_rle(mask)) == mask).all()
 
 
+@given(masks, placed)
+@settings(max_examples=300, deadline=None)
+def test_changes_are_where_the_mask_begins_and_ends(mask: BoolArray, around: Placed) -> None:
+    whole = on_canvas(mask, around)
+    rle = encode_rle(whole)
+
+    def changes(line: BoolArray) -> list[int]:
+        return np.flatnonzero(np.diff(line, prepend=False, append=False)).tolist()
+
+    assert changes_of(rle).tolist() == changes(whole.ravel(order="F"))
+    assert rle_of(changes_of(rle), rle.size) == rle
+    starts, xs = row_changes(rle)
+    assert [xs[a:b].tolist() for a, b in pairwise(starts.tolist())] == [*map(changes, whole)]
+
+
+@pytest.mark.parametrize("diagonal", [np.eye(2, dtype=np.bool_), np.eye(2, dtype=np.bool_)[::-1]])
+def test_pixels_that_touch_at_a_corner_are_parts_of_their_own(diagonal: BoolArray) -> None:
+    assert [len(polygon) for polygon in mask_polygons(diagonal)] == [1, 1]
+    holes = np.pad(~diagonal, 1, constant_values=True)
+    assert [len(polygon) for polygon in mask_polygons(holes)] == [2]  # so these two are one hole
+
+
 def test_parts_and_holes_are_kept() -> None:
     mask = np.zeros((40, 60), np.bool_)
     mask[5:25, 5:25] = True
@@ -98,10 +117,10 @@ def test_geojson_rings_are_closed_and_wind_as_rfc_7946_says() -> None:
     mask[1:8, 1:8] = True
     mask[3:5, 3:5] = False
     ((exterior, hole),) = geojson_coordinates(mask_polygons(mask))
-    assert exterior[0] == exterior[-1]
-    assert hole[0] == hole[-1]
+    assert exterior[0].tolist() == exterior[-1].tolist()
+    assert hole[0].tolist() == hole[-1].tolist()
 
-    def shoelace(ring: list[list[float]]) -> float:
+    def shoelace(ring: Ring) -> float:
         return sum(a[0] * b[1] - b[0] * a[1] for a, b in pairwise(ring))
 
     assert shoelace(exterior) > 0 > shoelace(hole)
@@ -140,6 +159,7 @@ def test_empty_runs_of_a_client_change_nothing(
         counts[at : at + 1] = [split, 0, counts[at] - split]
     parsed = parse_rle((whole.shape[0], whole.shape[1]), counts)
     assert (decode_rle(parsed) == whole).all()
+    assert changes_of(parsed).tolist() == changes_of(encode_rle(whole)).tolist()
     part, x, y = decode_part(parsed)
     assert (part.any(), part.sum()) == (whole.any(), whole.sum())
     assert (part == whole[y : y + part.shape[0], x : x + part.shape[1]]).all()

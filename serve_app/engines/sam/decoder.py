@@ -18,6 +18,7 @@ from serve_app.core.inference import DecodeJob, Embedding
 from serve_app.core.settings import Compute
 from serve_app.core.types import Mask, Prompt
 from serve_app.engines.devices import as_tensor, torch_dtype, use_threads
+from serve_app.engines.sam import cut
 from serve_app.engines.sam.frame import Frame
 from serve_app.engines.sam.postprocess import choose, postprocess_masks
 from serve_app.engines.sam.two_way import MASKS, ImageSide, TorchStages
@@ -70,6 +71,7 @@ class SamDecoder:
         # By identity: while its embedding is referenced, no other object has its id.
         self._sides: LRUCache[int, tuple[Embedding, ImageSide]] = LRUCache(_SIDES)
         self._lock = threading.Lock()
+        cut.warm_up()
         self._postprocessing = ThreadPoolExecutor(compute.threads, "postprocess")
 
     @torch.inference_mode()

@@ -25,8 +25,9 @@ from serve_app.core.inference import DecodeJob, Embedding
 from serve_app.core.settings import Compute
 from serve_app.core.types import LOW_RES, Float32Array, Mask, RgbArray
 from serve_app.engines.devices import use_threads
+from serve_app.engines.sam import cut
 from serve_app.engines.sam.frame import IMAGE_SIZE, Frame, model_input
-from serve_app.engines.sam.postprocess import choose, postprocess_masks, threshold_mask
+from serve_app.engines.sam.postprocess import choose, postprocess_masks
 
 _OUTPUTS = ("high_res_feats_0", "high_res_feats_1", "image_embed")
 _MASKS = (0, 1, 2)
@@ -65,6 +66,7 @@ class Sam2OnnxDecoder:
     def __init__(self, model: Path, compute: Compute) -> None:
         self._session = _session(model, compute)
         self._chunk = 4 if compute.device == "cpu" else 64
+        cut.warm_up()
 
     def decode_batch(self, jobs: Sequence[DecodeJob]) -> list[tuple[Mask, ...]]:
         """Masks for each job at its image's full size; independent of the batch's other jobs."""
@@ -130,7 +132,8 @@ class Sam2OnnxDecoder:
 
 def _box_overlap(logits: Tensor, frame: Frame, box: Float32Array) -> Float32Array:
     """``(M,)`` IoU of the tight box of each of ``(M, 256, 256)`` masks with an XYXY box."""
-    boxes = np.array([threshold_mask(one, frame).box for one in logits.numpy()], np.float64)
+    boxes = np.array([cut.cut_mask(one, frame).bbox for one in logits.numpy()], np.float64)
+    boxes[:, 2:] += boxes[:, :2]
     return box_iou(boxes, box).astype(np.float32)
 
 
