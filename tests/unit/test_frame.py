@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from serve_app.core.inference import DecodeOptions
 from serve_app.core.rle import decode_rle, encode_rle, rle_bbox
-from serve_app.engines.sam.cut import cut_mask
+from serve_app.engines.sam.cut import Taps, cut_mask
 from serve_app.engines.sam.frame import IMAGE_SIZE, Frame, model_input
 from serve_app.engines.sam.postprocess import postprocess_masks
 
@@ -113,10 +113,23 @@ def test_extreme_shapes_keep_at_least_a_line(shape: tuple[int, int]) -> None:
     resized = frame.resize(np.full((*shape, 3), 200, np.uint8))
     assert resized.shape == (frame.input_height, frame.input_width, 3)
     assert (resized == 200).all()
-    rows, columns = frame.weights()
-    assert (rows.shape, columns.shape) == ((shape[0], 256), (shape[1], 256))
-    for weights in (rows, columns):
-        assert torch.allclose(weights.sum(dim=1), torch.ones(len(weights)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 9000), st.integers(1, 1024), st.sampled_from(["pad", "stretch"]))
+def test_pixels_are_weighted_as_torch_interpolates(pixels: int, inputs: int, mode: str) -> None:
+    cells = torch.eye(256)[None]
+    if mode == "pad":
+        cells = F.interpolate(cells, IMAGE_SIZE, mode="linear", align_corners=False)
+        cells = cells[..., :inputs]
+    wanted = F.interpolate(cells, pixels, mode="linear", align_corners=False)[0].T.numpy()
+    taps = Taps.of(pixels, inputs, "pad" if mode == "pad" else "stretch")
+    found = np.zeros_like(wanted)
+    places = taps.first[:, None] + np.arange(taps.weights.shape[1])
+    np.put_along_axis(found, places, taps.weights, axis=1)
+    np.testing.assert_allclose(found, wanted, atol=1e-3)
+    np.testing.assert_allclose(taps.weights.sum(axis=1), 1, atol=1e-6)
+    assert (np.diff(taps.first) >= 0).all()
 
 
 def test_the_stretched_frame_fills_the_square() -> None:

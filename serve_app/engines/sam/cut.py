@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import cast
+from typing import NamedTuple, cast
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from serve_app.core.geometry import ResizeMode
 from serve_app.core.rle import Rle
 from serve_app.core.types import LOW_RES, Float32Array
-from serve_app.engines.sam.frame import Frame
+from serve_app.engines.sam.frame import IMAGE_SIZE, Frame
 from serve_app.masks.compiled import compiled
 from serve_app.masks.runs import Ints, rle_of
 
@@ -57,22 +58,64 @@ class Taps:
     weights: Float32Array
 
     @classmethod
-    def of(cls, weights: Float32Array) -> Taps:
-        """From ``(pixels, 256)`` weights, in each row zeros around a few neighbouring cells."""
-        used = weights != 0
-        # A weight may round to zero where those beside it do not.
-        first = np.minimum.accumulate(used.argmax(axis=1)[::-1])[::-1]
-        last = np.maximum.accumulate(LOW_RES - 1 - used[:, ::-1].argmax(axis=1))
-        count = int((last - first).max()) + 1
+    def of(cls, pixels: int, inputs: int, resize_mode: ResizeMode) -> Taps:
+        """One side of a frame.
+
+        With ``pad``: bilinear to 1024, cropped to the image's part, bilinear to the image, as in
+        `segment_anything`.  With ``stretch``: bilinear to the image in one step.
+        """
+        if resize_mode == "stretch":
+            return cls._composed(_linear(pixels, LOW_RES), _linear(LOW_RES, LOW_RES))
+        return cls._composed(_linear(pixels, inputs), _linear(IMAGE_SIZE, LOW_RES))
+
+    @classmethod
+    def _composed(cls, to_pixels: _Linear, to_inputs: _Linear) -> Taps:
+        """Cells to inputs to pixels."""
+        first = to_inputs.low[to_pixels.low]
+        count = int((to_inputs.high[to_pixels.high] - first).max()) + 1
         first = np.minimum(first, LOW_RES - count)
-        taps = np.take_along_axis(weights, first[:, None] + np.arange(count), axis=1)
-        return cls(first.astype(np.int64), np.ascontiguousarray(taps, np.float32))
+        weights = np.zeros((len(first), count), np.float32)
+        rows = np.arange(len(first))
+        for inputs, share in (
+            (to_pixels.low, 1 - to_pixels.share),
+            (to_pixels.high, to_pixels.share),
+        ):
+            for cells, part in (
+                (to_inputs.low, 1 - to_inputs.share),
+                (to_inputs.high, to_inputs.share),
+            ):
+                weights[rows, cells[inputs] - first] += share * part[inputs]
+        return cls(first, weights)
 
 
-@lru_cache(maxsize=16)
+class _Linear(NamedTuple):
+    """Linear interpolation along a side: ``low`` and ``high`` of it, by ``1 - share, share``."""
+
+    low: Ints
+    high: Ints
+    share: Float32Array
+
+
+def _linear(outputs: int, inputs: int) -> _Linear:
+    """As ``torch.nn.functional.interpolate`` without ``align_corners`` does it."""
+    if outputs == inputs:
+        same = np.arange(outputs)
+        return _Linear(same, same, np.zeros(outputs, np.float32))
+    scale = np.float32(inputs) / np.float32(outputs)
+    at = np.maximum(
+        scale * (np.arange(outputs, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), 0
+    )
+    low = np.minimum(at.astype(np.int64), inputs - 1)
+    share = np.clip(at - low.astype(np.float32), 0, 1)
+    return _Linear(low, np.minimum(low + 1, inputs - 1), share)
+
+
+@lru_cache(maxsize=64)
 def _taps(frame: Frame) -> tuple[Taps, Taps]:
-    rows, columns = frame.weights()
-    return Taps.of(rows.numpy()), Taps.of(columns.numpy())
+    return (
+        Taps.of(frame.height, frame.input_height, frame.resize_mode),
+        Taps.of(frame.width, frame.input_width, frame.resize_mode),
+    )
 
 
 def cut_mask(logits: Float32Array, frame: Frame, offset: float = 1.0) -> CutMask:

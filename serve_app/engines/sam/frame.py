@@ -12,13 +12,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 from serve_app.core.geometry import ResizeMode
 from serve_app.core.types import LOW_RES, Float32Array, RgbArray
@@ -75,19 +71,6 @@ class Frame:
         scaled: Float32Array = (xy.astype(np.float64) * scale).astype(np.float32)
         return scaled
 
-    def weights(self) -> tuple[Tensor, Tensor]:
-        """Interpolation weights: full-size logits are ``rows @ low_res_logits @ columns.T``.
-
-        With ``pad``: bilinear to 1024, cropped to the image's part, bilinear to the image, as in
-        `segment_anything`.  With ``stretch``: bilinear to the image in one step.
-
-        Returns:
-            ``(height, 256)`` and ``(width, 256)``, both float32.
-        """
-        sides = (self.height, self.input_height), (self.width, self.input_width)
-        rows, columns = (self._side_weights(*side) for side in sides)
-        return rows, columns
-
     def to_padded(self, logits: Float32Array) -> Float32Array:
         """``(256, 256)`` logits of the model in the frame of the padded square.
 
@@ -111,17 +94,6 @@ class Frame:
     def _moves(self) -> tuple[tuple[Float32Array, Float32Array], ...]:
         padded = Frame.of(self.height, self.width, "pad")
         return _moves(padded.input_height), _moves(padded.input_width)
-
-    def _side_weights(self, pixels: int, inputs: int) -> Tensor:
-        # Importing torch takes seconds, and only decoders need it.
-        import torch
-        from torch.nn import functional as F
-
-        cells = torch.eye(LOW_RES)[None]
-        if self.resize_mode == "pad":
-            square = F.interpolate(cells, IMAGE_SIZE, mode="linear", align_corners=False)
-            cells = square[..., :inputs]
-        return F.interpolate(cells, pixels, mode="linear", align_corners=False)[0].T.contiguous()
 
 
 def _product(rows: Float32Array, values: Float32Array, columns: Float32Array) -> Float32Array:
