@@ -41,9 +41,9 @@ tests-with-ray: $(INSTALLED)
 	@mkdir -p out; $(PYTEST) tests/contract tests/cluster >out/tests-with-ray.txt 2>&1; \
 		status=$$?; cat out/tests-with-ray.txt; exit $$status
 
-test-quick: $(INSTALLED)  ## in a minute: the tests that need neither weights nor Ray, without slow ones
+test-quick: $(INSTALLED)  ## in a minute: the tests that need neither weights, Ray nor HAProxy, without slow ones
 	$(PYTEST) $(PARALLEL) -m "not weights and not cluster and not slow" \
-		--ignore=tests/golden --ignore=tests/cluster
+		--ignore=tests/golden --ignore=tests/cluster --ignore=tests/front
 
 check-minimal: $(INSTALLED)  ## install a wheel without extras and serve configs/local.yaml with it (5 minutes)
 	$(BIN)/python -m tests.packaging.minimal

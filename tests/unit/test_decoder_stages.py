@@ -44,7 +44,7 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def openvino(sam: Sam, pe: Tensor, graphs: Path) -> OpenVinoStages:
-    return OpenVinoStages(sam.mask_decoder, pe, THREADS, graphs, "weights")
+    return OpenVinoStages(sam.mask_decoder, pe, Compute(threads=THREADS), graphs, "weights")
 
 
 @pytest.fixture
@@ -94,6 +94,23 @@ def test_openvino_equals_eager(
     close(ours[0], theirs[0], 1e-5)
     masks = openvino.upscale(ours[2], ours[1][:, 1:])
     close(masks, eager.upscale(theirs[2], theirs[1][:, 1:]), 5e-4)
+
+
+def test_bfloat16_on_a_cpu_is_near(sam: Sam, pe: Tensor, graphs: Path, eager: TorchStages) -> None:
+    """A processor without it computes in float32, which is nearer."""
+    compute = Compute(threads=THREADS, dtype="bfloat16")
+    stages = OpenVinoStages(sam.mask_decoder, pe, compute, graphs, "weights")
+    given, padding = prompts(2, 2)
+    ours = [tensor.clone() for tensor in stages.attend(stages.project(image(2)), given, padding)]
+    theirs = eager.attend(eager.project(image(2)), given, padding)
+    masks = stages.upscale(ours[2], ours[1][:, 1:])
+    wanted = eager.upscale(theirs[2], theirs[1][:, 1:])
+    assert masks.dtype == torch.float32
+    assert torch.cosine_similarity(masks.flatten(), wanted.flatten(), dim=0) > 0.999
+    engine = SamDecoder(sam, compute, graphs, "weights")
+    found = engine._stages
+    assert isinstance(found, OpenVinoStages)
+    assert found._attend._options["INFERENCE_PRECISION_HINT"] == "bf16"
 
 
 def test_padding_changes_nothing(eager: TorchStages) -> None:

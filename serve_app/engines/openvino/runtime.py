@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serve_app.core.settings import Compute
 from serve_app.engines.openvino import ov
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,11 @@ def cpu_options(threads: int, precision: str = "f32") -> dict[str, Any]:
         # Replicas share the cores of a machine: pinned, all would use the first ones.
         "ENABLE_CPU_PINNING": False,
     }
+
+
+def precision_of(compute: Compute) -> str:
+    """The precision of a `Network`.  A processor without bfloat16 computes in float32 anyway."""
+    return "bf16" if compute.dtype == "bfloat16" else "f32"
 
 
 def load_or_build_graph(folder: Path, build: Callable[[], ov.Model]) -> ov.Model:

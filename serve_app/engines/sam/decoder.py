@@ -51,18 +51,20 @@ class SamDecoder:
             weights: hash of the weights, the key of the saved graphs.
         """
         self._device = torch.device(compute.device)
-        self._dtype = torch_dtype(compute.dtype)
+        on_cpu = self._device.type == "cpu"
+        # On a CPU OpenVINO converts what it computes in bfloat16 itself.
+        self._dtype = torch.float32 if on_cpu else torch_dtype(compute.dtype)
         # Prompts are encoded in single precision: half precision cannot hold coordinates.
         self._prompts = sam.prompt_encoder.to(self._device)
         pe = self._prompts.get_dense_pe().to(self._dtype)
         decoder = sam.mask_decoder.to(self._device, self._dtype)
         self._no_mask = self._prompts.no_mask_embed.weight[0][:, None, None].to(self._dtype)
         self._stages: TorchStages | OpenVinoStages
-        if self._device.type == "cpu" and self._dtype is torch.float32:
+        if on_cpu:
             # Imported here: GPU engines do not need OpenVINO.
             from serve_app.engines.sam.stages_openvino import OpenVinoStages
 
-            self._stages = OpenVinoStages(decoder, pe, compute.threads, graphs, weights)
+            self._stages = OpenVinoStages(decoder, pe, compute, graphs, weights)
             # Torch does little here: its waiting threads would compete with OpenVINO's.
             self._torch_threads = 1
         else:

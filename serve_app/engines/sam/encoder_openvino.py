@@ -29,7 +29,12 @@ from serve_app.core.inference import Embedding
 from serve_app.core.settings import Compute
 from serve_app.core.types import Float32Array, RgbArray
 from serve_app.engines.openvino import op, ov
-from serve_app.engines.openvino.runtime import Network, graph_name, load_or_build_graph
+from serve_app.engines.openvino.runtime import (
+    Network,
+    graph_name,
+    load_or_build_graph,
+    precision_of,
+)
 from serve_app.engines.sam.frame import IMAGE_SIZE, model_input
 
 Node = Any  # openvino has no type annotations for nodes and outputs
@@ -61,8 +66,7 @@ class OpenVinoEncoder:
     """
 
     def __init__(self, graph: ov.Model | Path, compute: Compute) -> None:
-        precision = "bf16" if compute.dtype == "bfloat16" else "f32"
-        self._network = Network(graph, compute.threads, precision)
+        self._network = Network(graph, compute.threads, precision_of(compute))
 
     def encode_batch(self, images: Sequence[RgbArray]) -> list[Embedding]:
         """Embed upright ``(H, W, 3) uint8`` images of any sizes."""

@@ -10,9 +10,15 @@ import torch
 from segment_anything.modeling import MaskDecoder
 from torch import Tensor, nn
 
+from serve_app.core.settings import Compute
 from serve_app.engines.devices import as_tensor
 from serve_app.engines.openvino import ov
-from serve_app.engines.openvino.runtime import Network, graph_name, load_or_build_graph
+from serve_app.engines.openvino.runtime import (
+    Network,
+    graph_name,
+    load_or_build_graph,
+    precision_of,
+)
 from serve_app.engines.sam import two_way
 from serve_app.engines.sam.two_way import (
     GRID,
@@ -31,7 +37,7 @@ _Shape = tuple[int, ...]
 
 
 class OpenVinoStages:
-    """As `TorchStages`, by OpenVINO on a CPU, in single precision.
+    """As `TorchStages`, by OpenVINO on a CPU; tensors are float32 whatever the precision.
 
     A chunk has the prompts of one image, so that its first layer is shared without a copy.  Two
     prompts together take less time each than one alone; more only take more memory.
@@ -44,7 +50,7 @@ class OpenVinoStages:
         self,
         decoder: MaskDecoder,
         image_pe: Tensor,
-        threads: int,
+        compute: Compute,
         graphs: Path | None,
         weights_hash: str,
     ) -> None:
@@ -52,12 +58,13 @@ class OpenVinoStages:
 
         Args:
             decoder, image_pe: as `ProjectImage` takes them; on the CPU.
-            threads: CPU threads to use.
+            compute: CPU threads to use, and the precision: float32 or bfloat16.
             graphs, weights_hash: as `traced_graph` takes them.
         """
 
         def network(module: nn.Module, shapes: Sequence[_Shape], free: Sequence[_Shape]) -> Network:
-            return Network(traced_graph(module, shapes, free, graphs, weights_hash), threads)
+            graph = traced_graph(module, shapes, free, graphs, weights_hash)
+            return Network(graph, compute.threads, precision_of(compute))
 
         channels = image_pe.shape[1]
         positions, depth = GRID * GRID, channels // 8
