@@ -8,6 +8,11 @@ from serve_app.engines.family import Family, Segmentation, Weights
 
 
 def _load_encoder(weights: Weights, engine: EngineName, compute: Compute) -> EncoderEngine:
+    if engine == "openvino":
+        from serve_app.engines.sam2.encoder_openvino import Sam2OpenVinoEncoder, load_or_convert
+
+        graph = load_or_convert(weights.paths["encoder"], weights.hash, weights.graphs)
+        return Sam2OpenVinoEncoder(graph, compute)
     from serve_app.engines.sam2.onnx import Sam2OnnxEncoder
 
     return Sam2OnnxEncoder(weights.paths["encoder"], compute)
@@ -25,7 +30,7 @@ SAM2_ONNX = Family(
     name="sam2_onnx",
     file_keys=frozenset({"encoder", "decoder"}),
     segmentation=Segmentation(
-        engines=lambda architecture, quantized: ("onnxruntime",),
+        engines=lambda architecture, quantized: ("openvino", "onnxruntime"),
         resize_mode="stretch",
         embedding_shapes={
             "image_embed": (256, 64, 64),
