@@ -24,6 +24,9 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode \
 		--requirement requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@# Machine code of the loops over masks, which each replica would compile at its first start.
+	$(BIN)/python -c 'from serve_app.engines.sam import cut; from serve_app.http import formats; \
+		cut.warm_up(); formats.warm_up()'
 	@touch $(INSTALLED)
 
 serve: $(INSTALLED)  ## fetch weights, start Ray, demonstrate, serve; PORT=8001, ONCE=1 to exit afterwards

@@ -1,15 +1,22 @@
 """Loops over runs of pixels, compiled to machine code by numba when they are first called.
 
-The machine code is kept beside the module or in the user's cache folder, where one of them can be
-written; else each process compiles anew, which takes some seconds.
+The machine code is cached in the user's cache folder, by the hash of its source.  Where that cannot
+be written, or what it holds cannot be read, the process compiles anew, which takes some seconds.
 """
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import os
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
+
+log = logging.getLogger(__name__)
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
 
@@ -19,9 +26,48 @@ def compiled(function: _Function) -> _Function:
 
     Arrays must be C-contiguous and writable, else a second version is compiled.
     """
-    kernel: Any
+    config: Any = numba.config
+    before = config.CACHE_DIR
     try:
-        kernel = numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # no folder for the cache
+        config.CACHE_DIR = str(_folder(Path(function.__code__.co_filename)))
+        kernel: Any = numba.njit(nogil=True, cache=True)(function)
+    except (OSError, RuntimeError):  # no source file, or no folder that can be written
         kernel = numba.njit(nogil=True)(function)
+    else:
+        _tolerate_faults(kernel._cache)
+    finally:
+        config.CACHE_DIR = before
     return cast(_Function, kernel)
+
+
+def _folder(source: Path) -> Path:
+    """The folder of a source file's machine code.
+
+    numba compares the time of the file alone, and keeps the old code if a disk fills up between
+    its two writes.
+    """
+    content = source.read_bytes() + numba.__version__.encode()
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "sam-serve" / "loops" / hashlib.sha256(content).hexdigest()
+
+
+def _tolerate_faults(cache: Any) -> None:
+    """Make a cache that cannot be read or written the same as none."""
+    load, save = cache.load_overload, cache.save_overload
+
+    def load_or_none(*args: Any) -> Any:
+        try:
+            return load(*args)
+        except Exception:
+            log.warning("cached machine code cannot be read and is compiled again")
+            with suppress(Exception):
+                cache.flush()  # else it could not be saved either
+            return None
+
+    def save_if_possible(*args: Any) -> None:
+        try:
+            save(*args)
+        except Exception:
+            log.warning("machine code cannot be cached: each start will compile it again")
+
+    cache.load_overload, cache.save_overload = load_or_none, save_if_possible

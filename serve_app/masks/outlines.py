@@ -106,6 +106,7 @@ def _linked(starts: Ints, xs: Ints) -> tuple[Ints, Ints]:
                         following[one] = other
                 first = np.int64(-1)
                 at = xs[change]
+                # Within a run of both rows; a row's changes are even, so both runs end in it.
                 if i % 2 and j % 2 and xs[i] > at and xs[j] > at:
                     one, other = _part_of(parts, i // 2), _part_of(parts, j // 2)
                     parts[max(one, other)] = min(one, other)
@@ -119,7 +120,7 @@ def _rings(starts: Ints, xs: Ints, following: Ints, parts: Ints) -> tuple[Ring, 
     Returns:
         ``(N, 2)`` vertices of all rings, the end of each ring in them, and its part.
     """
-    vertices = np.empty((3 * len(xs), 2), np.float64)
+    vertices = np.empty((3 * len(xs), 2), np.float64)  # at most three for each change
     ends = np.empty(len(xs) // 2, np.int64)
     owners = np.empty(len(xs) // 2, np.int64)
     count = rings = 0
@@ -137,16 +138,16 @@ def _rings(starts: Ints, xs: Ints, following: Ints, parts: Ints) -> tuple[Ring, 
         while following[change] >= 0:
             nearest = following[change]
             following[change] = -1  # seen
-            x, y = xs[change], rows[change] + 0.5
+            x, y = float(xs[change]), rows[change] + 0.5
             count = _add(vertices, begin, count, x, y)
             line = y - 0.5 if change % 2 == 0 else y + 0.5
-            way = xs[nearest] - x
-            if way > 0:
+            until = float(xs[nearest])
+            if until > x:
                 count = _add(vertices, begin, count, x + 0.5, line)
-                count = _add(vertices, begin, count, xs[nearest] - 0.5, line)
-            elif way < 0:
+                count = _add(vertices, begin, count, until - 0.5, line)
+            elif until < x:
                 count = _add(vertices, begin, count, x - 0.5, line)
-                count = _add(vertices, begin, count, xs[nearest] + 0.5, line)
+                count = _add(vertices, begin, count, until + 0.5, line)
             change = nearest
         # The ring's first and last vertices may lie on a line through its start.
         if _straight(vertices, count - 2, count - 1, begin):

@@ -1,7 +1,7 @@
 """Prints what it takes to cut a mask and to write it, beside the way by whole images.
 
 ``python -m serve_tools.bench.formats``: a mask of a third of a photo of 1,800 x 1,200 pixels, one
-of 350 pixels in 48 megapixels and one of most of them.  On one thread, in turn, the best of five.
+350 pixels wide in 48 megapixels and one of half of them.  On one thread, in turn, the best of five.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def main() -> None:
     cv2.setNumThreads(1)
     for title, height, width, radius in (
         ("a third of 1,800 x 1,200", 1200, 1800, 0.82),
-        ("350 pixels of 8,000 x 6,000", 6000, 8000, 0.058),
-        ("most of 8,000 x 6,000", 6000, 8000, 0.99),
+        ("350 pixels wide in 8,000 x 6,000", 6000, 8000, 0.058),
+        ("half of 8,000 x 6,000", 6000, 8000, 0.99),
     ):
         frame = Frame.of(height, width, "pad")
         logits = _logits(frame, radius)
