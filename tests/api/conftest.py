@@ -26,6 +26,8 @@ def service() -> FakeService:
 def limits() -> Limits:
     return Limits(
         linger_seconds=0,  # these tests look at what the service itself reads
+        max_body_seconds=3600,  # on a busy machine
+        body_grace_seconds=3600,
         max_body_bytes=4 * 2**20,
         max_prompts=8,
         max_points=4,

@@ -27,7 +27,9 @@ JSON = {"content-type": "application/json"}
 
 @pytest.fixture
 def app(service):
-    return create_app(service, Limits(linger_seconds=0), metrics=None, version="1")
+    # An hour for a body: a busy machine takes its time.
+    limits = Limits(linger_seconds=0, max_body_seconds=3600, body_grace_seconds=3600)
+    return create_app(service, limits, metrics=None, version="1")
 
 
 def pieces(body: bytes, size: int) -> list[Message]:
