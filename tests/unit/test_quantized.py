@@ -170,9 +170,12 @@ def test_the_registry_says_which_engine_runs_a_model(tmp_path: Path) -> None:
     assert registry.get("vit_t").engine(Compute()) == "openvino"
     assert registry.get("vit_t").engine(on_gpu) == "torch"
     assert registry.get("vit_t").engine(Compute(engine="compiled")) == "compiled"
-    assert registry.get("sam2_hiera_tiny").engine(Compute()) == "onnxruntime"
+    sam2 = registry.get("sam2_hiera_tiny")
+    assert sam2.engine(Compute()) == "openvino"
+    assert sam2.engine(Compute(engine="onnxruntime")) == "onnxruntime"
+    assert sam2.engine(Compute(device="cuda")) == "onnxruntime"
     for model, compute in (
-        ("sam2_hiera_tiny", Compute(engine="openvino")),
+        ("sam2_hiera_tiny", Compute(engine="torch")),
         ("vit_h", Compute(engine="openvino")),
         ("vit_t", Compute(engine="onnxruntime")),
     ):
