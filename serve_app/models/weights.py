@@ -16,6 +16,7 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from serve_app.core.errors import WeightsUnavailable
+from serve_app.core.folders import user_cache
 from serve_app.models.registry import LocalSource, ModelSpec, WeightFile
 from serve_app.models.sources import Fetch, Fetcher, SourceFailed
 
@@ -60,8 +61,7 @@ def default_root() -> Path:
     """``$SAM_SERVE_WEIGHTS``, else ``sam-serve/weights`` in the user's cache folder (XDG)."""
     if configured := os.environ.get(WEIGHTS_VARIABLE):
         return Path(configured).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "sam-serve" / "weights"
+    return user_cache() / "weights"
 
 
 def is_pinned(path: Path, file: WeightFile) -> bool:

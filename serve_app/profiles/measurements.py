@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from serve_app.core.folders import user_cache
 from serve_app.core.host import this_host
 from serve_app.core.measurements import (
     Measurements,
@@ -39,9 +40,8 @@ def measurements_path(settings: GraphSettings) -> Path:
         MeasurementsError: the path starts with ``~`` and there is no home folder.
     """
     named = settings.measurements.path or os.environ.get(MEASUREMENTS_VARIABLE)
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:
-        return Path(named or f"{cache}/sam-serve/ledger.json").expanduser()
+        return Path(named).expanduser() if named else user_cache() / "ledger.json"
     except RuntimeError as exc:
         raise MeasurementsError("the path of the measurements has an unknown home folder") from exc
 
