@@ -12,6 +12,9 @@ _MOST_GROUPS = 7
 """Groups of five bits in a number: 35 bits hold any run, and no sum of such runs overflows."""
 
 
+Ints = NDArray[np.int64]
+
+
 @dataclass(frozen=True, slots=True)
 class Rle:
     """A mask as COCO's compressed run lengths (column-major).
@@ -45,26 +48,52 @@ def encode_part(
         The mask of the whole image, its ``(x, y, w, h)`` as in `rle_bbox`, and its area.
     """
     w, h = columns.shape
-    height, width = size
+    height = size[0]
     pad = h < height
     # A run must end with its column: the next column starts elsewhere in the image.
     flat = np.zeros(w * (h + pad) + 2, np.bool_)
     flat[1:-1].reshape(w, h + pad)[:, :h] = columns
     edges = np.flatnonzero(flat[1:] != flat[:-1])
     if not edges.size:
-        counts = [height * width]
-        return Rle(size, _compressed(counts, size)), (0, 0, 0, 0), 0
+        return rle_of(edges, size), (0, 0, 0, 0), 0
     column, row = np.divmod(edges, h + pad)
-    ends = (column + x) * height + row + y
-    lengths = np.diff(ends, prepend=0, append=height * width)
-    area = int(lengths[1::2].sum())
+    changes = (column + x) * height + row + y
+    area = int((changes[1::2] - changes[::2]).sum())
     rows = np.flatnonzero(columns.any(axis=0))
     left, right = int(column[0]), int((edges[-1] - 1) // (h + pad))
     top, bottom = int(rows[0]), int(rows[-1])
     bbox = (x + left, y + top, right - left + 1, bottom - top + 1)
+    return rle_of(changes, size), bbox, area
+
+
+def rle_of(changes: Ints, size: tuple[int, int]) -> Rle:
+    """The mask that begins and ends at these pixels, in turn.
+
+    Args:
+        changes: flat indices along the columns, ascending; an end is the first pixel outside.
+        size: ``(height, width)`` of the image.
+    """
+    runs = np.diff(changes, prepend=0, append=size[0] * size[1])
     # COCO writes no empty run at the end.
-    counts = lengths.tolist() if lengths[-1] else lengths[:-1].tolist()
-    return Rle(size, _compressed(counts, size)), bbox, area
+    return Rle(size, _compressed((runs if runs[-1] else runs[:-1]).tolist(), size))
+
+
+def changes_of(rle: Rle) -> Ints:
+    """The pixels at which the mask begins and ends, as `rle_of` takes them.
+
+    A client's empty runs are left out, so no two are equal.
+    """
+    runs = _decompress(rle.counts)
+    changes: Ints = np.cumsum(runs)
+    if not runs[1:].all():
+        # Around an empty run, or an even number of them, the pixels are of one kind.
+        changes, times = np.unique(changes, return_counts=True)
+        changes = changes[times % 2 == 1]
+    pixels = rle.size[0] * rle.size[1]
+    if changes.size % 2 == 0:
+        return changes
+    # Either no run begins at the image's end, or the last one ends there.
+    return changes[:-1] if changes[-1] == pixels else np.append(changes, pixels)
 
 
 def decode_rle(rle: Rle) -> NDArray[np.bool_]:
@@ -83,10 +112,8 @@ def decode_part(rle: Rle) -> tuple[NDArray[np.bool_], int, int]:
         mask is empty.
     """
     height = rle.size[0]
-    edges = np.cumsum(_decompress(rle.counts))
-    starts, ends = edges[: len(edges) - 1 : 2], edges[1::2]
-    filled = starts < ends
-    starts, ends = starts[filled], ends[filled]
+    changes = changes_of(rle)
+    starts, ends = changes[::2], changes[1::2]
     if not starts.size:
         return np.zeros((0, 0), np.bool_), 0, 0
     first, top = np.divmod(starts, height)

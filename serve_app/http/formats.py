@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import orjson
 
+from serve_app.core.rle import rle_of
 from serve_app.core.types import EmbedResult, Mask, PromptResult, SegmentResult, dumped
 from serve_app.masks.operations import masks_npz
 from serve_app.masks.outlines import Polygon, geojson_coordinates, rle_polygons
 from serve_app.masks.png import mask_png
-from serve_app.masks.runs import rle_of
 
 JSON_TYPE = "application/json"
 GEOJSON_TYPE = "application/geo+json"

@@ -265,9 +265,6 @@ class _Body:
         if self._complete:
             # All that can follow is the disconnect, at any time.
             return await self._receive()
-        if self._started is None:
-            # Time before it is not the client's: a busy process must not refuse a body for it.
-            self._started = self._clock()
         # After the deadline nothing more is read, even if it is already there.
         if self._seconds_left() <= 0:
             raise self._timeout()
@@ -316,10 +313,13 @@ class _Body:
             self._waiting.cancel()
 
     def _seconds_left(self) -> float:
+        if self._started is None:
+            # Time before the first read is not the client's: a busy process must not refuse its
+            # body for it.
+            self._started = self._clock()
         limits = self._limits
         at_rate = limits.body_grace_seconds + self._arrived / limits.min_body_bytes_per_second
-        started = self._clock() if self._started is None else self._started
-        return started + min(limits.max_body_seconds, at_rate) - self._clock()
+        return self._started + min(limits.max_body_seconds, at_rate) - self._clock()
 
     def _timeout(self) -> SamServeError:
         return count_rejection(

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
+
+from serve_app.core.folders import user_cache
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +48,7 @@ def _folder(source: Path) -> Path:
     its two writes.
     """
     content = source.read_bytes() + numba.__version__.encode()
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "sam-serve" / "loops" / hashlib.sha256(content).hexdigest()
+    return user_cache() / "loops" / hashlib.sha256(content).hexdigest()
 
 
 def _tolerate_faults(cache: Any) -> None:

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from serve_app.core.rle import Rle
+from serve_app.core.rle import Ints, Rle
 from serve_app.masks.compiled import compiled
-from serve_app.masks.runs import Ints, row_changes
+from serve_app.masks.runs import row_changes
 
 Ring = NDArray[np.float64]
 """``(N, 2)`` vertices ``(x, y)`` in pixels; the last one is joined to the first, not repeated."""

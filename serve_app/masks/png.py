@@ -14,9 +14,9 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 
-from serve_app.core.rle import Rle
+from serve_app.core.rle import Ints, Rle
 from serve_app.masks.compiled import compiled
-from serve_app.masks.runs import Ints, row_changes
+from serve_app.masks.runs import row_changes
 
 _LONGEST = 258
 """Bytes of the longest copy."""

@@ -1,7 +1,8 @@
 """Prints what it takes to cut a mask and to write it, beside the way by whole images.
 
 ``python -m serve_tools.bench.formats``: a mask of a third of a photo of 1,800 x 1,200 pixels, one
-350 pixels wide in 48 megapixels and one of half of them.  On one thread, in turn, the best of five.
+350 pixels wide in 48 megapixels and one of half of them; and noise.  On one thread, in turn, the
+best of five.
 """
 
 from __future__ import annotations
@@ -49,6 +50,11 @@ def main() -> None:
         found = Mask(rle=mask.rle, score=0.9, stability_score=0.9, bbox=mask.bbox, area=mask.area)
         saved = partial(np.savez_compressed, io.BytesIO(), masks=whole[None])
         _report("npz", partial(masks_npz, [found], (height, width)), saved)
+
+    frame = Frame.of(1200, 1800, "pad")
+    noise = 10 * np.random.default_rng(0).standard_normal((256, 256)).astype(np.float32)
+    print("noise in 1,800 x 1,200, the worst case")
+    _report("cut", partial(cut_mask, noise, frame), partial(_cut_whole, noise, frame))
 
 
 def _logits(frame: Frame, radius: float) -> Float32Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -13,9 +14,13 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
+from serve_app.capabilities import Prompt, SegmentRequest
 from serve_app.core.types import BoolArray, PromptResult, UnknownText, adapter
 from serve_app.http import routes
+from serve_app.http.formats import is_quick
 
+from ..fakes.masks import rectangle_mask
+from ..fakes.service import FakeService
 from .schema import documented
 
 
@@ -194,6 +199,14 @@ async def test_what_has_nothing_to_say_is_left_out(client):
     told = (await ask(client, box=[1, 2, 3, 4])).json()
     assert not {"expected_ms", "degraded", "escalated"} & told.keys()
     assert "variant" not in told["results"][0]
+
+
+async def test_many_small_masks_take_time_too(service: FakeService):
+    request = SegmentRequest(image="a", task=Prompt(box=[1, 2, 3, 4]))
+    result = await service.segment(request)
+    one = PromptResult(masks=(rectangle_mask((1, 2, 3, 4)),))
+    assert is_quick(replace(result, results=(one,) * 128), "rle")
+    assert not is_quick(replace(result, results=(one,) * 129), "rle")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def test_no_request_compiles_a_second_version() -> None:
     cut.warm_up()
     formats.warm_up()
     kernels = [
-        *(cut._cut, runs._read, runs._written, runs._along_rows),
+        *(cut._cut, runs._along_rows),
         *(png._deflated, outlines._linked, outlines._rings),
     ]
     assert [len(kernel.signatures) for kernel in kernels] == [1] * len(kernels)

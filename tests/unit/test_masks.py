@@ -19,12 +19,21 @@ from segment_anything.utils import amg
 from torchvision.ops import nms
 
 from serve_app.core.geometry import box_nms
-from serve_app.core.rle import decode_part, decode_rle, encode_part, encode_rle, parse_rle, rle_bbox
+from serve_app.core.rle import (
+    changes_of,
+    decode_part,
+    decode_rle,
+    encode_part,
+    encode_rle,
+    parse_rle,
+    rle_bbox,
+    rle_of,
+)
 from serve_app.core.types import BoolArray, Mask
 from serve_app.masks.operations import masks_npz, remove_small_regions, rle_in_canvas
 from serve_app.masks.outlines import Polygon, Ring, geojson_coordinates, ring_area, rle_polygons
 from serve_app.masks.png import mask_png
-from serve_app.masks.runs import changes_of, rle_of, row_changes
+from serve_app.masks.runs import row_changes
 
 Placed = tuple[int, int, int, int]
 placed = st.tuples(*[st.integers(0, 4)] * 4)

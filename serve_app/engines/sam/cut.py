@@ -17,11 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve_app.core.geometry import ResizeMode
-from serve_app.core.rle import Rle
+from serve_app.core.rle import Ints, Rle, rle_of
 from serve_app.core.types import LOW_RES, Float32Array
 from serve_app.engines.sam.frame import IMAGE_SIZE, Frame
 from serve_app.masks.compiled import compiled
-from serve_app.masks.runs import Ints, rle_of
 
 _WORD = 8
 """Cells that are compared at once, as bytes of a 64-bit number."""
