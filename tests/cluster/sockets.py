@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
@@ -39,7 +40,7 @@ def listeners(pids: Iterable[int]) -> set[Listener]:
     found = set()
     for pid in pids:
         try:
-            links = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")]
+            links = _links(pid)
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
@@ -51,6 +52,15 @@ def listeners(pids: Iterable[int]) -> set[Listener]:
             if link.startswith("socket:[") and link[8:-1] in addresses:
                 found.add(Listener(name, *addresses[link[8:-1]]))
     return found
+
+
+def _links(pid: int) -> list[str]:
+    """What a process has open; what it closes meanwhile is left out, not all of the process."""
+    links = []
+    for entry in os.scandir(f"/proc/{pid}/fd"):
+        with suppress(FileNotFoundError):
+            links.append(os.readlink(entry.path))
+    return links
 
 
 def _addresses() -> dict[str, tuple[str, int]]:
